@@ -1,0 +1,210 @@
+"""The data types that cross module borders: a packed batch going in, embeddings coming out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_array
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Token ids of N texts end to end, with no padding.
+
+    Attributes:
+        ids: int32 [T], token ids.
+        positions: int32 [T], rows of the position table.
+        cu_seqlens: int32 [N + 1], text i owns tokens cu_seqlens[i]:cu_seqlens[i + 1].
+        max_seqlen: longest text, in tokens.
+    """
+
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    cu_seqlens: NDArray[np.int32]
+    max_seqlen: int
+
+    @property
+    def n_texts(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """Lexical weights of N texts in CSR form.
+
+    Within a row, token ids are unique and stand in the order of their first positive weight.
+
+    Attributes:
+        indptr: int64 [N + 1], row i owns entries indptr[i]:indptr[i + 1].
+        indices: int32 [nnz], token ids.
+        values: float32 [nnz], weights, all > 0.
+        vocab_size: width of the matrix.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __getitem__(self, rows: int | slice) -> SparseRows:
+        """Row or slice of rows, as a copy; a single int gives one row."""
+        chosen = _as_slice(rows, len(self))
+        lo, hi = self.indptr[chosen.start], self.indptr[chosen.stop]
+        return SparseRows(
+            self.indptr[chosen.start : chosen.stop + 1] - lo,
+            self.indices[lo:hi].copy(),
+            self.values[lo:hi].copy(),
+            self.vocab_size,
+        )
+
+    def to_dicts(self) -> list[dict[int, float]]:
+        """One `{token id: weight}` per text, plain ints and floats."""
+        ids, values, ends = self.indices.tolist(), self.values.tolist(), self.indptr.tolist()
+        return [
+            dict(zip(ids[a:b], values[a:b], strict=True))
+            for a, b in zip(ends[:-1], ends[1:], strict=True)
+        ]
+
+    def to_indices(self) -> list[list[dict[str, int | float]]]:
+        """TEI's wire shape: per text a list of `{"index": id, "value": weight}`."""
+        return [[{"index": i, "value": v} for i, v in row.items()] for row in self.to_dicts()]
+
+    def to_scipy(self) -> csr_array:
+        """The same matrix as a float32 `scipy.sparse.csr_array` [N, vocab_size], ids sorted."""
+        from scipy.sparse import csr_array
+
+        matrix = csr_array(
+            (self.values, self.indices, self.indptr), shape=(len(self), self.vocab_size), copy=True
+        )
+        matrix.sort_indices()
+        return matrix
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVectors:
+    """ColBERT vectors of N texts end to end, with no padding.
+
+    Attributes:
+        values: float32 or float16 [sum of rows, D].
+        offsets: int64 [N + 1], text i owns rows offsets[i]:offsets[i + 1] (its tokens less CLS).
+    """
+
+    values: NDArray[np.floating]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, rows: int) -> NDArray[np.floating]: ...
+    @overload
+    def __getitem__(self, rows: slice) -> TokenVectors: ...
+    def __getitem__(self, rows: int | slice) -> NDArray[np.floating] | TokenVectors:
+        """Vectors [n - 1, D] of one text, or a slice of texts; a copy, so it pins nothing else."""
+        chosen = _as_slice(rows, len(self))
+        lo, hi = self.offsets[chosen.start], self.offsets[chosen.stop]
+        values = self.values[lo:hi].copy()
+        if not isinstance(rows, slice):
+            return values
+        return TokenVectors(values, self.offsets[chosen.start : chosen.stop + 1] - lo)
+
+    def __iter__(self) -> Iterator[NDArray[np.floating]]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What one `encode` call returns, in input order. An output not asked for is None.
+
+    Attributes:
+        dense: float32 [N, H], L2-normalised unless the engine was told otherwise.
+        sparse: lexical weights.
+        colbert: one vector per token but the first.
+        n_tokens: int32 [N], tokens encoded, special tokens included.
+        truncated: bool [N], True where a text was longer than max_length.
+    """
+
+    dense: NDArray[np.float32] | None
+    sparse: SparseRows | None
+    colbert: TokenVectors | None
+    n_tokens: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.n_tokens)
+
+    def __getitem__(self, rows: int | slice) -> Embeddings:
+        """Text or slice of texts as Embeddings of its own, copied; an int keeps N = 1."""
+        chosen = _as_slice(rows, len(self))
+        return Embeddings(
+            None if self.dense is None else self.dense[chosen].copy(),
+            None if self.sparse is None else self.sparse[chosen],
+            None if self.colbert is None else self.colbert[chosen],
+            self.n_tokens[chosen].copy(),
+            self.truncated[chosen].copy(),
+        )
+
+
+def concat(parts: Sequence[Embeddings]) -> Embeddings:
+    """Join embeddings of the same outputs, in order."""
+    first = parts[0]
+    return Embeddings(
+        None if first.dense is None else np.concatenate([p.dense for p in parts if p.dense is not None]),
+        None if first.sparse is None else _concat_sparse([p.sparse for p in parts if p.sparse]),
+        None if first.colbert is None else _concat_vectors([p.colbert for p in parts if p.colbert]),
+        np.concatenate([p.n_tokens for p in parts]),
+        np.concatenate([p.truncated for p in parts]),
+    )
+
+
+def _concat_sparse(parts: Sequence[SparseRows]) -> SparseRows:
+    return SparseRows(
+        join_offsets([p.indptr for p in parts]),
+        np.concatenate([p.indices for p in parts]),
+        np.concatenate([p.values for p in parts]),
+        parts[0].vocab_size,
+    )
+
+
+def _concat_vectors(parts: Sequence[TokenVectors]) -> TokenVectors:
+    return TokenVectors(
+        np.concatenate([p.values for p in parts]), join_offsets([p.offsets for p in parts])
+    )
+
+
+def join_offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Offsets [n_i + 1] of consecutive parts -> offsets [sum n_i + 1] of the whole."""
+    sizes = np.concatenate([np.diff(p) for p in parts])
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
+def _as_slice(rows: int | slice, n: int) -> slice:
+    """A contiguous slice with 0 <= start <= stop <= n.
+
+    Raises:
+        IndexError: an int out of range.
+        ValueError: a slice with a step.
+    """
+    if isinstance(rows, slice):
+        start, stop, step = rows.indices(n)
+        if step != 1:
+            raise ValueError(f"rows: a slice with step 1 was expected, got step {step}")
+        return slice(start, max(start, stop))
+    index = rows + n if rows < 0 else rows
+    if not 0 <= index < n:
+        raise IndexError(f"row {rows} of {n}")
+    return slice(index, index + 1)
