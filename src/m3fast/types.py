@@ -164,8 +164,8 @@ def concat(parts: Sequence[Embeddings]) -> Embeddings:
     first = parts[0]
     return Embeddings(
         None if first.dense is None else np.concatenate([p.dense for p in parts if p.dense is not None]),
-        None if first.sparse is None else _concat_sparse([p.sparse for p in parts if p.sparse]),
-        None if first.colbert is None else _concat_vectors([p.colbert for p in parts if p.colbert]),
+        None if first.sparse is None else _concat_sparse([p.sparse for p in parts if p.sparse is not None]),
+        None if first.colbert is None else _concat_vectors([p.colbert for p in parts if p.colbert is not None]),
         np.concatenate([p.n_tokens for p in parts]),
         np.concatenate([p.truncated for p in parts]),
     )
