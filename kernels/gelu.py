@@ -1,0 +1,30 @@
+"""GELU with the bias of the linear layer before it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from . import checks, native
+
+
+def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """y = x + bias; x <- y/2·(1 + erf(y/√2)), in place.
+
+    Args:
+        x: [T, F], overwritten (where a gradient is wanted it is left alone, and a new tensor
+            comes back: use the returned one).
+        bias: [F], in the dtype of `x` or fp32.
+
+    Returns:
+        `x`. Arithmetic in fp32, absolute error at most 2e-7·max(1, |y|) before rounding.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape.
+    """
+    checks.tensor("x", x, 2, checks.FLOATS)
+    checks.parameter("bias", bias, x.shape[1], x)
+
+    y = F.gelu(x + bias).to(x.dtype)
+    return y if torch.is_grad_enabled() and y.requires_grad else x.copy_(y)

@@ -1,0 +1,145 @@
+"""Every operation in plain torch, accumulated in fp32: the specification the others are held to.
+
+Nothing here is tuned. The encoder's operations can be differentiated by autograd. Given float64
+they compute in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _spans(offsets: torch.Tensor) -> list[tuple[int, int]]:
+    ends: list[int] = offsets.tolist()
+    return list(pairwise(ends))
+
+
+def pack_ref(
+    texts: Sequence[Sequence[int]], order: Sequence[int], pad_id: int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """m = ids != pad; positions = cumsum(m)·m + pad, or 0, 1, 2, … where `pad_id` is None.
+
+    Returns:
+        ids int32 [T], positions int32 [T], cu_seqlens int32 [N + 1].
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    ends = [0]
+    for i in order:
+        row = torch.tensor(texts[i], dtype=torch.int64)
+        if pad_id is None:
+            positions += range(len(row))
+        else:
+            real = (row != pad_id).long()
+            positions += (real.cumsum(0) * real + pad_id).tolist()
+        ids += row.tolist()
+        ends.append(len(ids))
+    packed, places, cu = (torch.tensor(v, dtype=torch.int32) for v in (ids, positions, ends))
+    return packed, places, cu
+
+
+def embed_layernorm_ref(
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    word: torch.Tensor,
+    position: torch.Tensor,
+    type_row: torch.Tensor,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """LN(word[ids] + position[positions] + type_row)·weight + shift, [T, C]."""
+    x = _wide(word)[ids.long()] + _wide(position)[positions.long()] + _wide(type_row)
+    return _layernorm(x, weight, shift, eps).to(word.dtype)
+
+
+def add_layernorm_ref(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """LN(x + bias + residual)·weight + shift, [T, C]."""
+    total = _wide(x) + _wide(residual)
+    if bias is not None:
+        total = total + _wide(bias)
+    return _layernorm(total, weight, shift, eps).to(x.dtype)
+
+
+def _layernorm(
+    x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, eps: float
+) -> torch.Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred * torch.rsqrt(variance + eps) * _wide(weight) + _wide(shift)
+
+
+def bias_gelu_ref(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """y = x + bias; y/2·(1 + erf(y/√2)), [T, F], as a new tensor."""
+    y = _wide(x) + _wide(bias)
+    return (y * 0.5 * (1 + torch.erf(y * math.sqrt(0.5)))).to(x.dtype)
+
+
+def varlen_attention_ref(
+    qkv: torch.Tensor, cu_seqlens: torch.Tensor, scale: float | None = None
+) -> torch.Tensor:
+    """softmax(Q·Kᵀ·scale)·V for each text and head: qkv [T, 3, H, D] -> [T, H·D]."""
+    tokens, _, heads, dim = qkv.shape
+    scale = dim**-0.5 if scale is None else scale
+    out = [
+        torch.softmax(q @ k.transpose(1, 2) * scale, -1) @ v
+        for a, b in _spans(cu_seqlens)
+        for q, k, v in [_wide(qkv[a:b]).permute(1, 2, 0, 3)]  # each [H, L, D]
+    ]
+    if not out:
+        return qkv.new_empty(0, heads * dim)
+    return torch.cat(out, 1).transpose(0, 1).reshape(tokens, heads * dim).to(qkv.dtype)
+
+
+def sparse_rows_ref(
+    ids: torch.Tensor, weights: torch.Tensor, cu_seqlens: torch.Tensor, dropped: Sequence[int]
+) -> list[dict[int, float]]:
+    """Per text {id: max of its weights > 0}, in the order of the first such weight."""
+    rows: list[dict[int, float]] = []
+    for a, b in _spans(cu_seqlens):
+        row: dict[int, float] = {}
+        for token, w in zip(ids[a:b].tolist(), weights[a:b].tolist(), strict=True):
+            if w > 0 and token not in dropped:  # a NaN is not > 0
+                row[token] = max(w, row.get(token, 0.0))
+        rows.append(row)
+    return rows
+
+
+def lexical_scores_ref(
+    queries: Sequence[dict[int, float]], docs: Sequence[dict[int, float]]
+) -> torch.Tensor:
+    """Σ over shared ids of query weight · document weight: float64 [n, m]."""
+    scores = [[sum(w * d.get(i, 0.0) for i, w in q.items()) for d in docs] for q in queries]
+    return torch.tensor(scores, dtype=torch.float64).reshape(len(queries), len(docs))
+
+
+def maxsim_ref(
+    queries: torch.Tensor, q_offsets: torch.Tensor, docs: torch.Tensor, d_offsets: torch.Tensor
+) -> torch.Tensor:
+    """Mean over query tokens of the max over document tokens of q·d: fp32 [nq, nd].
+
+    A query or document without tokens scores 0.
+    """
+    q_spans, d_spans = _spans(q_offsets), _spans(d_offsets)
+    out = _wide(queries).new_zeros(len(q_spans), len(d_spans))
+    for i, (a, b) in enumerate(q_spans):
+        for j, (c, d) in enumerate(d_spans):
+            if a < b and c < d:
+                products = _wide(queries[a:b]) @ _wide(docs[c:d]).T
+                out[i, j] = products.amax(1).mean()
+    return out

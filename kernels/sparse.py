@@ -1,0 +1,127 @@
+"""Lexical weights: token weights to CSR rows, and dot products of such rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import checks, native
+
+# indptr int64 [N + 1], indices int32 [nnz], values fp32 [nnz]; ids are unique within a row.
+Rows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
+
+
+def sparse_rows(
+    ids: NDArray[np.int32] | torch.Tensor,
+    weights: NDArray[np.float32] | torch.Tensor,
+    cu_seqlens: NDArray[np.int32] | torch.Tensor,
+    dropped: Sequence[int],
+) -> Rows:
+    """row[i] = max of the weights of token id i within one text, for weights > 0.
+
+    Args:
+        ids: int32 [T], numpy or a CPU tensor, as all arrays here.
+        weights: fp32 [T]; what is not > 0, NaN too, is left out.
+        cu_seqlens: int32 [N + 1].
+        dropped: ids left out, such as those of <s> and </s>.
+
+    Returns:
+        CSR rows as numpy arrays (indptr int64 [N + 1], indices int32 [nnz], values fp32 [nnz]);
+        within a row ids stand in the order of their first weight > 0.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, or offsets that do not fit T.
+    """
+    tokens = checks.array("ids", ids, np.int32)
+    values = checks.array("weights", weights, np.float32)
+    if len(values) != len(tokens):
+        raise ValueError(f"weights: shape [{len(tokens)}] was expected, got [{len(values)}]")
+    ends = checks.offsets("cu_seqlens", cu_seqlens, len(tokens), np.int32)
+    drop = np.asarray(dropped, np.int32)
+
+    return _sparse_rows_numpy(tokens, values, ends, drop)
+
+
+def _sparse_rows_numpy(
+    ids: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    cu_seqlens: NDArray[np.int32],
+    dropped: NDArray[np.int32],
+) -> Rows:
+    lengths = np.diff(cu_seqlens)
+    kept = np.flatnonzero((weights > 0) & ~np.isin(ids, dropped))
+    rows = np.repeat(np.arange(len(lengths)), lengths)[kept]
+    # Text and id as one number: equal numbers are the repeats of an id within a text.
+    keys = (rows << 32) | ids[kept].astype(np.int64)
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    best = np.zeros(len(first), np.float32)
+    np.maximum.at(best, group, weights[kept])
+    order = np.argsort(first)
+    indptr = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.bincount(rows[first], minlength=len(lengths)), out=indptr[1:])
+    return indptr, ids[kept[first[order]]], best[order]
+
+
+def lexical_scores(
+    queries: Rows, docs: Rows, pairs: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """score(q, d) = Σ over the ids both rows have of their weights' product.
+
+    Args:
+        queries: CSR rows (indptr, indices, values) of n queries.
+        docs: CSR rows of m documents.
+        pairs: int64 [P, 2] of (query row, document row), or None for all of them.
+
+    Returns:
+        fp32 [n, m], or [P] with `pairs`; the cost follows the entries of the rows that take part.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, or a pair without its row.
+    """
+    q, d = _rows("queries", queries), _rows("docs", docs)
+    if pairs is not None:
+        pairs = checks.pairs(pairs, len(q[0]) - 1, len(d[0]) - 1)
+
+    if pairs is None:
+        return _lexical_numpy(q, d)
+    scores = [
+        _lexical_numpy(_one_row(q, i), _one_row(d, j))[0, 0] for i, j in pairs.tolist()
+    ]
+    return np.array(scores, np.float32)
+
+
+def _rows(name: str, rows: Rows) -> Rows:
+    indices = checks.array(f"{name} indices", rows[1], np.int32)
+    values = checks.array(f"{name} values", rows[2], np.float32)
+    if len(indices) != len(values):
+        raise ValueError(f"{name} values: [{len(indices)}] was expected, got [{len(values)}]")
+    return checks.offsets(f"{name} indptr", rows[0], len(indices), np.int64), indices, values
+
+
+def _one_row(rows: Rows, i: int) -> Rows:
+    lo, hi = rows[0][i], rows[0][i + 1]
+    return np.array([0, hi - lo]), rows[1][lo:hi], rows[2][lo:hi]
+
+
+def _lexical_numpy(queries: Rows, docs: Rows) -> NDArray[np.float32]:
+    """All pairs: documents as a dense matrix over the queries' ids, one column per id."""
+    q_ptr, q_ids, q_values = queries
+    d_ptr, d_ids, d_values = docs
+    out = np.zeros((len(q_ptr) - 1, len(d_ptr) - 1), np.float32)
+    columns = np.unique(q_ids)
+    if len(columns) == 0:
+        return out
+    place = np.minimum(np.searchsorted(columns, d_ids), len(columns) - 1)
+    hits = np.flatnonzero(columns[place] == d_ids)
+    dense = np.zeros((len(columns), len(d_ptr) - 1))
+    d_rows = np.repeat(np.arange(len(d_ptr) - 1), np.diff(d_ptr))
+    dense[place[hits], d_rows[hits]] = d_values[hits]
+    for i, (lo, hi) in enumerate(pairwise(q_ptr)):
+        out[i] = q_values[lo:hi] @ dense[np.searchsorted(columns, q_ids[lo:hi])]
+    return out
