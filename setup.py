@@ -1,0 +1,109 @@
+"""Builds m3fast._C with ninja: g++ for csrc/*.cpp, nvcc for csrc/cuda/*.cu. The rest is in pyproject.toml."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import PlatformError
+
+HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.*h"))
+CPP, CU = (sorted(str(p) for p in Path("csrc").glob(g)) for g in ("*.cpp", "cuda/*.cu"))
+FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra"
+ISA = {  # by file name, x86-64 only; elsewhere such a file is compiled plain and its #ifdef empties it
+    "_avx2.cpp": "-mavx2 -mfma -mf16c",
+    "_avx512.cpp": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma",
+}
+# PTX for 80 too, so that GPUs newer than the list still run.
+GENCODE = (
+    "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_80,code=compute_80 "
+    "-gencode=arch=compute_90a,code=sm_90a"
+)
+
+
+def find_cxx() -> str:
+    """$CXX, or the first of the usual compilers."""
+    for name in filter(None, (os.environ.get("CXX"), "g++", "c++", "clang++")):
+        if shutil.which(shlex.split(name)[0]):
+            return name
+    raise PlatformError("m3fast needs a C++17 compiler and found none: install g++ or set CXX")
+
+
+def find_nvcc() -> str | None:
+    """nvcc if the CUDA half is to be built, else None, as M3FAST_CUDA=auto|0|1 says."""
+    switch = os.environ.get("M3FAST_CUDA", "auto")
+    if switch not in ("auto", "0", "1"):
+        raise PlatformError(f"M3FAST_CUDA must be auto, 0 or 1, got {switch!r}")
+    roots = [os.environ[k] for k in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(k)]
+    path = os.pathsep.join([*(f"{root}/bin" for root in roots), os.environ.get("PATH", "")])
+    nvcc = shutil.which("nvcc", path=path)
+    if switch == "1" and not nvcc:
+        raise PlatformError("M3FAST_CUDA=1, but no nvcc in CUDA_HOME/bin or PATH: install CUDA")
+    if switch == "1" and not CU:
+        raise PlatformError("M3FAST_CUDA=1, but csrc/cuda/ holds no kernels to build")
+    return nvcc if switch != "0" and CU else None
+
+
+class NinjaBuildExt(build_ext):
+    """Compiles in parallel, and again only what changed (headers included)."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        cxx, nvcc = find_cxx(), find_nvcc()
+        root, temp = Path.cwd(), Path(self.build_temp).absolute()
+        target = Path(self.get_ext_fullpath(ext.name)).absolute()
+        includes = [sysconfig.get_path("include"), pybind11.get_include()]
+        flags = [*FLAGS.split(), *(f"-isystem{p}" for p in includes)]
+        flags += ["-DM3FAST_CUDA"] * bool(nvcc) + shlex.split(os.environ.get("CXXFLAGS", ""))
+        if nvcc:  # it knows where its own libcudart_static.a lies
+            link = f"{nvcc} -shared -cudart static -Xcompiler=-pthread $in -ldl -o $out"
+        elif sys.platform == "darwin":
+            link = f"{cxx} -bundle -undefined dynamic_lookup $in -o $out"
+        else:
+            link = f"{cxx} -shared -pthread $in -ldl -o $out"
+        lines = [
+            f"rule cxx\n  command = {cxx} {shlex.join(flags).replace('$', '$$')} $isa"
+            " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            f"rule nvcc\n  command = {nvcc} -O3 -std=c++17 -Xcompiler=-fPIC,-fvisibility=hidden"
+            f" {GENCODE} -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            f"rule link\n  command = {link}",
+        ]
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        objects = []
+        # The linker keeps the first copy of an inline function: plain files first, AVX-512 last.
+        for source in sorted(ext.sources + CU * bool(nvcc), key=lambda s: ("avx" in s, s)):
+            isa = next((v for k, v in ISA.items() if x86 and source.endswith(k)), "")
+            rule = "nvcc" if source.endswith(".cu") else "cxx"
+            objects.append(quote(temp / f"{source}.o"))
+            lines.append(f"build {objects[-1]}: {rule} {quote(root / source)}\n  isa = {isa}")
+        lines.append(f"build {quote(target)}: link {' '.join(objects)}\n")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temp.mkdir(parents=True, exist_ok=True)
+        (temp / "build.ninja").write_text("\n".join(lines))
+        ninja = [sys.executable, "-m", "ninja", "-C", str(temp)]
+        if self.parallel:
+            ninja += ["-j", str(self.parallel)]
+        if subprocess.run(ninja, check=False).returncode:
+            raise PlatformError("m3fast._C did not compile: the compiler's message is above")
+
+
+def quote(path: Path) -> str:
+    """A path as ninja's build lines want it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+kernels = ["m3fast.kernels", *(f"m3fast.kernels.{p}" for p in find_packages("kernels"))]
+packages = find_packages("src", exclude=["m3fast.kernels", "m3fast.kernels.*"])
+setup(
+    packages=[*packages, *kernels],
+    package_dir={"": "src", "m3fast.kernels": "kernels"},
+    ext_modules=[Extension("m3fast._C", CPP, depends=HEADERS + CU)],
+    cmdclass={"build_ext": NinjaBuildExt},
+)
