@@ -1,0 +1,50 @@
+"""m3fast: a fast runtime for M3 embeddings; dense, sparse and ColBERT vectors from one pass."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from m3fast._version import __version__
+
+if TYPE_CHECKING:
+    from m3fast.engine import Engine
+    from m3fast.errors import CheckpointError, InputError, M3FastError, ProcessError
+    from m3fast.flag import BGEM3FlagModel
+    from m3fast.types import Embeddings, SparseRows, TokenVectors
+
+__all__ = [
+    "BGEM3FlagModel",
+    "CheckpointError",
+    "Embeddings",
+    "Engine",
+    "InputError",
+    "M3FastError",
+    "ProcessError",
+    "SparseRows",
+    "TokenVectors",
+    "__version__",
+]
+
+_HOME = {
+    "BGEM3FlagModel": "flag",
+    "Engine": "engine",
+    "CheckpointError": "errors",
+    "InputError": "errors",
+    "M3FastError": "errors",
+    "ProcessError": "errors",
+    "Embeddings": "types",
+    "SparseRows": "types",
+    "TokenVectors": "types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: torch costs seconds to import, so it waits until something needs it.
+    if name in _HOME:
+        return getattr(importlib.import_module(f"m3fast.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'm3fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,80 @@
+"""Results of batches -> one Embeddings in input order, each output written once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from m3fast.types import Embeddings, SparseRows, TokenVectors, join_offsets
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from m3fast.runner import BatchResult
+
+
+class Results:
+    """Collects batches and puts their rows back into input order."""
+
+    def __init__(
+        self,
+        lengths: NDArray[np.int64],
+        dense_dim: int | None,
+        colbert_dim: int | None,
+        sparse_width: int | None,
+    ) -> None:
+        """Room for texts of `lengths` tokens; an output whose width is None is left out."""
+        self._offsets = np.concatenate([[0], np.cumsum(lengths - 1)])
+        self._dense = self._colbert = None
+        self._sparse: list[SparseRows] = []
+        self._sparse_width = sparse_width
+        self._order: list[NDArray[np.int64]] = []
+        if dense_dim is not None:
+            self._dense = np.empty((len(lengths), dense_dim), np.float32)
+        if colbert_dim is not None:
+            self._colbert = np.empty((int(self._offsets[-1]), colbert_dim), np.float32)
+
+    def add(self, order: NDArray[np.int64], result: BatchResult) -> None:
+        """Take in the batch made of texts `order`."""
+        self._order.append(order)
+        if self._dense is not None and result.dense is not None:
+            self._dense[order] = result.dense.numpy()
+        if self._colbert is not None and result.colbert is not None:
+            rows = torch.from_numpy(ragged_index(self._offsets, order))
+            torch.from_numpy(self._colbert).index_copy_(0, rows, result.colbert)
+        if result.sparse is not None:
+            self._sparse.append(result.sparse)
+
+    def finish(self, n_tokens: NDArray[np.int32], truncated: NDArray[np.bool_]) -> Embeddings:
+        """All of it in input order; every text must have been added once."""
+        colbert = None
+        if self._colbert is not None:
+            colbert = TokenVectors(self._colbert, self._offsets)
+        return Embeddings(self._dense, self._finish_sparse(), colbert, n_tokens, truncated)
+
+    def _finish_sparse(self) -> SparseRows | None:
+        if self._sparse_width is None:
+            return None
+        if not self._sparse:
+            none = np.empty(0, np.int32)
+            return SparseRows(
+                np.zeros(1, np.int64), none, none.astype(np.float32), self._sparse_width
+            )
+        back = np.argsort(np.concatenate(self._order))
+        indptr = join_offsets([part.indptr for part in self._sparse])
+        entries = ragged_index(indptr, back)
+        return SparseRows(
+            np.concatenate([[0], np.cumsum(np.diff(indptr)[back])]),
+            np.concatenate([part.indices for part in self._sparse])[entries],
+            np.concatenate([part.values for part in self._sparse])[entries],
+            self._sparse_width,
+        )
+
+
+def ragged_index(offsets: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row numbers of texts `order`, end to end, where text i owns offsets[i]:offsets[i + 1]."""
+    starts, sizes = offsets[order], np.diff(offsets)[order]
+    ends = np.cumsum(sizes)
+    return np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1] if len(ends) else 0)

@@ -1,0 +1,281 @@
+"""Files of a checkpoint -> weights of the packed encoder: checked, QKV fused, nothing spare.
+
+Layouts: Hugging Face's XLM-RoBERTa, RoBERTa and BERT encoders, with BGE-M3's two head files beside
+them (`colbert_linear.pt`, `sparse_linear.pt`) or without (dense-only models). The pooler and other
+training remnants are never read.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from m3fast.config import ModelConfig
+from m3fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TINY = "m3fast-tiny"
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+HEAD_FILES = ("colbert_linear.pt", "sparse_linear.pt")
+# Everything but weights that loading may read; weights are fetched in a second step.
+HUB_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/*", *HEAD_FILES)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """y = x @ weight.T + bias, with weight [out, in] and bias [out]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """LayerNorm's weight [H] and bias [H]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One transformer layer: qkv [3H, H], out [H, H], up [F, H], down [H, F], two norms."""
+
+    qkv: Linear
+    out: Linear
+    attention_norm: Norm
+    up: Linear
+    down: Linear
+    output_norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All that one forward pass reads, on one device, in one dtype.
+
+    Attributes:
+        word: [V, H]; position: [P, H]; type_row: [H], the row of token type 0.
+        colbert: Linear [D, H], or None in a dense-only checkpoint.
+        sparse: Linear [1, H], or None in a dense-only checkpoint.
+    """
+
+    word: torch.Tensor
+    position: torch.Tensor
+    type_row: torch.Tensor
+    embedding_norm: Norm
+    layers: tuple[Layer, ...]
+    colbert: Linear | None
+    sparse: Linear | None
+
+
+def resolve(model: str | Path, cache_dir: str | Path | None = None) -> Path:
+    """Folder of a checkpoint: `m3fast-tiny`, a local path, or a Hugging Face hub id.
+
+    Raises:
+        CheckpointError: no such folder, and not a hub id that can be fetched or is in the cache.
+    """
+    if str(model) == TINY:
+        return Path(__file__).parent / "data" / TINY
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"model: expected a folder, found the file {str(model)!r}")
+    if not _is_hub_id(model):
+        raise CheckpointError(
+            f"model: expected {TINY!r}, a folder or a hub id such as 'BAAI/bge-m3', "
+            f"found {str(model)!r}, which is none of them"
+        )
+    return _fetch(str(model), cache_dir)
+
+
+def _is_hub_id(model: str | Path) -> bool:
+    parts = str(model).split("/")
+    return (
+        isinstance(model, str)
+        and len(parts) == 2
+        and all(part and not part.startswith((".", "~")) for part in parts)
+    )
+
+
+def _fetch(hub_id: str, cache_dir: str | Path | None) -> Path:
+    # Imported here: it costs 0.3 s, and a local path never needs it.
+    from huggingface_hub import snapshot_download
+
+    def get(*patterns: str) -> Path:
+        return Path(snapshot_download(hub_id, cache_dir=cache_dir, allow_patterns=list(patterns)))
+
+    try:
+        path = get(*HUB_FILES, "model*.safetensors")
+        if not any(path.glob("model*.safetensors")):
+            path = get("pytorch_model.bin")
+    except (OSError, ValueError) as error:  # huggingface_hub's errors derive from these two
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"model: {hub_id!r} could not be fetched: {reason}") from error
+    return path
+
+
+def load_weights(
+    path: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype, colbert_dim: int = -1
+) -> Weights:
+    """Load, check and fuse the weights in a checkpoint's folder.
+
+    Args:
+        path: folder with model.safetensors (also sharded) or pytorch_model.bin.
+        config: its shape.
+        device: where the weights go.
+        dtype: floating dtype the weights are converted to.
+        colbert_dim: rows expected in colbert_linear.pt; -1 takes what the file has.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, unreadable, or of another shape or type.
+    """
+    heads = [path / name for name in HEAD_FILES]
+    missing = [file for file in heads if not file.exists()]
+    if len(missing) == 1:
+        raise CheckpointError(f"{missing[0]}: expected both head files or neither, found no file")
+    colbert, sparse = None, None
+    if not missing:
+        rows = None if colbert_dim <= 0 else colbert_dim
+        colbert = _load_head(heads[0], rows, config.hidden_size, device, dtype)
+        sparse = _load_head(heads[1], 1, config.hidden_size, device, dtype)
+    with ExitStack() as stack:
+        tensors = _open_tensors(path, stack)
+
+        def take(name: str, *shape: int) -> torch.Tensor:
+            return tensors.take(name, shape).to(device, dtype)
+
+        return _fuse(config, take, colbert, sparse)
+
+
+def _fuse(
+    c: ModelConfig,
+    take: Callable[..., torch.Tensor],
+    colbert: Linear | None,
+    sparse: Linear | None,
+) -> Weights:
+    h, f = c.hidden_size, c.ffn_size
+
+    def norm(name: str) -> Norm:
+        return Norm(take(f"{name}.weight", h), take(f"{name}.bias", h))
+
+    def linear(name: str, rows: int, cols: int) -> Linear:
+        return Linear(take(f"{name}.weight", rows, cols), take(f"{name}.bias", rows))
+
+    def layer(i: int) -> Layer:
+        base = f"encoder.layer.{i}"
+        parts = [linear(f"{base}.attention.self.{x}", h, h) for x in ("query", "key", "value")]
+        return Layer(
+            qkv=Linear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])),
+            out=linear(f"{base}.attention.output.dense", h, h),
+            attention_norm=norm(f"{base}.attention.output.LayerNorm"),
+            up=linear(f"{base}.intermediate.dense", f, h),
+            down=linear(f"{base}.output.dense", h, f),
+            output_norm=norm(f"{base}.output.LayerNorm"),
+        )
+
+    return Weights(
+        word=take(WORD_EMBEDDINGS, c.vocab_size, h),
+        position=take("embeddings.position_embeddings.weight", c.n_positions, h),
+        type_row=take("embeddings.token_type_embeddings.weight", c.n_types, h)[0].clone(),
+        embedding_norm=norm("embeddings.LayerNorm"),
+        layers=tuple(layer(i) for i in range(c.n_layers)),
+        colbert=colbert,
+        sparse=sparse,
+    )
+
+
+class _Tensors:
+    """Tensors by Hugging Face name, whatever file and prefix they stand under."""
+
+    def __init__(self, where: Mapping[str, tuple[Path, Callable[[], Any]]], source: Path) -> None:
+        ends = [name for name in where if name.endswith(WORD_EMBEDDINGS)]
+        self._where, self._source = where, source
+        self._prefix = ends[0].removesuffix(WORD_EMBEDDINGS) if ends else ""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        file, get = self._where.get(self._prefix + name, (self._source, None))
+        if get is None:
+            raise CheckpointError(f"{file}: {name}: expected shape {shape}, found no such tensor")
+        return _check(get(), file, name, shape)
+
+
+def _check(tensor: Any, file: Path, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise CheckpointError(f"{file}: {name}: expected a tensor, found {type(tensor).__name__}")
+    fits = len(shape) == tensor.dim() and all(
+        want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = tuple("any" if n is None else n for n in shape)
+        raise CheckpointError(
+            f"{file}: {name}: expected shape {wanted}, found {tuple(tensor.shape)}"
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{file}: {name}: expected a float type, found {tensor.dtype}")
+    return tensor
+
+
+def _load_head(
+    file: Path, rows: int | None, cols: int, device: torch.device, dtype: torch.dtype
+) -> Linear:
+    state = _load_pickle(file)
+    weight = _check(state.get("weight"), file, "weight", (rows, cols))
+    bias = _check(state.get("bias"), file, "bias", (weight.shape[0],))
+    return Linear(weight.to(device, dtype), bias.to(device, dtype))
+
+
+def _open_tensors(path: Path, stack: ExitStack) -> _Tensors:
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index}: expected a weight_map, found {error!r}") from error
+        return _safetensors([path / name for name in names], stack)
+    if single.exists():
+        return _safetensors([single], stack)
+    file = path / "pytorch_model.bin"
+    if not file.exists():
+        raise CheckpointError(f"{path}: expected {single.name} or {file.name}, found neither")
+    state = _load_pickle(file)
+    return _Tensors({name: (file, lambda name=name: state[name]) for name in state}, file)
+
+
+class _SafeFile(Protocol):
+    def keys(self) -> list[str]: ...
+    def get_tensor(self, name: str) -> torch.Tensor: ...
+
+
+def _safetensors(files: list[Path], stack: ExitStack) -> _Tensors:
+    from safetensors import SafetensorError, safe_open
+
+    where: dict[str, tuple[Path, Callable[[], Any]]] = {}
+    for file in files:
+        try:
+            handle: _SafeFile = stack.enter_context(safe_open(file, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file}: expected a safetensors file, found {error}") from error
+        for name in handle.keys():  # noqa: SIM118 - not a mapping
+            where[name] = (file, lambda handle=handle, name=name: handle.get_tensor(name))
+    return _Tensors(where, files[0])
+
+
+def _load_pickle(file: Path) -> Mapping[str, Any]:
+    """A state dict through torch's restricted unpickler: no code in the file is run."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{file}: expected a state dict, found {reason[0]}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: expected a state dict, found {type(state).__name__}")
+    return state

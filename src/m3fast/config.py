@@ -1,0 +1,151 @@
+"""What a checkpoint's config.json says about the encoder, validated once, then frozen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from m3fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Pooling = Literal["cls", "mean", "last_token"]
+
+# Layouts of Hugging Face encoders that differ only in how positions are numbered.
+PADDED_POSITIONS = {"xlm-roberta": True, "roberta": True, "camembert": True, "bert": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of an XLM-RoBERTa, RoBERTa or BERT encoder.
+
+    Attributes:
+        position_offset: row of the position table that a text's first token reads; pad_id + 1
+            for (XLM-)RoBERTa, 0 for BERT.
+        max_length: most tokens per text, special tokens included.
+        pooling: which hidden states become the dense vector.
+    """
+
+    model_type: str
+    hidden_size: int
+    n_layers: int
+    n_heads: int
+    ffn_size: int
+    vocab_size: int
+    n_positions: int
+    n_types: int
+    layer_norm_eps: float
+    pad_id: int
+    pooling: Pooling
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.n_heads
+
+    @property
+    def position_pad_id(self) -> int | None:
+        """The id that positions skip, or None where positions are plain 0, 1, 2, … (BERT)."""
+        return self.pad_id if PADDED_POSITIONS[self.model_type] else None
+
+    @property
+    def position_offset(self) -> int:
+        return self.pad_id + 1 if PADDED_POSITIONS[self.model_type] else 0
+
+    @property
+    def max_length(self) -> int:
+        return self.n_positions - self.position_offset
+
+    @classmethod
+    def from_dir(cls, path: Path) -> ModelConfig:
+        """Read config.json and, where it is there, 1_Pooling/config.json.
+
+        Raises:
+            CheckpointError: a file is missing, is not JSON, lacks a field, or asks for something
+                the encoder does not compute.
+        """
+        file = path / "config.json"
+        raw = read_json(file)
+        model_type = _field(raw, file, "model_type", str)
+        if model_type not in PADDED_POSITIONS:
+            raise CheckpointError(
+                f"{file}: model_type: expected one of {sorted(PADDED_POSITIONS)}, "
+                f"found {model_type!r}"
+            )
+        for key, wanted in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+            if (found := raw.get(key, wanted)) != wanted:
+                raise CheckpointError(f"{file}: {key}: expected {wanted!r}, found {found!r}")
+        hidden, heads = _size(raw, file, "hidden_size"), _size(raw, file, "num_attention_heads")
+        if hidden % heads:
+            raise CheckpointError(
+                f"{file}: hidden_size: expected a multiple of num_attention_heads = {heads}, "
+                f"found {hidden}"
+            )
+        return cls(
+            model_type=model_type,
+            hidden_size=hidden,
+            n_layers=_size(raw, file, "num_hidden_layers"),
+            n_heads=heads,
+            ffn_size=_size(raw, file, "intermediate_size"),
+            vocab_size=_size(raw, file, "vocab_size"),
+            n_positions=_size(raw, file, "max_position_embeddings"),
+            n_types=_size(raw, file, "type_vocab_size"),
+            layer_norm_eps=float(_field(raw, file, "layer_norm_eps", (float, int))),
+            pad_id=_field(raw, file, "pad_token_id", int),
+            pooling=_pooling(path / "1_Pooling" / "config.json"),
+        )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file, or CheckpointError naming the file."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: expected a model's {file.name}, found no file") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: expected JSON, found {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(raw).__name__}")
+    return raw
+
+
+def check_pooling(value: str, name: str) -> Pooling:
+    """Narrow a string to a pooling method, or CheckpointError naming where it stands."""
+    for pooling in get_args(Pooling):
+        if value == pooling:
+            return pooling
+    raise CheckpointError(f"{name}: expected one of {list(get_args(Pooling))}, found {value!r}")
+
+
+def _pooling(file: Path) -> Pooling:
+    """sentence-transformers' pooling module; without one, the CLS token as in BGE-M3."""
+    if not file.exists():
+        return "cls"
+    raw = read_json(file)
+    if isinstance(named := raw.get("pooling_mode"), str):  # sentence-transformers >= 5.5
+        return check_pooling({"lasttoken": "last_token"}.get(named, named), f"{file}: pooling_mode")
+    known: dict[str, Pooling] = {
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_lasttoken": "last_token",
+    }
+    chosen = [key for key, value in raw.items() if key.startswith("pooling_mode_") and value is True]
+    if len(chosen) != 1 or chosen[0] not in known:
+        raise CheckpointError(f"{file}: expected exactly one of {list(known)} true, found {chosen}")
+    return known[chosen[0]]
+
+
+def _field(raw: dict[str, Any], file: Path, key: str, kind: type | tuple[type, ...]) -> Any:
+    value = raw.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = kind.__name__ if isinstance(kind, type) else "number"
+        raise CheckpointError(f"{file}: {key}: expected {wanted}, found {value!r}")
+    return value
+
+
+def _size(raw: dict[str, Any], file: Path, key: str) -> int:
+    value = _field(raw, file, key, int)
+    if value < 1:
+        raise CheckpointError(f"{file}: {key}: expected a positive integer, found {value}")
+    return value

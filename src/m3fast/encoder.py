@@ -1,0 +1,94 @@
+"""The encoder itself: XLM-RoBERTa on packed tokens, post-LN, no padding anywhere.
+
+    x = LN(word[ids] + position[positions] + type)
+    per layer:  x = LN(x + Wo attention(Wqkv x) + bo)
+                x = LN(x + W2 gelu(W1 x + b1) + b2)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from m3fast.kernels.attention import varlen_attention
+from m3fast.kernels.gelu import bias_gelu_
+from m3fast.kernels.layernorm import add_layernorm, embed_layernorm
+
+if TYPE_CHECKING:
+    from m3fast.checkpoint import Layer, Norm, Weights
+    from m3fast.config import ModelConfig
+
+
+class Workspace:
+    """Buffers that every layer and every batch use again.
+
+    Fresh 40 MB activations would be mapped and zeroed by the kernel anew in each layer.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, rows: int, cols: int, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised [rows, cols] in the dtype and on the device of `like`."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < rows * cols or buffer.dtype != like.dtype:
+            buffer = torch.empty(rows * cols, dtype=like.dtype, device=like.device)
+            self._buffers[name] = buffer
+        return buffer[: rows * cols].view(rows, cols)
+
+
+def encode(
+    config: ModelConfig,
+    weights: Weights,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    space: Workspace,
+) -> torch.Tensor:
+    """Hidden states of packed tokens.
+
+    Args:
+        ids: int32 [T]; positions: int32 [T]; cu_seqlens: int32 [N + 1].
+        max_seqlen: longest text of the batch.
+        space: buffers to compute in; the result does not live in it.
+
+    Returns:
+        Last hidden states [T, H], in the dtype of the weights.
+    """
+    norm = weights.embedding_norm
+    x = embed_layernorm(
+        ids, positions, weights.word, weights.position, weights.type_row,
+        norm.weight, norm.bias, config.layer_norm_eps,
+    )  # fmt: skip
+    for layer in weights.layers:
+        x = _layer(config, layer, x, cu_seqlens, max_seqlen, space)
+    return x
+
+
+def _layer(
+    config: ModelConfig,
+    layer: Layer,
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    space: Workspace,
+) -> torch.Tensor:
+    rows, hidden = x.shape
+
+    def add_norm(y: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor, n: Norm) -> torch.Tensor:
+        return add_layernorm(y, residual, bias, n.weight, n.bias, config.layer_norm_eps)
+
+    qkv = space.take("qkv", rows, 3 * hidden, x)
+    torch.addmm(layer.qkv.bias, x, layer.qkv.weight.t(), out=qkv)
+    attended = varlen_attention(
+        qkv.view(rows, 3, config.n_heads, config.head_dim), cu_seqlens, max_seqlen
+    )
+    # The biases of out, up and down ride in the next elementwise kernel.
+    projected = torch.mm(attended, layer.out.weight.t(), out=space.take("hidden", rows, hidden, x))
+    x = add_norm(projected, x, layer.out.bias, layer.attention_norm)
+    inner = space.take("inner", rows, config.ffn_size, x)
+    bias_gelu_(torch.mm(x, layer.up.weight.t(), out=inner), layer.up.bias)
+    down = torch.mm(inner, layer.down.weight.t(), out=space.take("hidden", rows, hidden, x))
+    return add_norm(down, x, layer.down.bias, layer.output_norm)

@@ -1,0 +1,310 @@
+"""The engine: texts go in, embeddings come out, in input order, whatever the batches were."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from m3fast.assembly import Results
+from m3fast.checkpoint import load_weights, resolve
+from m3fast.config import ModelConfig
+from m3fast.errors import InputError, ProcessError
+from m3fast.packing import pack_texts
+from m3fast.runner import HeadOptions, Outputs, Runner, pick_device, pick_dtype
+from m3fast.scheduler import plan_batches
+from m3fast.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from m3fast.config import Pooling
+    from m3fast.tokenizer import TokenIds
+    from m3fast.types import Embeddings
+
+# Tokens per batch. On a CPU larger batches only outgrow the caches; a GPU wants them.
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 32768
+# encode_iter works on this much text at a time, so that memory does not grow with the corpus.
+WINDOW_TEXTS, WINDOW_CHARACTERS = 1024, 1 << 19
+
+
+class Engine:
+    """A BGE-M3 (or dense-only) encoder: packed, thread-safe, three outputs from one pass.
+
+    Attributes:
+        config: shape of the encoder; tokenizer: the checkpoint's own.
+        device, dtype: where and in what the encoder computes. Outputs are float32.
+        outputs: which of dense, sparse, colbert the checkpoint has heads for.
+        max_length: most tokens per text unless a call says less.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        path: Path,
+        *,
+        max_length: int,
+        token_budget: int,
+        options: HeadOptions,
+    ) -> None:
+        """Use `Engine.from_pretrained`."""
+        self.runner, self.tokenizer, self.path = runner, tokenizer, path
+        self.config, self.device = runner.config, runner.device
+        self.dtype = runner.weights.word.dtype
+        self.token_budget, self.options = token_budget, options
+        has_heads = runner.weights.sparse is not None
+        self.outputs = Outputs(dense=True, sparse=has_heads, colbert=has_heads)
+        self._pid = os.getpid()
+        self._clamp_said = False
+        self.max_length = self.config.max_length
+        self.max_length = self._check_max_length(max_length)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "m3fast-tiny",
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        max_length: int = 8192,
+        token_budget: int | None = None,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        truncate_dim: int | None = None,
+        colbert_dim: int = -1,
+        cache_dir: str | Path | None = None,
+    ) -> Self:
+        """Load a checkpoint.
+
+        Args:
+            model: `m3fast-tiny`, a local folder, or a hub id such as `BAAI/bge-m3`.
+            device: `auto`, `cpu` or `cuda[:n]`.
+            dtype: `auto` (bfloat16 where the hardware multiplies it, else float32), `float32`,
+                `float16` or `bfloat16`.
+            max_length: most tokens per text; clamped to the model's limit, with one warning.
+            token_budget: tokens per batch; None for the device's default.
+            pooling: `cls`, `mean` or `last_token`; None for what the checkpoint says.
+            normalize: L2-normalise dense and colbert vectors.
+            truncate_dim: keep this many leading dimensions of them.
+            colbert_dim: rows expected in colbert_linear.pt; -1 for what it has.
+            cache_dir: hub cache; None for the usual one.
+
+        Raises:
+            CheckpointError: the model is missing or broken.
+            InputError: an argument is out of range.
+        """
+        on = pick_device(device)
+        as_dtype = pick_dtype(dtype, on)
+        if token_budget is None:
+            token_budget = CPU_TOKEN_BUDGET if on.type == "cpu" else GPU_TOKEN_BUDGET
+        _check_positive("token_budget", token_budget)
+        if truncate_dim is not None:
+            _check_positive("truncate_dim", truncate_dim)
+        if pooling not in (None, "cls", "mean", "last_token"):
+            raise InputError(
+                f"pooling: expected 'cls', 'mean' or 'last_token', found {pooling!r}"
+            )
+        path = resolve(model, cache_dir)
+        config = ModelConfig.from_dir(path)
+        tokenizer = Tokenizer.from_dir(path)
+        weights = load_weights(path, config, on, as_dtype, colbert_dim)
+        options = HeadOptions(
+            pooling or config.pooling, normalize, truncate_dim, sorted(tokenizer.dropped_ids)
+        )
+        return cls(
+            Runner(config, weights, on),
+            tokenizer,
+            path,
+            max_length=max_length,
+            token_budget=token_budget,
+            options=options,
+        )
+
+    def encode(
+        self,
+        texts: str | Sequence[str | Sequence[int]],
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool | None = None,
+        max_length: int | None = None,
+        max_texts: int | None = None,
+        truncate_dim: int | None = None,
+        show_progress: bool | None = None,
+    ) -> Embeddings:
+        """Encode texts in one pass for all outputs asked for.
+
+        Args:
+            texts: N texts, or token-id lists that already hold their special tokens; a single
+                str is one text.
+            dense, sparse, colbert: True, False, or None for what the checkpoint has.
+            max_length: most tokens per text; longer ones are cut on the right.
+            max_texts: most texts per batch, beside the token budget.
+            truncate_dim: leading dimensions to keep of dense and colbert vectors; None for the
+                engine's own.
+            show_progress: a tqdm bar over tokens; None shows it on a terminal only.
+
+        Returns:
+            Embeddings of N texts, in input order.
+
+        Raises:
+            InputError: an argument is not as described, or an output has no head.
+            ProcessError: called in a forked child.
+        """
+        self._check_process()
+        outputs = self._check_outputs(dense, sparse, colbert)
+        limit = self.max_length if max_length is None else self._check_max_length(max_length)
+        if max_texts is not None:
+            _check_positive("max_texts", max_texts)
+        tokens = self.tokenizer.encode(_check_texts(texts), limit)
+        options = self.options
+        if truncate_dim is not None:
+            _check_positive("truncate_dim", truncate_dim)
+            options = replace(options, truncate_dim=truncate_dim)
+        return self._encode_tokens(tokens, outputs, options, max_texts, show_progress)
+
+    def encode_iter(
+        self,
+        texts: Iterable[str | Sequence[int]],
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool | None = None,
+        max_length: int | None = None,
+        show_progress: bool | None = None,
+    ) -> Iterator[Embeddings]:
+        """Encode any number of texts in windows, in order, with memory bounded by the window.
+
+        Args:
+            texts: any iterable, a generator too; the rest as in `encode`.
+
+        Yields:
+            Embeddings of up to 1,024 consecutive texts.
+        """
+        limit = self.max_length if max_length is None else self._check_max_length(max_length)
+        progress = _progress(None, "texts", show_progress)
+        with progress:
+            for window in _windows(texts, limit):
+                part = self.encode(
+                    window,
+                    dense=dense,
+                    sparse=sparse,
+                    colbert=colbert,
+                    max_length=limit,
+                    show_progress=False,
+                )
+                progress.update(len(window))
+                yield part
+
+    def _encode_tokens(
+        self,
+        tokens: TokenIds,
+        outputs: Outputs,
+        options: HeadOptions,
+        max_texts: int | None,
+        show_progress: bool | None,
+    ) -> Embeddings:
+        lengths = np.diff(tokens.offsets)
+        weights, cut = self.runner.weights, options.truncate_dim
+
+        def width(full: int) -> int:
+            return full if cut is None else min(full, cut)
+
+        results = Results(
+            lengths,
+            width(self.config.hidden_size) if outputs.dense else None,
+            width(weights.colbert.weight.shape[0]) if outputs.colbert and weights.colbert else None,
+            self.config.vocab_size if outputs.sparse else None,
+        )
+        with _progress(int(lengths.sum()), "tokens", show_progress) as progress:
+            for order in plan_batches(lengths, self.token_budget, max_texts):
+                batch = pack_texts(tokens, order, self.config)
+                results.add(order, self.runner.run(batch, outputs, options))
+                progress.update(batch.n_tokens)
+        return results.finish(lengths.astype(np.int32), tokens.truncated)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ProcessError(
+                f"engine: made in process {self._pid} and used in its forked child {os.getpid()}; "
+                "load it after the fork, or start workers with the 'spawn' method"
+            )
+
+    def _check_outputs(
+        self, dense: bool | None, sparse: bool | None, colbert: bool | None
+    ) -> Outputs:
+        chosen: dict[str, bool] = {}
+        for name, asked in (("dense", dense), ("sparse", sparse), ("colbert", colbert)):
+            has = bool(getattr(self.outputs, name))
+            if asked and not has:
+                raise InputError(
+                    f"{name}: expected None or False, found True: "
+                    f"{self.path} has no {name}_linear.pt"
+                )
+            chosen[name] = has if asked is None else bool(asked)
+        if not any(chosen.values()):
+            raise InputError("dense, sparse, colbert: expected at least one, found none")
+        return Outputs(**chosen)
+
+    def _check_max_length(self, max_length: int) -> int:
+        if not isinstance(max_length, int | np.integer) or isinstance(max_length, bool):
+            raise InputError(f"max_length: expected an integer, found {max_length!r}")
+        if max_length < 3:
+            raise InputError(f"max_length: expected at least 3, found {max_length}")
+        limit = self.config.max_length
+        if max_length > limit and not self._clamp_said:
+            self._clamp_said = True
+            warnings.warn(
+                f"max_length: {max_length} is more than this model's {limit}, which is used",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return min(int(max_length), limit)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}: expected a positive integer, found {value!r}")
+
+
+def _check_texts(texts: Any) -> Sequence[str | Sequence[int]]:
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, list | tuple):
+        hint = "; for an iterator use encode_iter" if hasattr(texts, "__next__") else ""
+        raise InputError(
+            f"texts: expected a str or a list of str, found {type(texts).__name__}{hint}"
+        )
+    return texts  # pyright: ignore[reportUnknownVariableType] - the tokenizer checks each element
+
+
+def _windows(
+    texts: Iterable[str | Sequence[int]], max_length: int
+) -> Iterator[list[str | Sequence[int]]]:
+    if isinstance(texts, str):
+        raise InputError("texts: expected an iterable of texts, found a single str")
+    window: list[str | Sequence[int]] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        # A text costs memory for the tokens it keeps, however long it is.
+        characters += min(len(text), 8 * max_length) if hasattr(text, "__len__") else 0
+        if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
+
+
+def _progress(total: int | None, unit: str, show: bool | None) -> Any:
+    from tqdm import tqdm
+
+    # disable=None makes tqdm print on a terminal only; short work stays silent there as well.
+    return tqdm(total=total, unit=unit, disable=None if show is None else not show, delay=1.0)

@@ -1,0 +1,486 @@
+"""`BGEM3FlagModel` with FlagEmbedding 1.4.2's names, arguments, keys, types and shapes.
+
+The reference is `FlagEmbedding.inference.embedder.encoder_only.m3.M3Embedder`. Departures on
+purpose are listed in the README.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from functools import cached_property, partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from m3fast.config import read_json
+from m3fast.engine import Engine
+from m3fast.errors import InputError
+from m3fast.pool import Pool, gather, serve, start_pool, stop_pool, submit
+from m3fast.flagscores import (
+    SCORES,
+    check_sentence_pairs,
+    combine,
+    lexical_matching_score,
+)
+from m3fast.scoring import all_scores, check_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from m3fast.types import Embeddings, SparseRows
+
+Encoded = dict[str, Any]
+# Read from **kwargs by the reference's encode_corpus, or accepted by other peers' wrappers.
+KNOWN_KWARGS = {"passage_instruction_for_retrieval", "passage_instruction_format", "device"}
+
+
+class BGEM3FlagModel:
+    """Drop-in for FlagEmbedding's class of the same name.
+
+    On a CPU everything is float32, as there, unless `use_bf16=True`. On CUDA, `use_bf16` wins over
+    `use_fp16`; fp16 gives float16 dense vectors and weights, bf16 gives float32.
+
+    Args:
+        model_name_or_path: hub id, local folder, or `m3fast-tiny`.
+        normalize_embeddings: L2-normalise dense and colbert vectors.
+        use_fp16, use_bf16: dtype on a GPU; bf16 is honoured on a CPU too.
+        query_instruction_for_retrieval: put before each query with `query_instruction_format`.
+        devices: `"cpu"`, `"cuda:0"`, an int, or a list of them (one process each); None for all
+            CUDA devices, else the CPU.
+        pooling_method: `cls`, `mean` or `last_token`.
+        trust_remote_code: no code of a model is ever run; accepted for compatibility.
+        cache_dir: hub cache.
+        colbert_dim: rows expected of colbert_linear.pt; -1 for what it has.
+        batch_size: most texts per batch; within it batches are formed by tokens.
+        query_max_length, passage_max_length: tokens per text, special tokens included.
+        return_dense, return_sparse, return_colbert_vecs: outputs unless a call says otherwise.
+        truncate_dim: keep this many leading dimensions; not used by `compute_score`.
+        **kwargs: `passage_instruction_for_retrieval`, `passage_instruction_format`, `device`.
+
+    Raises:
+        CheckpointError: the model is missing or broken.
+        InputError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        normalize_embeddings: bool = True,
+        use_fp16: bool = True,
+        use_bf16: bool = False,
+        query_instruction_for_retrieval: str | None = None,
+        query_instruction_format: str = "{}{}",
+        devices: str | int | list[str] | list[int] | None = None,
+        pooling_method: str = "cls",
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        colbert_dim: int = -1,
+        batch_size: int = 256,
+        query_max_length: int = 512,
+        passage_max_length: int = 512,
+        return_dense: bool = True,
+        return_sparse: bool = False,
+        return_colbert_vecs: bool = False,
+        truncate_dim: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.model_name_or_path = model_name_or_path
+        self.normalize_embeddings = normalize_embeddings
+        self.use_fp16, self.use_bf16 = use_fp16, use_bf16
+        self.query_instruction_for_retrieval = query_instruction_for_retrieval
+        self.query_instruction_format = query_instruction_format
+        self.pooling_method, self.trust_remote_code = pooling_method, trust_remote_code
+        self.cache_dir, self.colbert_dim = cache_dir, colbert_dim
+        self.batch_size = batch_size
+        self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
+        self.return_dense, self.return_sparse = return_dense, return_sparse
+        self.return_colbert_vecs, self.truncate_dim = return_colbert_vecs, truncate_dim
+        if unknown := sorted(set(kwargs) - KNOWN_KWARGS):
+            warnings.warn(f"kwargs: {unknown} have no effect", RuntimeWarning, stacklevel=2)
+        self.kwargs = kwargs
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+        self.target_devices = self.get_target_devices(
+            kwargs.get("device") if devices is None else devices
+        )
+        self.pool: Pool | None = None
+        self._engines: dict[str, Engine] = {}
+        self._engine(self.target_devices[0])  # a broken model fails here, not at the first call
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process loads its own weights: sending them would cost more.
+        return {**self.__dict__, "_engines": {}, "pool": None, "tokenizer": None, "model": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in ("tokenizer", "model"):
+            state.pop(name)
+        self.__dict__.update(state)
+
+    def _engine(self, device: str | None) -> Engine:
+        name = device or self.target_devices[0]
+        if name not in self._engines:
+            on_cpu = name == "cpu"
+            half = "float16" if self.use_fp16 and not on_cpu else "float32"
+            self._engines[name] = Engine.from_pretrained(
+                self.model_name_or_path,
+                device=name,
+                dtype="bfloat16" if self.use_bf16 else half,
+                pooling=self.pooling_method,  # pyright: ignore[reportArgumentType] - checked there
+                normalize=self.normalize_embeddings,
+                colbert_dim=self.colbert_dim,
+                cache_dir=self.cache_dir,
+            )
+        return self._engines[name]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer as transformers' AutoTokenizer, loaded on first use."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._engine(None).path)
+
+    @cached_property
+    def model(self) -> Any:
+        """What others read of the reference's model: `.model.config`, `.colbert_linear`."""
+        engine = self._engine(None)
+        head = engine.runner.weights.colbert
+        config = SimpleNamespace(**read_json(engine.path / "config.json"))
+        linear = None
+        if head is not None:
+            rows, cols = head.weight.shape
+            linear = SimpleNamespace(out_features=rows, in_features=cols)
+        return SimpleNamespace(model=SimpleNamespace(config=config), colbert_linear=linear)
+
+    def encode_queries(
+        self,
+        queries: list[str] | str,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
+        **kwargs: Any,
+    ) -> Encoded:
+        """`encode` with the query instruction and `query_max_length`."""
+        return self.encode(
+            queries,
+            batch_size,
+            self.query_max_length if max_length is None else max_length,
+            return_dense,
+            return_sparse,
+            return_colbert_vecs,
+            instruction=self.query_instruction_for_retrieval,
+            instruction_format=self.query_instruction_format,
+            **kwargs,
+        )
+
+    def encode_corpus(
+        self,
+        corpus: list[str] | str,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
+        **kwargs: Any,
+    ) -> Encoded:
+        """`encode` with the passage instruction, if one was given to the constructor."""
+        return self.encode(
+            corpus,
+            batch_size,
+            max_length,
+            return_dense,
+            return_sparse,
+            return_colbert_vecs,
+            instruction=self.kwargs.get("passage_instruction_for_retrieval"),
+            instruction_format=self.kwargs.get("passage_instruction_format", "{}{}"),
+            **kwargs,
+        )
+
+    def encode(
+        self,
+        sentences: list[str] | str,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
+        *,
+        instruction: str | None = None,
+        instruction_format: str | None = None,
+        **kwargs: Any,
+    ) -> Encoded:
+        """Encode texts; None stands for the constructor's value.
+
+        Returns:
+            `dense_vecs` [N, H], `lexical_weights` N x defaultdict {str(token id): numpy scalar},
+            `colbert_vecs` N x [n_tokens - 1, D], in input order; None where not asked for. For a
+            single str the same without the outer axis.
+
+        Raises:
+            InputError: an argument is not as described.
+        """
+        if instruction is not None:
+            template = "{}{}" if instruction_format is None else instruction_format
+            one = isinstance(sentences, str)
+            texts = [sentences] if one else _check_list("sentences", sentences)
+            texts = [self.get_detailed_instruct(template, instruction, text) for text in texts]
+            sentences = texts[0] if one else texts
+        options = {
+            "batch_size": self.batch_size if batch_size is None else batch_size,
+            "max_length": self.passage_max_length if max_length is None else max_length,
+            "return_dense": self.return_dense if return_dense is None else return_dense,
+            "return_sparse": self.return_sparse if return_sparse is None else return_sparse,
+            "return_colbert_vecs": (
+                self.return_colbert_vecs if return_colbert_vecs is None else return_colbert_vecs
+            ),
+            **kwargs,
+        }
+        if isinstance(sentences, str) or len(self.target_devices) == 1 or not sentences:
+            return self.encode_single_device(sentences, device=self.target_devices[0], **options)
+        if self.pool is None:
+            self.pool = self.start_multi_process_pool(type(self)._encode_multi_process_worker)
+        return self.encode_multi_process(sentences, self.pool, **options)
+
+    def encode_single_device(
+        self,
+        sentences: list[str] | str,
+        batch_size: int = 256,
+        max_length: int = 512,
+        return_dense: bool = True,
+        return_sparse: bool = False,
+        return_colbert_vecs: bool = False,
+        device: str | None = None,
+        **kwargs: Any,
+    ) -> Encoded:
+        """Encode on one device; arguments and result as in `encode`."""
+        kwargs.pop("convert_to_numpy", None)  # the reference takes it and ignores it
+        _no_kwargs(kwargs)
+        engine = self._engine(device)
+        found = engine.encode(
+            sentences,
+            dense=bool(return_dense),
+            sparse=bool(return_sparse),
+            colbert=bool(return_colbert_vecs),
+            max_length=max_length,
+            max_texts=batch_size,
+            truncate_dim=self.truncate_dim,
+        )
+        half = np.float16 if engine.dtype == torch.float16 else np.float32
+        encoded: Encoded = {
+            "dense_vecs": None if found.dense is None else found.dense.astype(half, copy=False),
+            "lexical_weights": None if found.sparse is None else self._dicts(found.sparse, half),
+            "colbert_vecs": None if found.colbert is None else list(found.colbert),
+        }
+        if isinstance(sentences, str):
+            return {key: None if rows is None else rows[0] for key, rows in encoded.items()}
+        return encoded
+
+    @cached_property
+    def _id_names(self) -> list[str]:
+        # One str per vocabulary entry, shared by all dicts: half the cost of making them is str().
+        return [str(i) for i in range(self._engine(None).config.vocab_size)]
+
+    def _dicts(self, rows: SparseRows, dtype: type[np.floating[Any]]) -> list[dict[str, Any]]:
+        names = list(map(self._id_names.__getitem__, rows.indices.tolist()))
+        values = list(rows.values.astype(dtype, copy=False))
+        ends = rows.indptr.tolist()
+        return [
+            defaultdict(int, zip(names[a:b], values[a:b], strict=True))
+            for a, b in zip(ends[:-1], ends[1:], strict=True)
+        ]
+
+    def compute_score(
+        self,
+        sentence_pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        batch_size: int | None = None,
+        max_query_length: int | None = None,
+        max_passage_length: int | None = None,
+        weights_for_different_modes: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any] | list[Any]:
+        """Scores of (query, passage) pairs in every mode.
+
+        Args:
+            sentence_pairs: P pairs, or one pair.
+            batch_size: pairs worked on at a time.
+            max_query_length, max_passage_length: tokens per text.
+            weights_for_different_modes: (dense, sparse, colbert), default (1, 1, 1).
+
+        Returns:
+            Lists of P floats under `colbert`, `sparse`, `dense`, `sparse+dense`,
+            `colbert+sparse+dense`; plain floats for one pair; `[]` for an empty list. MaxSim is
+            taken over real tokens only, the value that `colbert_score` gives.
+        """
+        options = {
+            "batch_size": self.batch_size if batch_size is None else batch_size,
+            "max_query_length": max_query_length or self.query_max_length,
+            "max_passage_length": max_passage_length or self.passage_max_length,
+            "weights_for_different_modes": weights_for_different_modes,
+            **kwargs,
+        }
+        one_device = len(self.target_devices) == 1
+        if one_device or len(sentence_pairs) == 0 or isinstance(sentence_pairs[0], str):
+            return self.compute_score_single_device(
+                sentence_pairs, device=self.target_devices[0], **options
+            )
+        pool = self.start_multi_process_pool(type(self)._compute_score_multi_process_worker)
+        try:
+            return self.compute_score_multi_process(sentence_pairs, pool, **options)
+        finally:
+            self.stop_multi_process_pool(pool)
+
+    def compute_score_single_device(
+        self,
+        sentence_pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        batch_size: int = 256,
+        max_query_length: int = 512,
+        max_passage_length: int = 512,
+        weights_for_different_modes: Sequence[float] | None = None,
+        device: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any] | list[Any]:
+        """Score on one device; arguments and result as in `compute_score`."""
+        _no_kwargs(kwargs)
+        pairs, one_pair = check_sentence_pairs(sentence_pairs)
+        weights = list(check_weights(weights_for_different_modes or (1.0, 1.0, 1.0)).values())
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size: expected a positive integer, found {batch_size!r}")
+        if not pairs:
+            return []
+        engine = self._engine(device)
+        scores: dict[str, list[float]] = {key: [] for key in SCORES}
+        for start in range(0, len(pairs), batch_size):
+            chunk = pairs[start : start + batch_size]
+            # A query with a hundred candidates, or the reverse, is encoded once.
+            queries = {q: i for i, q in enumerate(dict.fromkeys(q for q, _ in chunk))}
+            passages = {p: i for i, p in enumerate(dict.fromkeys(p for _, p in chunk))}
+            found = all_scores(
+                _encode_all(engine, list(queries), max_query_length),
+                _encode_all(engine, list(passages), max_passage_length),
+                [(queries[q], passages[p]) for q, p in chunk],
+            )
+            for key, values in combine(found, weights).items():
+                scores[key] += values.tolist()
+        return {key: values[0] for key, values in scores.items()} if one_pair else scores
+
+    def colbert_score(self, q_reps: NDArray[Any], p_reps: NDArray[Any]) -> torch.Tensor:
+        """Mean over query tokens of the best product with a passage token, a 0-d tensor.
+
+        Args:
+            q_reps: [n_q, D]; p_reps: [n_p, D], as in `colbert_vecs`.
+        """
+        products = torch.from_numpy(q_reps) @ torch.from_numpy(p_reps).T
+        return products.amax(-1).sum() / len(q_reps)
+
+    def compute_lexical_matching_score(
+        self,
+        lexical_weights_1: dict[str, float] | list[dict[str, float]],
+        lexical_weights_2: dict[str, float] | list[dict[str, float]],
+    ) -> Any:
+        """Sum of products over shared keys: a scalar for two dicts, [n, m] for two lists.
+
+        Raises:
+            InputError: one dict and one list, or something else.
+        """
+        return lexical_matching_score(lexical_weights_1, lexical_weights_2)
+
+    def convert_id_to_token(
+        self, lexical_weights: dict[str, Any] | list[dict[str, Any]]
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """The same weights keyed by token text; a dict, or a list of one, gives a dict."""
+        rows = [lexical_weights] if isinstance(lexical_weights, dict) else lexical_weights
+        decode = self._engine(None).tokenizer.decode
+        named = [{decode([int(i)]): weight for i, weight in row.items()} for row in rows]
+        return named[0] if len(named) == 1 else named
+
+    @staticmethod
+    def get_detailed_instruct(instruction_format: str, instruction: str, sentence: str) -> str:
+        """Instruction and sentence put into the format, where a literal `\\n` is a line break."""
+        return instruction_format.replace("\\n", "\n").format(instruction, sentence)
+
+    @staticmethod
+    def get_target_devices(devices: str | int | list[str] | list[int] | None) -> list[str]:
+        """Device names: all CUDA devices, or the CPU, for None.
+
+        Raises:
+            InputError: neither a str, an int, nor a list of them.
+        """
+        if devices is None:
+            return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+        listed = devices if isinstance(devices, list) else [devices]
+        if not listed or not all(isinstance(x, str | int) for x in listed):
+            raise InputError(
+                f"devices: expected a str, an int or a list of them, found {devices!r}"
+            )
+        return [x if isinstance(x, str) else f"cuda:{x}" for x in listed]
+
+    def start_multi_process_pool(self, process_target_func: Callable[..., None]) -> Pool:
+        """One spawned process per target device, running `process_target_func`."""
+        return start_pool(self.target_devices, process_target_func, self)
+
+    @staticmethod
+    def stop_multi_process_pool(pool: Pool) -> None:
+        """End a pool's processes and queues."""
+        stop_pool(pool)
+
+    def stop_self_pool(self) -> None:
+        """End the pool that `encode` started, if it did."""
+        if self.pool is not None:
+            stop_pool(self.pool)
+            self.pool = None
+
+    def __del__(self) -> None:
+        if getattr(self, "pool", None) is not None:
+            self.stop_self_pool()
+
+    def encode_multi_process(self, sentences: list[str], pool: Pool, **kwargs: Any) -> Encoded:
+        """`encode_single_device` spread over a pool, in input order."""
+        parts = gather(pool, submit(pool, _check_list("sentences", sentences), kwargs))
+        merged: Encoded = {}
+        for key, first in parts[0].items():
+            rows = [part[key] for part in parts]
+            if first is None:
+                merged[key] = None
+            elif key == "dense_vecs":
+                merged[key] = np.concatenate(rows)
+            else:
+                merged[key] = [row for part in rows for row in part]
+        return merged
+
+    def compute_score_multi_process(
+        self, pairs: Sequence[tuple[str, str]], pool: Pool, **kwargs: Any
+    ) -> dict[str, list[float]]:
+        """`compute_score_single_device` spread over a pool, in input order."""
+        parts = gather(pool, submit(pool, check_sentence_pairs(pairs)[0], kwargs))
+        return {key: [x for part in parts for x in part[key]] for key in SCORES}
+
+    @staticmethod
+    def _encode_multi_process_worker(device: str, model: BGEM3FlagModel, jobs: Any, done: Any) -> None:
+        serve(jobs, done, partial(model.encode_single_device, device=device))
+
+    @staticmethod
+    def _compute_score_multi_process_worker(
+        device: str, model: BGEM3FlagModel, jobs: Any, done: Any
+    ) -> None:
+        serve(jobs, done, partial(model.compute_score_single_device, device=device))
+
+
+def _encode_all(engine: Engine, texts: list[str], max_length: int) -> Embeddings:
+    return engine.encode(texts, dense=True, sparse=True, colbert=True, max_length=max_length)
+
+
+def _check_list(name: str, texts: Any) -> list[Any]:
+    if not isinstance(texts, list | tuple):
+        raise InputError(f"{name}: expected a str or a list of str, found {type(texts).__name__}")
+    return list(texts)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def _no_kwargs(kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise InputError(f"kwargs: expected no further arguments, found {sorted(kwargs)}")

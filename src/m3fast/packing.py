@@ -1,0 +1,27 @@
+"""Token ids of many texts -> the packed batches the encoder reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from m3fast.kernels.packing import pack
+from m3fast.types import PackedBatch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from m3fast.config import ModelConfig
+    from m3fast.tokenizer import TokenIds
+
+
+def pack_texts(tokens: TokenIds, order: NDArray[np.int64], config: ModelConfig) -> PackedBatch:
+    """Gather texts `order` of `tokens` into one batch, without padding.
+
+    Raises:
+        ValueError: a token id outside the vocabulary, naming text and id.
+    """
+    ids, positions, cu_seqlens, max_seqlen = pack(
+        tokens.ids, tokens.offsets, order, config.position_pad_id, config.vocab_size
+    )
+    return PackedBatch(ids, positions, cu_seqlens, max_seqlen)
