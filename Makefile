@@ -1,0 +1,85 @@
+# make help says what there is. Needs Python >= 3.11 with venv, its headers and a C++ compiler.
+.POSIX:
+.SUFFIXES:
+
+PYTHON = python3
+MODEL = m3fast-tiny
+PYTEST_ARGS =
+VENV = .venv
+PY = $(VENV)/bin/python
+INPUTS = pyproject.toml setup.py constraints.txt
+
+help:
+	@echo 'make demo [MODEL=...]  encode and search a small multilingual corpus, draw a picture'
+	@echo 'make test              lint, then every test (PYTEST_ARGS="-k name" for some)'
+	@echo 'make test-fast         lint, then the tests not marked slow'
+	@echo 'make lint              ruff, pyright, import layers'
+	@echo 'make bench             time against the peers, results into bench/results/'
+	@echo 'make build             wheel and sdist into dist/'
+	@echo 'make clean             remove what was built, and .venv'
+	@echo 'All of them work in .venv, made at the first call. PYTHON=... picks the interpreter.'
+
+demo: $(VENV)/demo.stamp ext
+	@$(PY) -m m3fast.demo --model '$(MODEL)'
+
+lint: $(VENV)/test.stamp ext
+	@$(PY) -m ruff check . && $(PY) -m pyright --pythonpath $(PY) && $(VENV)/bin/lint-imports
+
+# Lint failing does not hide what the tests say, nor the other way round.
+test: $(VENV)/test.stamp ext
+	@status=0; $(MAKE) -s lint || status=1; \
+	PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 $(PY) -m pytest $(PYTEST_ARGS) || status=1; exit $$status
+
+test-fast:
+	@$(MAKE) -s test PYTEST_ARGS='-m "not slow" $(PYTEST_ARGS)'
+
+bench: $(VENV)/bench.stamp ext
+	PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 $(PY) -m pytest bench/ --benchmark $(PYTEST_ARGS)
+
+build: $(VENV)/test.stamp
+	$(PY) -m build
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info src/m3fast/_C*.so
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks demo-output
+
+# ninja knows what changed in csrc/, so asking it every time costs half a second.
+ext: $(VENV)/base.stamp
+	@$(PY) -W ignore setup.py -q build_ext --inplace >$(VENV)/build.log 2>&1 \
+	|| { cat $(VENV)/build.log; exit 1; }
+
+# Headers and compiler are looked for before minutes of downloads, not after.
+$(VENV)/base.stamp: $(INPUTS)
+	@for p in $(PYTHON) python3.14 python3.13 python3.12 python3.11; do \
+	    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; p=; \
+	done; \
+	test -n "$$p" || { echo 'm3fast needs Python 3.11 or newer and found none: install one, or' \
+	    'pass PYTHON=/path/to/python3' >&2; exit 1; }; \
+	$$p -c 'import venv, ensurepip' 2>/dev/null || { echo "m3fast needs $$p's venv and ensurepip" \
+	    'modules: install them (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }; \
+	$$p -c 'import os, sys, sysconfig; p = sysconfig.get_path("include"); \
+	    sys.exit(not os.path.exists(p + "/Python.h"))' || { echo "m3fast needs the C headers of" \
+	    "$$p: install them (Debian, Ubuntu: apt install python3-dev)" >&2; exit 1; }; \
+	cxx=; for c in $${CXX:-g++ c++ clang++}; do command -v $$c >/dev/null && cxx=$$c && break; done; \
+	test -n "$$cxx" || { echo 'm3fast needs a C++17 compiler and found none: install one (Debian,' \
+	    'Ubuntu: apt install g++) or set CXX' >&2; exit 1; }; \
+	$$p -m venv $(VENV)
+	@$(PY) -c 'import tomllib; f = open("pyproject.toml", "rb"); \
+	    print(*tomllib.load(f)["build-system"]["requires"], sep="\n")' >$(VENV)/build-requires.txt
+	$(PY) -m pip install -q -r $(VENV)/build-requires.txt
+	@touch $@
+
+# One pip call each, under the constraints: FlagEmbedding must not choose torch.
+$(VENV)/demo.stamp: $(VENV)/base.stamp
+	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/base.stamp
+	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/bench.stamp: $(VENV)/base.stamp
+	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[bench]'
+	@touch $@ $(VENV)/demo.stamp $(VENV)/test.stamp
+
+.PHONY: help demo lint test test-fast bench build clean ext
