@@ -7,7 +7,6 @@ training remnants are never read.
 
 from __future__ import annotations
 
-import json
 import pickle
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from m3fast.config import ModelConfig
+from m3fast.config import read_json
 from m3fast.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from m3fast.config import ModelConfig
 
 TINY = "m3fast-tiny"
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
@@ -237,8 +238,8 @@ def _open_tensors(path: Path, stack: ExitStack) -> _Tensors:
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index}: expected a weight_map, found {error!r}") from error
         return _safetensors([path / name for name in names], stack)
     if single.exists():

@@ -130,7 +130,8 @@ def _pooling(file: Path) -> Pooling:
         "pooling_mode_mean_tokens": "mean",
         "pooling_mode_lasttoken": "last_token",
     }
-    chosen = [key for key, value in raw.items() if key.startswith("pooling_mode_") and value is True]
+    modes = (key for key in raw if key.startswith("pooling_mode_"))
+    chosen = [key for key in modes if raw[key] is True]
     if len(chosen) != 1 or chosen[0] not in known:
         raise CheckpointError(f"{file}: expected exactly one of {list(known)} true, found {chosen}")
     return known[chosen[0]]

@@ -16,7 +16,7 @@ from m3fast.kernels.gelu import bias_gelu_
 from m3fast.kernels.layernorm import add_layernorm, embed_layernorm
 
 if TYPE_CHECKING:
-    from m3fast.checkpoint import Layer, Norm, Weights
+    from m3fast.checkpoint import Layer, Weights
     from m3fast.config import ModelConfig
 
 
@@ -77,9 +77,6 @@ def _layer(
 ) -> torch.Tensor:
     rows, hidden = x.shape
 
-    def add_norm(y: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor, n: Norm) -> torch.Tensor:
-        return add_layernorm(y, residual, bias, n.weight, n.bias, config.layer_norm_eps)
-
     qkv = space.take("qkv", rows, 3 * hidden, x)
     torch.addmm(layer.qkv.bias, x, layer.qkv.weight.t(), out=qkv)
     attended = varlen_attention(
@@ -87,8 +84,10 @@ def _layer(
     )
     # The biases of out, up and down ride in the next elementwise kernel.
     projected = torch.mm(attended, layer.out.weight.t(), out=space.take("hidden", rows, hidden, x))
-    x = add_norm(projected, x, layer.out.bias, layer.attention_norm)
+    norm, eps = layer.attention_norm, config.layer_norm_eps
+    x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps)
     inner = space.take("inner", rows, config.ffn_size, x)
     bias_gelu_(torch.mm(x, layer.up.weight.t(), out=inner), layer.up.bias)
     down = torch.mm(inner, layer.down.weight.t(), out=space.take("hidden", rows, hidden, x))
-    return add_norm(down, x, layer.down.bias, layer.output_norm)
+    norm = layer.output_norm
+    return add_layernorm(down, x, layer.down.bias, norm.weight, norm.bias, eps)

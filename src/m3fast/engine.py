@@ -104,9 +104,9 @@ class Engine:
         as_dtype = pick_dtype(dtype, on)
         if token_budget is None:
             token_budget = CPU_TOKEN_BUDGET if on.type == "cpu" else GPU_TOKEN_BUDGET
-        _check_positive("token_budget", token_budget)
+        check_positive("token_budget", token_budget)
         if truncate_dim is not None:
-            _check_positive("truncate_dim", truncate_dim)
+            check_positive("truncate_dim", truncate_dim)
         if pooling not in (None, "cls", "mean", "last_token"):
             raise InputError(
                 f"pooling: expected 'cls', 'mean' or 'last_token', found {pooling!r}"
@@ -162,11 +162,11 @@ class Engine:
         outputs = self._check_outputs(dense, sparse, colbert)
         limit = self.max_length if max_length is None else self._check_max_length(max_length)
         if max_texts is not None:
-            _check_positive("max_texts", max_texts)
+            check_positive("max_texts", max_texts)
         tokens = self.tokenizer.encode(_check_texts(texts), limit)
         options = self.options
         if truncate_dim is not None:
-            _check_positive("truncate_dim", truncate_dim)
+            check_positive("truncate_dim", truncate_dim)
             options = replace(options, truncate_dim=truncate_dim)
         return self._encode_tokens(tokens, outputs, options, max_texts, show_progress)
 
@@ -269,7 +269,8 @@ class Engine:
         return min(int(max_length), limit)
 
 
-def _check_positive(name: str, value: int) -> None:
+def check_positive(name: str, value: int) -> None:
+    """InputError naming the argument unless it is an integer above 0."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}: expected a positive integer, found {value!r}")
 

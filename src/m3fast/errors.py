@@ -14,4 +14,4 @@ class CheckpointError(M3FastError):
 
 
 class ProcessError(M3FastError, RuntimeError):
-    """An engine used where it cannot work, such as in a forked child of the process that made it."""
+    """An engine used in a forked child of the process that made it."""

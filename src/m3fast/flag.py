@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from functools import cached_property, partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,15 @@ import numpy as np
 import torch
 
 from m3fast.config import read_json
-from m3fast.engine import Engine
+from m3fast.engine import Engine, check_positive
 from m3fast.errors import InputError
-from m3fast.pool import Pool, gather, serve, start_pool, stop_pool, submit
 from m3fast.flagscores import (
     SCORES,
     check_sentence_pairs,
     combine,
     lexical_matching_score,
 )
+from m3fast.pool import Pool, gather, serve, start_pool, stop_pool, submit
 from m3fast.scoring import all_scores, check_weights
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ class BGEM3FlagModel:
         """Encode on one device; arguments and result as in `encode`."""
         kwargs.pop("convert_to_numpy", None)  # the reference takes it and ignores it
         _no_kwargs(kwargs)
+        check_positive("batch_size", batch_size)
         engine = self._engine(device)
         found = engine.encode(
             sentences,
@@ -292,7 +294,7 @@ class BGEM3FlagModel:
         ends = rows.indptr.tolist()
         return [
             defaultdict(int, zip(names[a:b], values[a:b], strict=True))
-            for a, b in zip(ends[:-1], ends[1:], strict=True)
+            for a, b in pairwise(ends)
         ]
 
     def compute_score(
@@ -349,8 +351,7 @@ class BGEM3FlagModel:
         _no_kwargs(kwargs)
         pairs, one_pair = check_sentence_pairs(sentence_pairs)
         weights = list(check_weights(weights_for_different_modes or (1.0, 1.0, 1.0)).values())
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size: expected a positive integer, found {batch_size!r}")
+        check_positive("batch_size", batch_size)
         if not pairs:
             return []
         engine = self._engine(device)
@@ -461,7 +462,9 @@ class BGEM3FlagModel:
         return {key: [x for part in parts for x in part[key]] for key in SCORES}
 
     @staticmethod
-    def _encode_multi_process_worker(device: str, model: BGEM3FlagModel, jobs: Any, done: Any) -> None:
+    def _encode_multi_process_worker(
+        device: str, model: BGEM3FlagModel, jobs: Any, done: Any
+    ) -> None:
         serve(jobs, done, partial(model.encode_single_device, device=device))
 
     @staticmethod

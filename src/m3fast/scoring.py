@@ -141,5 +141,6 @@ def check_pairs(
     """int64 [P, 2] with every row number in range, or InputError."""
     rows = np.asarray(pairs, np.int64).reshape(-1, 2)
     if len(rows) and (rows.min() < 0 or rows[:, 0].max() >= n or rows[:, 1].max() >= m):
-        raise InputError(f"pairs: expected rows below ({n}, {m}), found {rows.max(axis=0).tolist()}")
+        found = rows.max(axis=0).tolist()
+        raise InputError(f"pairs: expected rows from 0 to below ({n}, {m}), found up to {found}")
     return rows

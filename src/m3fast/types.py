@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -76,7 +77,7 @@ class SparseRows:
         ids, values, ends = self.indices.tolist(), self.values.tolist(), self.indptr.tolist()
         return [
             dict(zip(ids[a:b], values[a:b], strict=True))
-            for a, b in zip(ends[:-1], ends[1:], strict=True)
+            for a, b in pairwise(ends)
         ]
 
     def to_indices(self) -> list[list[dict[str, int | float]]]:
@@ -157,33 +158,6 @@ class Embeddings:
             self.n_tokens[chosen].copy(),
             self.truncated[chosen].copy(),
         )
-
-
-def concat(parts: Sequence[Embeddings]) -> Embeddings:
-    """Join embeddings of the same outputs, in order."""
-    first = parts[0]
-    return Embeddings(
-        None if first.dense is None else np.concatenate([p.dense for p in parts if p.dense is not None]),
-        None if first.sparse is None else _concat_sparse([p.sparse for p in parts if p.sparse is not None]),
-        None if first.colbert is None else _concat_vectors([p.colbert for p in parts if p.colbert is not None]),
-        np.concatenate([p.n_tokens for p in parts]),
-        np.concatenate([p.truncated for p in parts]),
-    )
-
-
-def _concat_sparse(parts: Sequence[SparseRows]) -> SparseRows:
-    return SparseRows(
-        join_offsets([p.indptr for p in parts]),
-        np.concatenate([p.indices for p in parts]),
-        np.concatenate([p.values for p in parts]),
-        parts[0].vocab_size,
-    )
-
-
-def _concat_vectors(parts: Sequence[TokenVectors]) -> TokenVectors:
-    return TokenVectors(
-        np.concatenate([p.values for p in parts]), join_offsets([p.offsets for p in parts])
-    )
 
 
 def join_offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
