@@ -1,4 +1,4 @@
-"""Builds m3fast._C with ninja: g++ for csrc/*.cpp, nvcc for csrc/cuda/*.cu. The rest is in pyproject.toml."""
+"""Builds m3fast._C with ninja: g++ for csrc/*.cpp, nvcc for csrc/cuda/*.cu."""
 
 import os
 import platform
@@ -35,6 +35,14 @@ def find_cxx() -> str:
     raise PlatformError("m3fast needs a C++17 compiler and found none: install g++ or set CXX")
 
 
+def find_headers() -> str:
+    """Where Python.h lies."""
+    folder = sysconfig.get_path("include")
+    if not Path(folder, "Python.h").exists():
+        raise PlatformError(f"m3fast needs {folder}/Python.h, which is not there: install python3-dev")
+    return folder
+
+
 def find_nvcc() -> str | None:
     """nvcc if the CUDA half is to be built, else None, as M3FAST_CUDA=auto|0|1 says."""
     switch = os.environ.get("M3FAST_CUDA", "auto")
@@ -56,10 +64,10 @@ class NinjaBuildExt(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
-        cxx, nvcc = find_cxx(), find_nvcc()
+        nvcc, cxx = find_nvcc(), find_cxx()
         root, temp = Path.cwd(), Path(self.build_temp).absolute()
         target = Path(self.get_ext_fullpath(ext.name)).absolute()
-        includes = [sysconfig.get_path("include"), pybind11.get_include()]
+        includes = [find_headers(), pybind11.get_include()]
         flags = [*FLAGS.split(), *(f"-isystem{p}" for p in includes)]
         flags += ["-DM3FAST_CUDA"] * bool(nvcc) + shlex.split(os.environ.get("CXXFLAGS", ""))
         if nvcc:  # it knows where its own libcudart_static.a lies
