@@ -16,7 +16,8 @@ from setuptools.errors import PlatformError
 HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.*h"))
 CPP, CU = (sorted(str(p) for p in Path("csrc").glob(g)) for g in ("*.cpp", "cuda/*.cu"))
 FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra"
-ISA = {  # by file name, x86-64 only; elsewhere such a file is compiled plain and its #ifdef empties it
+# By file name, on x86-64 only; elsewhere such a file is compiled plain and its #ifdef empties it.
+ISA = {
     "_avx2.cpp": "-mavx2 -mfma -mf16c",
     "_avx512.cpp": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma",
 }
@@ -39,7 +40,7 @@ def find_headers() -> str:
     """Where Python.h lies."""
     folder = sysconfig.get_path("include")
     if not Path(folder, "Python.h").exists():
-        raise PlatformError(f"m3fast needs {folder}/Python.h, which is not there: install python3-dev")
+        raise PlatformError(f"m3fast needs {folder}/Python.h, absent here: install python3-dev")
     return folder
 
 

@@ -115,9 +115,10 @@ def refusal(project: Path, **env: str) -> str:
 
 @pytest.mark.slow
 def test_wheel_holds_every_module_and_nothing_else(wheel_names: set[str]) -> None:
+    sources = {"m3fast": ROOT / "src/m3fast", "m3fast/kernels": ROOT / "kernels"}
     expected = {
         f"{package}/{path.relative_to(folder).as_posix()}"
-        for package, folder in (("m3fast", ROOT / "src/m3fast"), ("m3fast/kernels", ROOT / "kernels"))
+        for package, folder in sources.items()
         for path in folder.rglob("*")
         if path.suffix in (".py", ".json") or path.name == "py.typed" or "data" in path.parts
         if path.is_file() and (package != "m3fast" or "kernels" not in path.parts)
