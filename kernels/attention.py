@@ -44,6 +44,13 @@ def varlen_attention(
         raise ValueError(f"max_seqlen: {longest} was expected from cu_seqlens, got {max_seqlen}")
     scale = 1 / math.sqrt(dim) if scale is None else float(scale)
 
+    if lib := native.library_for(qkv):
+        out = torch.empty(tokens, heads * dim, dtype=qkv.dtype)
+        lib.attention(
+            qkv.data_ptr(), ends.ctypes.data, len(lengths), heads, dim, scale,
+            out.data_ptr(), native.DTYPES[qkv.dtype], native.threads(),
+        )  # fmt: skip
+        return out
     return _grouped_sdpa(qkv, ends, lengths, scale)
 
 

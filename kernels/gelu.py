@@ -26,5 +26,11 @@ def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     checks.tensor("x", x, 2, checks.FLOATS)
     checks.parameter("bias", bias, x.shape[1], x)
 
+    if lib := native.library_for(x, bias):
+        wide = bias.float()
+        lib.bias_gelu(
+            x.data_ptr(), wide.data_ptr(), *x.shape, native.DTYPES[x.dtype], native.threads()
+        )
+        return x
     y = F.gelu(x + bias).to(x.dtype)
     return y if torch.is_grad_enabled() and y.requires_grad else x.copy_(y)

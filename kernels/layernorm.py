@@ -45,6 +45,14 @@ def add_layernorm(
     if out is not None:
         checks.shape("out", checks.tensor("out", out, 2, (x.dtype,)), (rows, width))
 
+    if lib := native.library_for(x, residual, bias, weight, shift, out):
+        out = torch.empty_like(x) if out is None else out
+        wide = [None if p is None else p.float() for p in (bias, weight, shift)]
+        lib.add_layernorm(
+            x.data_ptr(), residual.data_ptr(), *(0 if p is None else p.data_ptr() for p in wide),
+            eps, out.data_ptr(), rows, width, native.DTYPES[x.dtype], native.threads(),
+        )  # fmt: skip
+        return out
     y = add_layernorm_ref(x, residual, bias, weight, shift, eps)
     return y if out is None else out.copy_(y)
 
@@ -90,4 +98,14 @@ def embed_layernorm(
         if len(index) and not 0 <= low <= high < len(table):
             raise ValueError(f"{name}: 0 to {len(table) - 1} was expected, got {low} to {high}")
 
+    lib = native.library_for(word, position, type_row, weight, shift)
+    if lib and ids.is_contiguous() and positions.is_contiguous():
+        out = word.new_empty(len(ids), word.shape[1])
+        wide = [p.float() for p in (type_row, weight, shift)]
+        lib.embed_layernorm(
+            ids.data_ptr(), positions.data_ptr(), word.data_ptr(), position.data_ptr(),
+            *(p.data_ptr() for p in wide), eps, out.data_ptr(), *out.shape,
+            native.DTYPES[word.dtype], native.threads(),
+        )  # fmt: skip
+        return out
     return embed_layernorm_ref(ids, positions, word, position, type_row, weight, shift, eps)

@@ -43,31 +43,45 @@ def maxsim(
     checks.tensor("queries", queries, 2, FLOATS)
     checks.tensor("docs", docs, 2, FLOATS)
     checks.shape("docs", docs, (docs.shape[0], queries.shape[1]))
+    if docs.device != queries.device:
+        raise ValueError(f"docs: device {queries.device} was expected, got {docs.device}")
     q_ends = checks.offsets("q_offsets", q_offsets, len(queries), None)
     d_ends = checks.offsets("d_offsets", d_offsets, len(docs), None)
     if pairs is not None:
         pairs = checks.pairs(pairs, len(q_ends) - 1, len(d_ends) - 1)
 
+    n_queries, n_docs = len(q_ends) - 1, len(d_ends) - 1
+    if docs.is_cpu and docs.is_contiguous() and (lib := native.library()):
+        wide = queries.float().contiguous()
+        kind, threads, dim = native.DTYPES[docs.dtype], native.threads(), docs.shape[1]
+        q, d = (wide.data_ptr(), q_ends.ctypes.data), (docs.data_ptr(), d_ends.ctypes.data)
+        if pairs is None:
+            out = torch.empty(n_queries, n_docs)
+            lib.maxsim(*q, n_queries, *d, n_docs, dim, out.data_ptr(), kind, threads)
+        else:
+            out = torch.empty(len(pairs))
+            rows = (pairs.ctypes.data, len(pairs))
+            lib.maxsim_pairs(*q, *d, *rows, dim, out.data_ptr(), kind, threads)
+        return out
     if pairs is None:
-        return _all_pairs(queries, q_ends, docs, d_ends)
-    out = queries.new_zeros(len(pairs), dtype=torch.float32)
-    for p, (i, j) in enumerate(pairs.tolist()):
-        a, b, c, d = q_ends[i], q_ends[i + 1], d_ends[j], d_ends[j + 1]
-        if a < b and c < d:
-            products = docs[c:d].float() @ queries[a:b].float().T
-            out[p] = products.amax(0).mean()
-    return out
+        return _all_pairs(queries.float(), q_ends, docs, d_ends)
+    scores = [
+        _all_pairs(queries[a:b].float(), np.array([0, b - a]), docs[c:d], np.array([0, d - c]))
+        for i, j in pairs.tolist()
+        for a, b, c, d in [(q_ends[i], q_ends[i + 1], d_ends[j], d_ends[j + 1])]
+    ]
+    return torch.stack(scores).view(-1) if scores else queries.new_zeros(0, dtype=torch.float32)
 
 
 def _all_pairs(
     queries: torch.Tensor, q_ends: NDArray[np.int64], docs: torch.Tensor, d_ends: NDArray[np.int64]
 ) -> torch.Tensor:
-    wide = queries.float()
-    starts, q_lengths = torch.from_numpy(q_ends[:-1]), torch.from_numpy(np.diff(q_ends))
-    out = wide.new_zeros(len(starts), len(d_ends) - 1)
-    owner = torch.repeat_interleave(torch.arange(len(starts)), q_lengths).to(wide.device)
+    """By torch alone, on any device; queries are fp32."""
+    lengths = torch.from_numpy(np.diff(q_ends))
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(queries.device)
+    out = queries.new_zeros(len(lengths), len(d_ends) - 1)
     for j, (c, d) in enumerate(pairwise(d_ends.tolist())):
         if c < d:
-            best = (docs[c:d].float() @ wide.T).amax(0)  # [Tq]
-            out[:, j] = out.new_zeros(len(starts)).index_add_(0, owner, best)
-    return out / q_lengths.clamp(min=1).to(out.device, out.dtype)[:, None]
+            best = (docs[c:d].float() @ queries.T).amax(0)  # [Tq]
+            out[:, j].index_add_(0, owner, best)
+    return out / lengths.clamp(min=1).to(out)[:, None]

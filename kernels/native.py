@@ -17,8 +17,8 @@ except ImportError as error:
 available = _extension is not None
 _warned = False
 
-# Dtypes that the vectorised operations read and write; arithmetic is fp32 in both.
-DTYPES = (torch.float32, torch.bfloat16)
+# Dtypes as the extension numbers them. Encoder operations take the first two; arithmetic is fp32.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def library() -> Any:
@@ -35,12 +35,15 @@ def library_for(*tensors: torch.Tensor | None) -> Any:
 
     Native code takes contiguous fp32 and bf16 tensors on the CPU of which none wants a gradient.
     """
-    given = [t for t in tensors if t is not None]
-    if any(t.device.type != "cpu" or t.dtype not in DTYPES for t in given):
-        return None
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        return None
-    return library() if all(t.is_contiguous() for t in given) else None
+    wants_gradient = torch.is_grad_enabled()
+    for t in tensors:
+        if t is None:
+            continue
+        if not t.is_cpu or DTYPES.get(t.dtype, 2) == 2 or not t.is_contiguous():
+            return None
+        if wants_gradient and t.requires_grad:
+            return None
+    return library()
 
 
 def threads() -> int:

@@ -41,6 +41,8 @@ def pack(
     offsets = checks.offsets("offsets", offsets, len(ids), np.int64)
     order = checks.array("order", order, np.int64)
 
+    if lib := native.library():
+        return lib.pack(ids, offsets, order, pad_id, vocab_size)
     return _pack_numpy(ids, offsets, order, pad_id, vocab_size)
 
 

@@ -44,6 +44,8 @@ def sparse_rows(
     ends = checks.offsets("cu_seqlens", cu_seqlens, len(tokens), np.int32)
     drop = np.asarray(dropped, np.int32)
 
+    if lib := native.library():
+        return lib.sparse_rows(tokens, values, ends, drop.tolist(), native.threads())
     return _sparse_rows_numpy(tokens, values, ends, drop)
 
 
@@ -88,11 +90,13 @@ def lexical_scores(
     if pairs is not None:
         pairs = checks.pairs(pairs, len(q[0]) - 1, len(d[0]) - 1)
 
+    if lib := native.library():
+        if pairs is None:
+            return lib.lexical_scores(q, d, native.threads())
+        return lib.lexical_pairs(q, d, pairs, native.threads())
     if pairs is None:
         return _lexical_numpy(q, d)
-    scores = [
-        _lexical_numpy(_one_row(q, i), _one_row(d, j))[0, 0] for i, j in pairs.tolist()
-    ]
+    scores = [_lexical_numpy(_one_row(q, i), _one_row(d, j))[0, 0] for i, j in pairs.tolist()]
     return np.array(scores, np.float32)
 
 

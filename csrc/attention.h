@@ -1,0 +1,160 @@
+// softmax(Q K^T scale) V per text and head, without padding and without the [L, L] matrix.
+//
+// Everything is kept transposed: a vector register holds one number for each of VL queries. Scores
+// S^T [keys, queries], their maxima and sums, and the output O^T [dim, queries] then need neither
+// sums across a vector nor masks, and any length and head size is exact: keys and dim are rows of
+// register tiles, only queries are rounded up to a vector, and lanes without a query are not written.
+#pragma once
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "tile.h"
+
+namespace m3::M3_ISA {
+
+constexpr int64_t KEYS = 48;      // keys per block: K and V blocks of 12 KB each at dim 64
+constexpr int64_t QUERIES = 256;  // most queries of one task: they share the copies of K and V
+
+template <class T>
+struct Attention {
+  const T* qkv;  // [T, 3, heads, dim]
+  int64_t heads, dim;
+  float scale;  // log2(e) included: exponentials are of base 2
+  T* out;       // [T, heads, dim]
+};
+
+struct Scratch {
+  Scratch(int64_t dim, int64_t panels)
+      : q(panels * PANEL * dim), o(panels * PANEL * dim), top(panels * PANEL),
+        total(panels * PANEL), k(KEYS * dim), v(KEYS * dim), s(KEYS * PANEL), rows(PANEL * dim) {}
+  Buffer q, o;        // per panel [dim][lanes]
+  Buffer top, total;  // per panel [lanes]: running maximum, sum of exponentials
+  Buffer k, v;        // [KEYS][dim]
+  Buffer s;           // [KEYS][lanes]
+  Buffer rows;        // [PANEL][dim]
+};
+
+// One block of n keys for one panel of W * VL queries.
+template <int W>
+void attend(const Scratch& m, int64_t panel, int64_t dim, int64_t n, bool first_block) {
+  constexpr int LANES = W * VL;
+  const float* q = m.q + panel * PANEL * dim;
+  float* o = m.o + panel * PANEL * dim;
+  float *tops = m.top + panel * PANEL, *totals = m.total + panel * PANEL;
+
+  vf top[W], before[W], total[W] = {}, fade[W];
+  for (int w = 0; w < W; ++w) top[w] = before[w] = load(tops + w * VL);
+  over_tiles(n, [&](auto count, int64_t key) M3_LAMBDA_INLINE {
+    constexpr int R = decltype(count)::value;
+    vf acc[R][W];
+    multiply<R, W>(m.k + key * dim, dim, 1, q, dim, acc);
+    for (int r = 0; r < R; ++r)
+      for (int w = 0; w < W; ++w) {
+        top[w] = max(top[w], acc[r][w]);
+        store(m.s + (key + r) * LANES + w * VL, acc[r][w]);
+      }
+  });
+  for (int64_t key = 0; key < n; ++key)
+    for (int w = 0; w < W; ++w) {
+      float* s = m.s + key * LANES + w * VL;
+      const vf p = exp2(load(s) - top[w]);
+      total[w] += p;
+      store(s, p);
+    }
+  for (int w = 0; w < W; ++w) {
+    fade[w] = exp2(before[w] - top[w]);  // what earlier blocks shrink by
+    store(tops + w * VL, top[w]);
+    store(totals + w * VL, first_block ? total[w] : load(totals + w * VL) * fade[w] + total[w]);
+  }
+  over_tiles(dim, [&](auto count, int64_t d) M3_LAMBDA_INLINE {
+    constexpr int R = decltype(count)::value;
+    vf acc[R][W];
+    multiply<R, W>(m.v + d, 1, dim, m.s, n, acc);
+    for (int r = 0; r < R; ++r)
+      for (int w = 0; w < W; ++w) {
+        float* to = o + (d + r) * LANES + w * VL;
+        store(to, first_block ? acc[r][w] : load(to) * fade[w] + acc[r][w]);
+      }
+  });
+}
+
+// Queries [first, first + count) of the text of `length` tokens that begins at token `start`.
+template <class T>
+void attend_queries(const Attention<T>& a, const Scratch& m, int64_t start, int64_t length,
+                    int64_t head, int64_t first, int64_t count) {
+  const int64_t dim = a.dim, width = a.heads * dim;
+  const T* text = a.qkv + start * 3 * width + head * dim;
+  const auto live = [=](int64_t panel) { return std::min<int64_t>(PANEL, count - panel * PANEL); };
+  const auto lanes = [=](int64_t panel) { return live(panel) <= VL ? VL : PANEL; };
+  const int64_t panels = (count + PANEL - 1) / PANEL;
+
+  for (int64_t p = 0; p < panels; ++p) {
+    for (int64_t i = 0; i < lanes(p); ++i)
+      if (i < live(p))
+        widen(text + (first + p * PANEL + i) * 3 * width, m.rows + i * dim, dim, a.scale);
+      else
+        std::fill_n(m.rows + i * dim, dim, 0.f);
+    transpose(m.rows, dim, m.q + p * PANEL * dim, lanes(p), lanes(p), dim);
+    std::fill_n(m.top + p * PANEL, PANEL, -__builtin_inff());
+  }
+  for (int64_t key = 0; key < length; key += KEYS) {
+    const int64_t n = std::min(KEYS, length - key);
+    for (int64_t j = 0; j < n; ++j) {
+      const T* row = text + (key + j) * 3 * width + width;
+      widen(row, m.k + j * dim, dim, 1.f);
+      widen(row + width, m.v + j * dim, dim, 1.f);
+    }
+    for (int64_t p = 0; p < panels; ++p)
+      if (lanes(p) == VL)
+        attend<1>(m, p, dim, n, key == 0);
+      else
+        attend<2>(m, p, dim, n, key == 0);
+  }
+  for (int64_t p = 0; p < panels; ++p) {
+    transpose(m.o + p * PANEL * dim, lanes(p), m.rows, dim, dim, lanes(p));
+    for (int64_t i = 0; i < live(p); ++i) {
+      T* to = a.out + (start + first + p * PANEL + i) * width + head * dim;
+      const float scale = 1 / m.total[p * PANEL + i];
+      const float* row = m.rows + i * dim;
+      sweep(dim, [=](int64_t c, int64_t n) M3_LAMBDA_INLINE { store(to + c, load(row + c, n) * scale, n); });
+    }
+  }
+}
+
+template <class T>
+void attention(const Attention<T>& a, const int32_t* cu_seqlens, int64_t texts, int threads) {
+  struct Task {
+    int64_t text, first, count;
+  };
+  const auto length = [=](int64_t i) { return int64_t{cu_seqlens[i + 1]} - cu_seqlens[i]; };
+  std::vector<int64_t> order(texts);
+  std::iota(order.begin(), order.end(), 0);
+  // Longest first, so that the last tasks to finish are small ones.
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t i, int64_t j) { return length(i) > length(j); });
+  std::vector<Task> blocks;
+  int64_t most = 0;
+  for (int64_t i : order) {
+    const int64_t parts = (length(i) + QUERIES - 1) / QUERIES;
+    for (int64_t p = 0; p < parts; ++p) {
+      // In whole panels, as equal as they come.
+      const int64_t all = (length(i) + PANEL - 1) / PANEL;
+      const int64_t first = all * p / parts * PANEL;
+      const int64_t last = std::min(length(i), all * (p + 1) / parts * PANEL);
+      blocks.push_back({i, first, last - first});
+      most = std::max(most, last - first);
+    }
+  }
+  parallel_for(static_cast<int64_t>(blocks.size()) * a.heads, threads, [&](Tasks& tasks) {
+    const Scratch scratch(a.dim, (most + PANEL - 1) / PANEL);
+    for (int64_t t; tasks.next(t);) {
+      const Task& b = blocks[t / a.heads];
+      attend_queries(a, scratch, cu_seqlens[b.text], length(b.text), t % a.heads, b.first, b.count);
+    }
+  });
+}
+
+}  // namespace m3::M3_ISA

@@ -1,0 +1,174 @@
+// The Python module m3fast._C; the only pybind11 file. Ragged data come and go as numpy arrays, tensors
+// as addresses with sizes: callers in kernels/ have checked them. Work is done without the GIL.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "check.h"
+#include "kernels.h"
+#include "lexical.h"
+#include "pack.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+using namespace m3;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;  // never cast: arguments are declared noconvert
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+py::tuple pack_texts(const Array<int32_t>& ids, const Array<int64_t>& offsets,
+                     const Array<int64_t>& order, std::optional<int32_t> pad_id, int64_t vocab_size) {
+  const Texts texts{ids.data(), offsets.data(), offsets.size() - 1, order.data(), order.size()};
+  PackSize size;
+  {
+    py::gil_scoped_release unlocked;
+    size = pack_size(texts);
+  }
+  Array<int32_t> packed(size.tokens), positions(size.tokens), cu_seqlens(order.size() + 1);
+  int32_t *a = packed.mutable_data(), *b = positions.mutable_data(), *c = cu_seqlens.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    pack(texts, pad_id, vocab_size, a, b, c);
+  }
+  return py::make_tuple(packed, positions, cu_seqlens, size.longest);
+}
+
+py::tuple to_sparse_rows(const Array<int32_t>& ids, const Array<float>& weights,
+                         const Array<int32_t>& cu_seqlens, std::vector<int32_t> dropped,
+                         int threads) {
+  const int64_t texts = cu_seqlens.size() - 1;
+  const int32_t* starts = cu_seqlens.data();
+  RaggedRows rows;
+  Array<int64_t> indptr(texts + 1);
+  int64_t* ends = indptr.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    rows = sparse_rows(ids.data(), weights.data(), starts, texts, std::move(dropped), threads);
+    ends[0] = 0;
+    for (int64_t i = 0; i < texts; ++i) ends[i + 1] = ends[i] + rows.counts[i];
+  }
+  Array<int32_t> indices(ends[texts]);
+  Array<float> values(ends[texts]);
+  for (int64_t i = 0; i < texts; ++i) {
+    const size_t n = rows.counts[i];
+    std::memcpy(indices.mutable_data() + ends[i], rows.ids.data() + starts[i], n * sizeof(int32_t));
+    std::memcpy(values.mutable_data() + ends[i], rows.values.data() + starts[i], n * sizeof(float));
+  }
+  return py::make_tuple(indptr, indices, values);
+}
+
+using Rows = std::tuple<Array<int64_t>, Array<int32_t>, Array<float>>;
+
+Csr view(const Rows& rows) {
+  const auto& [indptr, indices, values] = rows;
+  return {indptr.data(), indices.data(), values.data(), indptr.size() - 1};
+}
+
+Array<float> all_lexical_scores(const Rows& queries, const Rows& docs, int threads) {
+  const Csr q = view(queries), d = view(docs);
+  Array<float> out({q.rows, d.rows});
+  float* to = out.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    lexical_scores(q, d, to, threads);
+  }
+  return out;
+}
+
+Array<float> paired_lexical_scores(const Rows& queries, const Rows& docs,
+                                   const Array<int64_t>& pairs, int threads) {
+  const int64_t count = pairs.shape(0);
+  Array<float> out(count);
+  float* to = out.mutable_data();
+  const Csr q = view(queries), d = view(docs);
+  {
+    py::gil_scoped_release unlocked;
+    lexical_pairs(q, d, pairs.data(), count, to, threads);
+  }
+  return out;
+}
+
+std::string cpu_path(const std::optional<std::string>& force) {
+  if (force) force_kernels(force->c_str());
+  return kernels().name;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("has_cuda") = false;
+  m.def("cpu_path", cpu_path, py::arg("force") = py::none(),
+        "Instructions in use: avx512, avx2 or base; `force` sets them for tests, 'auto' resets");
+  m.def("has_team", has_team, "Whether torch's OpenMP team was found");
+
+  m.def("pack", pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(),
+        py::arg("order").noconvert(), py::arg("pad_id"), py::arg("vocab_size"));
+  m.def("sparse_rows", to_sparse_rows, py::arg("ids").noconvert(), py::arg("weights").noconvert(),
+        py::arg("cu_seqlens").noconvert(), py::arg("dropped"), py::arg("threads"));
+  m.def("lexical_scores", all_lexical_scores, py::arg("queries"), py::arg("docs"),
+        py::arg("threads"));
+  m.def("lexical_pairs", paired_lexical_scores, py::arg("queries"), py::arg("docs"),
+        py::arg("pairs").noconvert(), py::arg("threads"));
+
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def(
+      "bias_gelu",
+      [](uintptr_t x, uintptr_t bias, int64_t rows, int64_t cols, int dtype, int threads) {
+        kernels().bias_gelu(at<void>(x), at<float>(bias), rows, cols, Dtype(dtype), threads);
+      },
+      unlocked);
+  m.def(
+      "add_layernorm",
+      [](uintptr_t x, uintptr_t residual, uintptr_t bias, uintptr_t weight, uintptr_t shift,
+         float eps, uintptr_t out, int64_t rows, int64_t cols, int dtype, int threads) {
+        kernels().add_layernorm(at<void>(x), at<void>(residual), at<float>(bias),
+                                {at<float>(weight), at<float>(shift), eps, cols}, at<void>(out),
+                                rows, Dtype(dtype), threads);
+      },
+      unlocked);
+  m.def(
+      "embed_layernorm",
+      [](uintptr_t ids, uintptr_t positions, uintptr_t word, uintptr_t position,
+         uintptr_t type_row, uintptr_t weight, uintptr_t shift, float eps, uintptr_t out,
+         int64_t rows, int64_t cols, int dtype, int threads) {
+        kernels().embed_layernorm(at<int32_t>(ids), at<int32_t>(positions), at<void>(word),
+                                  at<void>(position), at<float>(type_row),
+                                  {at<float>(weight), at<float>(shift), eps, cols}, at<void>(out),
+                                  rows, Dtype(dtype), threads);
+      },
+      unlocked);
+  m.def(
+      "attention",
+      [](uintptr_t qkv, uintptr_t cu_seqlens, int64_t texts, int64_t heads, int64_t dim,
+         float scale, uintptr_t out, int dtype, int threads) {
+        kernels().attention(at<void>(qkv), at<int32_t>(cu_seqlens), texts, heads, dim, scale,
+                            at<void>(out), Dtype(dtype), threads);
+      },
+      unlocked);
+  m.def(
+      "maxsim",
+      [](uintptr_t queries, uintptr_t q_offsets, int64_t n_queries, uintptr_t docs,
+         uintptr_t d_offsets, int64_t n_docs, int64_t dim, uintptr_t out, int dtype, int threads) {
+        kernels().maxsim(at<float>(queries), at<int64_t>(q_offsets), n_queries, at<void>(docs),
+                         at<int64_t>(d_offsets), n_docs, dim, at<float>(out), Dtype(dtype), threads);
+      },
+      unlocked);
+  m.def(
+      "maxsim_pairs",
+      [](uintptr_t queries, uintptr_t q_offsets, uintptr_t docs, uintptr_t d_offsets,
+         uintptr_t pairs, int64_t n_pairs, int64_t dim, uintptr_t out, int dtype, int threads) {
+        kernels().maxsim_pairs(at<float>(queries), at<int64_t>(q_offsets), at<void>(docs),
+                               at<int64_t>(d_offsets), at<int64_t>(pairs), n_pairs, dim,
+                               at<float>(out), Dtype(dtype), threads);
+      },
+      unlocked);
+}

@@ -1,0 +1,84 @@
+// The product of a few rows and a panel of columns, held in registers: the core of attention and MaxSim.
+#pragma once
+#include "simd.h"
+
+namespace m3::M3_ISA {
+
+constexpr int ROWS = 6;          // rows of a tile; 6 x 2 accumulators + 3 fit 16 vector registers
+constexpr int PANEL = 2 * VL;    // columns of a full panel, two vectors
+
+// acc[r][w] = sum over k < depth of a[r * row + k * step] * b[k][w], b being [depth][W * VL].
+template <int R, int W>
+M3_INLINE void multiply(const float* a, int64_t row, int64_t step, const float* b, int64_t depth,
+                        vf (&acc)[R][W]) {
+  vf t[R][W] = {};
+  for (int64_t k = 0; k < depth; ++k, a += step, b += W * VL) {
+    vf column[W];
+    for (int w = 0; w < W; ++w) column[w] = load(b + w * VL);
+    for (int r = 0; r < R; ++r) {
+      const vf x = splat(a[r * row]);
+      for (int w = 0; w < W; ++w) t[r][w] += x * column[w];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < W; ++w) acc[r][w] = t[r][w];
+}
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// body(Count<R>, first): [0, n) in runs of R <= ROWS rows, as equal as they come, since a run of
+// one or two rows waits for its own additions.
+template <class Body>
+M3_INLINE void over_tiles(int64_t n, Body&& body) {
+  const int64_t tiles = (n + ROWS - 1) / ROWS;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = n * t / tiles, count = n * (t + 1) / tiles - first;
+    switch (count) {
+      case 1: body(Count<1>{}, first); break;
+      case 2: body(Count<2>{}, first); break;
+      case 3: body(Count<3>{}, first); break;
+      case 4: body(Count<4>{}, first); break;
+      case 5: body(Count<5>{}, first); break;
+      default: body(Count<6>{}, first);
+    }
+  }
+}
+
+// to[c][r] = from[r][c]; rows and columns beyond a multiple of 4 go one by one.
+inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row, int64_t rows,
+                      int64_t cols) {
+  typedef float v4 __attribute__((vector_size(16)));
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    int64_t c = 0;
+    for (; c + 4 <= cols; c += 4) {
+      const float* f = from + r * from_row + c;
+      const v4 a = load_as<v4>(f), b = load_as<v4>(f + from_row);
+      const v4 d = load_as<v4>(f + 2 * from_row), e = load_as<v4>(f + 3 * from_row);
+      const v4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+      const v4 de = __builtin_shufflevector(d, e, 0, 4, 1, 5);
+      const v4 ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const v4 de2 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
+      const v4 out[4] = {
+          __builtin_shufflevector(ab, de, 0, 1, 4, 5), __builtin_shufflevector(ab, de, 2, 3, 6, 7),
+          __builtin_shufflevector(ab2, de2, 0, 1, 4, 5),
+          __builtin_shufflevector(ab2, de2, 2, 3, 6, 7)};
+      for (int i = 0; i < 4; ++i) std::memcpy(to + (c + i) * to_row + r, &out[i], sizeof(v4));
+    }
+    for (; c < cols; ++c)
+      for (int i = 0; i < 4; ++i) to[c * to_row + r + i] = from[(r + i) * from_row + c];
+  }
+  for (; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) to[c * to_row + r] = from[r * from_row + c];
+}
+
+// n elements of any dtype as floats times scale.
+template <class T>
+M3_INLINE void widen(const T* from, float* to, int64_t n, float scale) {
+  sweep(n, [=](int64_t c, int64_t m) M3_LAMBDA_INLINE { store(to + c, load(from + c, m) * scale, m); });
+}
+
+}  // namespace m3::M3_ISA
