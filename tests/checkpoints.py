@@ -25,7 +25,7 @@ TEXTS = [
     "สวัสดีชาวโลก วันนี้อากาศดีมาก",
     "the the the the same token again and again the the",
     "x",
-    " ".join(f"word{i} number {i * 37}" for i in range(60)),
+    " ".join(f"word{i} number {i * 37}" for i in range(25)),
     "🙂 emoji and \u0000 NUL and \ufb01 ligature",
 ]
 

@@ -86,7 +86,7 @@ def resolve(model: str | Path, cache_dir: str | Path | None = None) -> Path:
     if str(model) == TINY:
         return Path(__file__).parent / "data" / TINY
     path = Path(model).expanduser()
-    if path.is_dir():
+    if path.is_dir() and str(model):  # Path("") would be the current folder
         return path
     if path.exists():
         raise CheckpointError(f"model: expected a folder, found the file {str(model)!r}")

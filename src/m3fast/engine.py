@@ -50,7 +50,7 @@ class Engine:
         tokenizer: Tokenizer,
         path: Path,
         *,
-        max_length: int,
+        max_length: int | None,
         token_budget: int,
         options: HeadOptions,
     ) -> None:
@@ -64,7 +64,8 @@ class Engine:
         self._pid = os.getpid()
         self._clamp_said = False
         self.max_length = self.config.max_length
-        self.max_length = self._check_max_length(max_length)
+        if max_length is not None:
+            self.max_length = self._check_max_length(max_length)
 
     @classmethod
     def from_pretrained(
@@ -73,7 +74,7 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
-        max_length: int = 8192,
+        max_length: int | None = None,
         token_budget: int | None = None,
         pooling: Pooling | None = None,
         normalize: bool = True,
@@ -88,7 +89,8 @@ class Engine:
             device: `auto`, `cpu` or `cuda[:n]`.
             dtype: `auto` (bfloat16 where the hardware multiplies it, else float32), `float32`,
                 `float16` or `bfloat16`.
-            max_length: most tokens per text; clamped to the model's limit, with one warning.
+            max_length: most tokens per text; None for the model's limit (8,192 for BGE-M3), to
+                which a larger value is clamped, with one warning.
             token_budget: tokens per batch; None for the device's default.
             pooling: `cls`, `mean` or `last_token`; None for what the checkpoint says.
             normalize: L2-normalise dense and colbert vectors.

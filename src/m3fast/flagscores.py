@@ -56,12 +56,10 @@ def lexical_matching_score(first: Any, second: Any) -> Any:
             columns.setdefault(key, len(columns))
 
     def matrix(rows: list[dict[Any, Any]]) -> Any:
-        values = np.array([w for row in rows for w in row.values()] or [0.0])
+        # float64, as the reference gives wherever a score is 0; scipy has no float16.
+        values = np.array([w for row in rows for w in row.values()], np.float64)
         indptr = np.cumsum([0, *map(len, rows)])
         indices = np.array([columns[key] for row in rows for key in row], np.int64)
-        # scipy has no float16; the sums are better in float32 anyway.
-        values = values.astype(np.result_type(values.dtype, np.float32), copy=False)
-        shape = (len(rows), max(1, len(columns)))
-        return csr_array((values[: len(indices)], indices, indptr), shape=shape)
+        return csr_array((values, indices, indptr), shape=(len(rows), max(1, len(columns))))
 
     return (matrix(first) @ matrix(second).T).toarray()
