@@ -95,8 +95,8 @@ def run(model: str, out: Path, device: str, dtype: str) -> None:
     if untrained and embeddings.colbert is not None:
         _print_parity(console, engine, corpus, embeddings)
     if embeddings.colbert is not None:
-        print_path = _draw(out / "alignment.png", engine, corpus, embeddings, untrained)
-        console.print(f"picture: {print_path}", soft_wrap=True)
+        picture = _draw(out / "alignment.png", engine, corpus, embeddings, untrained)
+        console.print(f"picture: {picture}", soft_wrap=True)
 
 
 def _print_machine(console: Console, model: str, engine: Engine) -> None:
@@ -214,7 +214,7 @@ def _token_row(engine: Engine, text: str, found: Embeddings) -> TokenRow:
     ids = engine.tokenizer.encode([text], engine.max_length).ids.tolist()[1:]
     weights = found.sparse.to_dicts()[0]
     return TokenRow(
-        engine.tokenizer.convert_ids_to_tokens(ids),
+        [str(engine.tokenizer.convert_ids_to_tokens(i)) for i in ids],
         np.array([weights.get(i, 0.0) for i in ids], np.float32),
         found.colbert[0].astype(np.float32),
     )
