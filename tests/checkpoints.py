@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import m3fast
 
 TINY = Path(m3fast.__file__).parent / "data" / "m3fast-tiny"
+TINY_VOCAB = json.loads((TINY / "config.json").read_text())["vocab_size"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 TEXTS = [
@@ -45,12 +46,14 @@ def make_checkpoint(
     safetensors: bool = True,
     prefix: str = "",
     pooling: str | None = None,
+    tokenizer: Path = TINY,
+    vocab: int = TINY_VOCAB,
 ) -> Path:
-    """Write a random encoder (biases and LayerNorms random too) with m3fast-tiny's tokenizer."""
+    """Write a random encoder, its biases and LayerNorms random too."""
     path.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        shutil.copyfile(TINY / name, path / name)
-    vocab = json.loads((TINY / "config.json").read_text())["vocab_size"]
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, path / name)
     config = {
         "model_type": model_type,
         "architectures": [{"bert": "BertModel", "roberta": "RobertaModel"}.get(

@@ -110,6 +110,14 @@ def test_random_texts(models, seed) -> None:
     assert_same(*(m.encode(texts, **ALL) for m in models))
 
 
+def test_8192_tokens(tmp_path) -> None:
+    path = make_checkpoint(tmp_path, hidden=16, heads=2, layers=1, ffn=16, positions=8194)
+    texts = [" ".join(TEXTS * 60), "short", " ".join(TEXTS[:5] * 9)]
+    found = [m.encode(texts, max_length=8192, **ALL) for m in both(path)]
+    assert len(found[1]["colbert_vecs"][0]) == 8191
+    assert_same(*found)
+
+
 def test_queries_and_corpus(path) -> None:
     models = both(
         path,

@@ -46,6 +46,7 @@ def encode(
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     space: Workspace,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hidden states of packed tokens.
 
@@ -53,17 +54,20 @@ def encode(
         ids: int32 [T]; positions: int32 [T]; cu_seqlens: int32 [N + 1].
         max_seqlen: longest text of the batch.
         space: buffers to compute in; the result does not live in it.
+        rows: int64 [R], the only tokens whose last hidden states are wanted; None for all. The
+            last layer then does its out projection and feed-forward for these alone.
 
     Returns:
-        Last hidden states [T, H], in the dtype of the weights.
+        Last hidden states [T, H] or [R, H], in the dtype of the weights.
     """
     norm = weights.embedding_norm
     x = embed_layernorm(
         ids, positions, weights.word, weights.position, weights.type_row,
         norm.weight, norm.bias, config.layer_norm_eps,
     )  # fmt: skip
-    for layer in weights.layers:
-        x = _layer(config, layer, x, cu_seqlens, max_seqlen, space)
+    last = len(weights.layers) - 1
+    for i, layer in enumerate(weights.layers):
+        x = _layer(config, layer, x, cu_seqlens, max_seqlen, space, rows if i == last else None)
     return x
 
 
@@ -74,20 +78,22 @@ def _layer(
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     space: Workspace,
+    rows: torch.Tensor | None,
 ) -> torch.Tensor:
-    rows, hidden = x.shape
-
-    qkv = space.take("qkv", rows, 3 * hidden, x)
+    tokens, hidden = x.shape
+    qkv = space.take("qkv", tokens, 3 * hidden, x)
     torch.addmm(layer.qkv.bias, x, layer.qkv.weight.t(), out=qkv)
     attended = varlen_attention(
-        qkv.view(rows, 3, config.n_heads, config.head_dim), cu_seqlens, max_seqlen
+        qkv.view(tokens, 3, config.n_heads, config.head_dim), cu_seqlens, max_seqlen
     )
+    if rows is not None:
+        x, attended, tokens = x[rows], attended[rows], len(rows)
     # The biases of out, up and down ride in the next elementwise kernel.
-    projected = torch.mm(attended, layer.out.weight.t(), out=space.take("hidden", rows, hidden, x))
+    projected = torch.mm(attended, layer.out.weight.t(), out=space.take("hidden", tokens, hidden, x))
     norm, eps = layer.attention_norm, config.layer_norm_eps
     x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps)
-    inner = space.take("inner", rows, config.ffn_size, x)
+    inner = space.take("inner", tokens, config.ffn_size, x)
     bias_gelu_(torch.mm(x, layer.up.weight.t(), out=inner), layer.up.bias)
-    down = torch.mm(inner, layer.down.weight.t(), out=space.take("hidden", rows, hidden, x))
+    down = torch.mm(inner, layer.down.weight.t(), out=space.take("hidden", tokens, hidden, x))
     norm = layer.output_norm
     return add_layernorm(down, x, layer.down.bias, norm.weight, norm.bias, eps)

@@ -23,22 +23,25 @@ if TYPE_CHECKING:
     from m3fast.types import PackedBatch
 
 
-def dense_head(
-    hidden: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    pooling: Pooling,
-    normalize: bool,
-    truncate_dim: int | None,
-) -> torch.Tensor:
-    """Pooled vectors float32 [N, min(H, truncate_dim)] of hidden states [T, H]."""
-    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+def pooled_rows(cu_seqlens: torch.Tensor, pooling: Pooling) -> torch.Tensor | None:
+    """int64 [N], the token that stands for each text; None where it is the mean of all."""
     if pooling == "cls":
-        pooled = hidden[starts].float()
-    elif pooling == "last_token":
-        pooled = hidden[ends - 1].float()
-    else:
-        pooled = torch.segment_reduce(hidden.float(), "mean", lengths=ends - starts)
-    return _finish(pooled, normalize, truncate_dim)
+        return cu_seqlens[:-1].long()
+    return cu_seqlens[1:].long() - 1 if pooling == "last_token" else None
+
+
+def pool(
+    hidden: torch.Tensor, rows: torch.Tensor | None, cu_seqlens: torch.Tensor
+) -> torch.Tensor:
+    """[N, H] of hidden states [T, H]: the rows of `pooled_rows`, or each text's mean."""
+    if rows is not None:
+        return hidden[rows]
+    return torch.segment_reduce(hidden.float(), "mean", lengths=cu_seqlens.diff().long())
+
+
+def dense_head(pooled: torch.Tensor, normalize: bool, truncate_dim: int | None) -> torch.Tensor:
+    """Vectors float32 [N, min(H, truncate_dim)] of pooled hidden states [N, H]."""
+    return _finish(pooled.float(), normalize, truncate_dim)
 
 
 def sparse_head(

@@ -10,7 +10,7 @@ import torch
 
 from m3fast.encoder import Workspace, encode
 from m3fast.errors import InputError
-from m3fast.heads import colbert_head, dense_head, sparse_head
+from m3fast.heads import colbert_head, dense_head, pool, pooled_rows, sparse_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,6 +125,8 @@ class Runner:
         """Encode one batch; heads that are not in `outputs` are not computed."""
         with self._lock, torch.inference_mode():
             cu_seqlens = torch.from_numpy(batch.cu_seqlens)
+            rows = pooled_rows(cu_seqlens.to(self.device), options.pooling)
+            only = None if outputs.sparse or outputs.colbert else rows
             hidden = encode(
                 self.config,
                 self.weights,
@@ -133,12 +135,14 @@ class Runner:
                 cu_seqlens,
                 batch.max_seqlen,
                 self._space,
+                only,
             )
             cu_seqlens = cu_seqlens.to(self.device)
             vectors = (options.normalize, options.truncate_dim)
             dense, sparse, colbert = None, None, None
             if outputs.dense:
-                dense = dense_head(hidden, cu_seqlens, options.pooling, *vectors).cpu()
+                pooled = pool(hidden, rows, cu_seqlens) if only is None else hidden
+                dense = dense_head(pooled, *vectors).cpu()
             if outputs.sparse and self.weights.sparse is not None:
                 linear, vocab_size = self.weights.sparse, self.config.vocab_size
                 sparse = sparse_head(hidden, batch, linear, options.dropped, vocab_size)
