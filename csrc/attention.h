@@ -15,8 +15,8 @@
 
 namespace m3::M3_ISA {
 
-constexpr int64_t KEYS = 48;      // keys per block: K and V blocks of 12 KB each at dim 64
-constexpr int64_t QUERIES = 256;  // most queries of one task: they share the copies of K and V
+constexpr int64_t KEYS = 72;      // keys per block: K and V of 18 KB each at dim 64; 24 to 144 are alike
+constexpr int64_t QUERIES = 384;  // most queries of one task: they share the copies of K and V
 
 template <class T>
 struct Attention {
@@ -60,12 +60,12 @@ void attend(const Scratch& m, int64_t panel, int64_t dim, int64_t n, bool first_
   for (int64_t key = 0; key < n; ++key)
     for (int w = 0; w < W; ++w) {
       float* s = m.s + key * LANES + w * VL;
-      const vf p = exp2(load(s) - top[w]);
+      const vf p = exp2(max(splat(-126.f), load(s) - top[w]));
       total[w] += p;
       store(s, p);
     }
   for (int w = 0; w < W; ++w) {
-    fade[w] = exp2(before[w] - top[w]);  // what earlier blocks shrink by
+    fade[w] = exp2(max(splat(-126.f), before[w] - top[w]));  // what earlier blocks shrink by
     store(tops + w * VL, top[w]);
     store(totals + w * VL, first_block ? total[w] : load(totals + w * VL) * fade[w] + total[w]);
   }

@@ -26,18 +26,17 @@ void over_rows(int64_t rows, int64_t cols, int threads, Body body) {
 // 2e-5 of it in the negative tail. Beyond 8.5 the tail is below 1e-16 and is kept as it is there.
 M3_INLINE vf gelu(vf y) {
   const vf a = min((vf)((vu)y & 0x7fffffff), splat(8.5f));
-  vf g = splat(-4.695065580119688e-09f);
-  g = g * a + 1.9252879512743255e-07f;
-  g = g * a + -3.2567908521989458e-06f;
-  g = g * a + 2.7974546345509036e-05f;
-  g = g * a + -0.00010002030718140104f;
-  g = g * a + -0.0003986839536177323f;
-  g = g * a + 0.007463934531238146f;
-  g = g * a + -0.05280756428491841f;
-  g = g * a + -0.45909772270814475f;
-  g = g * a + -1.15111810404335f;
-  g = g * a + -1.f;
-  return max(vf{}, y) - a * exp2(g);
+  const vf aa = a * a;
+  vf odd = 1.9252879512743255e-07f * aa + 2.7974546345509036e-05f;
+  odd = odd * aa + -0.0003986839536177323f;
+  odd = odd * aa + -0.05280756428491841f;
+  odd = odd * aa + -1.15111810404335f;
+  vf even = -4.695065580119688e-09f * aa + -3.2567908521989458e-06f;
+  even = even * aa + -0.00010002030718140104f;
+  even = even * aa + 0.007463934531238146f;
+  even = even * aa + -0.45909772270814475f;
+  even = even * aa + -1.f;
+  return max(vf{}, y) - a * exp2(odd * a + even);
 }
 
 template <class T>

@@ -17,6 +17,8 @@ def varlen_attention(
     cu_seqlens: torch.Tensor | NDArray[np.int32],
     max_seqlen: int,
     scale: float | None = None,
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """out[i] = softmax(Q[i]·K[i]ᵀ·scale)·V[i] for each text i and head, in both directions.
 
@@ -25,6 +27,7 @@ def varlen_attention(
         cu_seqlens: int32 [N + 1] on the CPU, text i owns tokens cu_seqlens[i]:cu_seqlens[i + 1].
         max_seqlen: length of the longest text, in tokens.
         scale: factor of the products, 1/√D if None.
+        out: [T, H·D] to write into; a new tensor if None.
 
     Returns:
         [T, H·D] in the dtype of `qkv`; sums are kept in fp32.
@@ -44,14 +47,18 @@ def varlen_attention(
         raise ValueError(f"max_seqlen: {longest} was expected from cu_seqlens, got {max_seqlen}")
     scale = 1 / math.sqrt(dim) if scale is None else float(scale)
 
-    if lib := native.library_for(qkv):
-        out = torch.empty(tokens, heads * dim, dtype=qkv.dtype)
+    if out is not None:
+        checks.output(out, (tokens, heads * dim), qkv)
+
+    if lib := native.library_for(qkv, out):
+        out = qkv.new_empty(tokens, heads * dim) if out is None else out
         lib.attention(
             qkv.data_ptr(), ends.ctypes.data, len(lengths), heads, dim, scale,
             out.data_ptr(), native.DTYPES[qkv.dtype], native.threads(),
         )  # fmt: skip
         return out
-    return _grouped_sdpa(qkv, ends, lengths, scale)
+    result = _grouped_sdpa(qkv, ends, lengths, scale)
+    return result if out is None else out.copy_(result)
 
 
 def _grouped_sdpa(

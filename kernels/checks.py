@@ -33,6 +33,14 @@ def shape(name: str, value: torch.Tensor, expected: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: shape {list(expected)} was expected, got {list(value.shape)}")
 
 
+def output(out: object, expected: tuple[int, int], like: torch.Tensor) -> None:
+    """A matrix to write into, with the dtype and device of `like`."""
+    matrix = tensor("out", out, 2, (like.dtype,))
+    shape("out", matrix, expected)
+    if matrix.device != like.device:
+        raise ValueError(f"out: device {like.device} was expected, got {matrix.device}")
+
+
 def parameter(name: str, value: object, size: int, like: torch.Tensor) -> torch.Tensor:
     """A vector [size] on the device of `like`, in its dtype or in fp32."""
     dtypes = (like.dtype,) if like.dtype == torch.float32 else (like.dtype, torch.float32)
