@@ -55,7 +55,12 @@ def serve(jobs: Any, done: Any, work: Callable[..., Any]) -> None:
 
 
 def submit(pool: Pool, items: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """Cut items into one chunk per process; returns the number of chunks."""
+    """Cut items into one chunk per process; returns the number of chunks.
+
+    Raises:
+        M3FastError: a worker is dead.
+    """
+    _check_alive(pool)
     size = max(1, math.ceil(len(items) / len(pool["processes"])))
     chunks = [items[i : i + size] for i in range(0, len(items), size)] or [items]
     for number, chunk in enumerate(chunks):
@@ -74,15 +79,19 @@ def gather(pool: Pool, n_chunks: int) -> list[Any]:
         try:
             number, result = pool["output"].get(timeout=1.0)
         except queue.Empty:
-            dead = [p.exitcode for p in pool["processes"] if not p.is_alive()]
-            if dead:
-                raise M3FastError(f"pool: a worker process died with exit code {dead[0]}") from None
+            _check_alive(pool)
             continue
         results[number] = result
     for result in results.values():
         if isinstance(result, Exception):
             raise result
     return [results[number] for number in range(n_chunks)]
+
+
+def _check_alive(pool: Pool) -> None:
+    dead = [p.exitcode for p in pool["processes"] if not p.is_alive()]
+    if dead:
+        raise M3FastError(f"pool: a worker process died with exit code {dead[0]}")
 
 
 def stop_pool(pool: Pool) -> None:
