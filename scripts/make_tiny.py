@@ -22,6 +22,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ def choose_pieces(
     return sorted(kept)
 
 
-def trim_tokenizer(source: Path, sentences: dict[str, list[str]]) -> dict:
+def trim_tokenizer(source: Path, sentences: dict[str, list[str]]) -> dict[str, Any]:
     """The content of tokenizer.json with VOCAB pieces, numbered as XLM-R numbers them."""
     content = json.loads(source.read_text(encoding="utf-8"))
     rows = content["model"]["vocab"]
@@ -175,7 +176,7 @@ def random_weights() -> dict[str, np.ndarray]:
     return weights
 
 
-def config() -> dict:
+def config() -> dict[str, Any]:
     """config.json, XLM-R's keys and one of our own."""
     return {
         "architectures": ["XLMRobertaModel"],
@@ -207,7 +208,7 @@ def small_files() -> dict[str, object]:
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>"}
     names |= {"unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
 
-    def added(content: str) -> dict:
+    def added(content: str) -> dict[str, Any]:
         lstrip = content == "<mask>"
         flags = {"lstrip": lstrip, "normalized": False, "rstrip": False, "single_word": False}
         return {"content": content} | flags
@@ -239,7 +240,7 @@ def small_files() -> dict[str, object]:
     }
 
 
-def write(out: Path, tokenizer: dict) -> None:
+def write(out: Path, tokenizer: dict[str, Any]) -> None:
     """All files of the checkpoint but its model card and licence note."""
     (out / "1_Pooling").mkdir(parents=True, exist_ok=True)
     compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))

@@ -199,7 +199,9 @@ def test_parity_sees_every_output() -> None:
     found.dense[1, 3] += 0.5
     found.sparse.values[0] += 0.25
     found.colbert.values[-1, 0] += 0.125
-    expected[1].sparse[7777] = 0.01
     off = parity.compare(found, expected)
     assert (off.dense, off.sparse, off.colbert) == pytest.approx((0.5, 0.25, 0.125), abs=1e-5)
-    assert off.same_ids == 1
+    expected[1].sparse[7777] = 0.75
+    missing = parity.compare(found, expected)
+    assert missing.sparse == pytest.approx(0.75)
+    assert missing.same_ids == 1
