@@ -7,6 +7,8 @@ MODEL = m3fast-tiny
 PYTEST_ARGS =
 VENV = .venv
 PY = $(VENV)/bin/python
+PIP = $(PY) -m pip install -q --disable-pip-version-check
+EDITABLE = $(PIP) -c constraints.txt --no-build-isolation -e
 INPUTS = pyproject.toml setup.py constraints.txt
 
 help:
@@ -66,20 +68,23 @@ $(VENV)/base.stamp: $(INPUTS)
 	$$p -m venv $(VENV)
 	@$(PY) -c 'import tomllib; f = open("pyproject.toml", "rb"); \
 	    print(*tomllib.load(f)["build-system"]["requires"], sep="\n")' >$(VENV)/build-requires.txt
-	$(PY) -m pip install -q -r $(VENV)/build-requires.txt
+	@$(PIP) -r $(VENV)/build-requires.txt
 	@touch $@
 
 # One pip call each, under the constraints: FlagEmbedding must not choose torch.
 $(VENV)/demo.stamp: $(VENV)/base.stamp
-	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[demo]'
+	@echo 'Installing m3fast[demo] and torch into $(VENV): some minutes the first time.'
+	@$(EDITABLE) '.[demo]'
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/base.stamp
-	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	@echo 'Installing m3fast[test] and torch into $(VENV): some minutes the first time.'
+	@$(EDITABLE) '.[test]'
 	@touch $@ $(VENV)/demo.stamp
 
 $(VENV)/bench.stamp: $(VENV)/base.stamp
-	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[bench]'
+	@echo 'Installing m3fast[bench] and torch into $(VENV): some minutes the first time.'
+	@$(EDITABLE) '.[bench]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/test.stamp
 
 .PHONY: help demo lint test test-fast bench build clean ext
