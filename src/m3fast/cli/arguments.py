@@ -43,8 +43,8 @@ examples:
 SEARCH = f"""\
 {INPUT}
 
-weights: three numbers dense,sparse,colbert, or a name from the M3-Embedding paper: miracl (1,0.3,1),
-mkqa, mldr (0.15,0.5,0.35), miracl-dense-sparse (1,0.3,0), mldr-dense-sparse (0.2,0.8,0).
+weights: three numbers dense,sparse,colbert, or a name from the M3-Embedding paper: miracl and mkqa
+(1,0.3,1), mldr (0.15,0.5,0.35), miracl-dense-sparse (1,0.3,0), mldr-dense-sparse (0.2,0.8,0).
 
 examples:
   m3fast search "What is BGE M3?" --corpus corpus.txt

@@ -72,7 +72,11 @@ class Corpus:
             yield from self._parquet()
             return
         with self._open() as file:
-            yield from self._lines(file) if self.kind == ".txt" else self._jsonl(file)
+            lines = text_lines(self.path, file)
+            if self.kind == ".jsonl":
+                yield from self._jsonl(lines)
+            else:
+                yield from (Record(text, None) for _, text in lines)
 
     def count(self) -> int | None:
         """About how many records there are, for a progress bar; None for standard input."""
@@ -91,19 +95,13 @@ class Corpus:
         with open(self.path, "rb") as file:
             yield file
 
-    def _lines(self, file: Iterable[bytes]) -> Iterator[Record]:
-        for number, line in enumerate(file, 1):
-            yield Record(self._decode(number, line), None)
-
-    def _jsonl(self, file: Iterable[bytes]) -> Iterator[Record]:
+    def _jsonl(self, lines: Iterable[tuple[str, str]]) -> Iterator[Record]:
         id_column = self.id_column
         first = True
-        for number, line in enumerate(file, 1):
-            text = self._decode(number, line)
-            if not text.strip():
+        for where, line in lines:
+            if not line.strip():
                 continue
-            where = f"{self.path}:{number}"
-            row = json_object(where, text)
+            row = json_object(where, line)
             if first and id_column is None and "id" in row:
                 id_column = "id"
             first = False
@@ -112,15 +110,6 @@ class Corpus:
                 if name not in row:
                     raise InputError(f"{where}: expected a column {name!r}, found {list(row)}")
             yield _record(where, *(row[name] for name in names))
-
-    def _decode(self, number: int, line: bytes) -> str:
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no text
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self.path}:{number}: expected UTF-8, found {error}") from error
-        return text.removesuffix("\n").removesuffix("\r")
 
     def _parquet(self) -> Iterator[Record]:
         file = _open_parquet(self.path)
@@ -137,6 +126,18 @@ class Corpus:
             for row in zip(*batch, strict=True):
                 number += 1
                 yield _record(f"{self.path}: row {number}", *row)
+
+
+def text_lines(path: str, file: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """(`path:number`, text without its line end) of each line, or InputError naming the line."""
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no text
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: expected UTF-8, found {error}") from error
+        yield f"{path}:{number}", text.removesuffix("\n").removesuffix("\r")
 
 
 def json_object(where: str, text: str) -> dict[str, Any]:

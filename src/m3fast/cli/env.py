@@ -1,0 +1,128 @@
+"""`m3fast env`: what this machine has, and which path each operation takes on it, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import m3fast
+from m3fast.cli.table import table
+from m3fast.kernels import native
+from m3fast.runner import pick_device, pick_dtype
+
+if TYPE_CHECKING:
+    import argparse
+
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "triton", "pyarrow")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    report = environment()
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    for title, values in report.items():
+        print(title)
+        rows = [[f"  {name}", _shown(value)] for name, value in values.items()]
+        print("\n".join(table(["", ""], rows, left=2).split("\n")[1:]), end="\n\n")
+    return 0
+
+
+def environment() -> dict[str, dict[str, Any]]:
+    """The report, as JSON values, by section."""
+    device = pick_device("auto")
+    return {
+        "versions": _versions(),
+        "machine": _machine(),
+        "default": _default(device),
+        "native extension": _native(),
+        "operations": _operations(device, pick_dtype("auto", device)),
+    }
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, Any] = {"m3fast": m3fast.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu bf16": _cpu_bf16() or "no instructions for it",
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "cuda": [_cuda(i) for i in range(torch.cuda.device_count())]
+        or ("no device" if torch.version.cuda else "this build of torch has none"),
+    }
+
+
+def _cpu_bf16() -> list[str]:
+    features = {
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+    }
+    return [name for name, there in features.items() if there]
+
+
+def _cuda(i: int) -> str:
+    found = torch.cuda.get_device_properties(i)
+    return f"{found.name}, {found.total_memory >> 20:,} MiB, sm_{found.major}{found.minor}"
+
+
+def _default(device: torch.device) -> dict[str, Any]:
+    dtype = pick_dtype("auto", device)
+    multiplies = "multiplies" if dtype == torch.bfloat16 else "does not multiply"
+    there = "a CUDA device is there" if device.type == "cuda" else "no CUDA device"
+    return {
+        "device": f"{device} ({there})",
+        "dtype": f"{str(dtype).removeprefix('torch.')} (the hardware {multiplies} bfloat16)",
+    }
+
+
+def _native() -> dict[str, Any]:
+    if not native.available:
+        return {"available": False, "why": native.why}
+    library = native.library()
+    return {
+        "available": True,
+        "cpu instructions": library.cpu_path(),
+        "cuda kernels": bool(library.has_cuda),
+        "openmp team": "torch's own" if library.has_team() else "not found: one thread",
+    }
+
+
+def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Asked of the dispatch itself, for the default device and dtype."""
+    on_device = native.available and native.library_for(torch.empty(1, dtype=dtype, device=device))
+    on_host = native.available
+    name = f"native {native.library().cpu_path()}" if native.available else ""
+    encoder = name if on_device else f"torch on {device.type}"
+    host = name if on_host else "numpy"
+    return {
+        "attention": encoder,
+        "layernorm": encoder,
+        "gelu": encoder,
+        "linear layers": f"torch on {device.type}",
+        "packing": host,
+        "sparse rows": host,
+        "lexical scores": host,
+        "maxsim": name if on_host else "torch on cpu",
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return {None: "not installed", True: "yes", False: "no"}.get(value, str(value))
