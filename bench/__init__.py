@@ -1,0 +1,1 @@
+"""Timings of m3fast beside its peers: `pytest bench/ --benchmark`, then `python -m bench.report`."""

@@ -1,0 +1,90 @@
+"""Options of `pytest bench/`, the `bench` fixture, and the table at the end.
+
+Without `--benchmark` every row runs once at toy size as a smoke test: results are compared, nothing
+is recorded.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import torch
+
+from bench import record, report
+from bench.harness import SCALES, Bench
+
+BENCH = pytest.StashKey[Bench]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("m3fast bench")
+    group.addoption("--benchmark", action="store_true", help="measure, record, print the table")
+    group.addoption("--suite", choices=("default", "full"), default="default",
+                    help="full adds the 24-layer rows, up to an hour")  # fmt: skip
+    group.addoption("--quick", action="store_true",
+                    help="with --benchmark: at most 3 rounds and 10 s each, not recorded")  # fmt: skip
+    group.addoption("--record", action="store_true", default=True, dest="bench_record",
+                    help="append to bench/results/ (the default with --benchmark)")  # fmt: skip
+    group.addoption("--no-record", action="store_false", dest="bench_record")
+    group.addoption("--threads", type=int, default=2, help="threads of every candidate")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("python_files", "bench_*.py")
+    if not config.getoption("--benchmark"):
+        scale = "smoke"
+    else:
+        scale = "quick" if config.getoption("--quick") else config.getoption("--suite")
+    threads = min(config.getoption("--threads"), len(os.sched_getaffinity(0)))
+    # Read by the tokenizers' thread pool at first use, for us and for every peer alike.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(threads)
+    words = record.device()
+    commit, dirty = record.commit()
+    common = {
+        "run": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "dirty": dirty,
+        "device": words,
+        "threads": threads,
+        "versions": record.versions(),
+    }
+    keep = config.getoption("bench_record") and scale in ("default", "full")
+
+    def save(records: list[dict[str, Any]]) -> None:
+        # Row by row: an hour's run that is stopped keeps what it has measured.
+        if keep:
+            record.append(records, words)
+
+    def say(line: str) -> None:
+        if scale != "smoke":
+            capture = config.pluginmanager.getplugin("capturemanager")
+            with capture.global_and_fixture_disabled():
+                print(f"  {line}", flush=True)
+
+    config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save)
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest) -> Bench:
+    return request.config.stash[BENCH]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    groups = config.stash[BENCH].groups
+    if not config.getoption("--benchmark") or not groups:
+        return
+    write = terminalreporter.write_line
+    terminalreporter.section(f"{groups[0][0]['device']}, {groups[0][0]['threads']} threads")
+    write(report.plain([line for group in groups for line in report.cells(group)]))
+    write("")
+    for group in groups:
+        timed = bool(report.cells(group))
+        reason = report.notes(group) if timed else f"not measured: {group[0]['reason']}"
+        write(f"{group[0]['row']}: {reason}")

@@ -1,0 +1,84 @@
+"""One record per row and candidate: what was timed, on what, at which commit. Append-only."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.report import RESULTS, ROOT
+
+PACKAGES = (
+    "torch", "numpy", "tokenizers", "transformers", "FlagEmbedding", "onnxruntime", "openvino",
+    "maxsim-cpu",
+)  # fmt: skip
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself (AVX512_BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def device() -> str:
+    """The machine in words: processor, cores this process may use, instruction set."""
+    model = "CPU"
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*: (.+)", info.read_text())
+        model = found[1] if found else model
+    model = re.sub(r"\((R|TM)\)|\bCPU\b|@.*|\S*-Core|Processor", " ", model) or "CPU"
+    isa = torch.backends.cpu.get_cpu_capability()
+    if torch.cpu._is_amx_tile_supported():
+        isa += " AMX"
+    elif torch.cpu._is_avx512_bf16_supported():
+        isa += " BF16"
+    return f"{' '.join(model.split())}, {len(os.sched_getaffinity(0))} cores, {isa}"
+
+
+def slug(words: str) -> str:
+    """`AMD EPYC, 2 cores, AVX2` -> `cpu-amd-epyc-2c-avx2`."""
+    short = re.sub(r"(\d+) cores", r"\1c", words.lower())
+    return "cpu-" + re.sub(r"[^a-z0-9]+", "-", short).strip("-")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on, of those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> tuple[str, bool]:
+    """Commit of the working tree, and whether it has changes outside bench/results."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+    return head, bool(changes)
+
+
+def append(records: list[dict[str, Any]], words: str) -> Path:
+    """Add records to the device's file."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{slug(words)}.jsonl"
+    with file.open("a", encoding="utf-8") as out:
+        out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    return file
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout.strip()
