@@ -1,0 +1,321 @@
+"""Texts -> token ids, equal to transformers' own, from any number of threads at once.
+
+The `tokenizers.Tokenizer` inside is set up once and never changed again: truncation is done here,
+so that concurrent callers never meet a borrowed tokenizer, and a text much longer than max_length
+is tokenised no further than needed (see textcut).
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from m3fast.errors import CheckpointError, InputError
+from m3fast.textcut import TextCutter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import tokenizers
+    from numpy.typing import NDArray
+
+# Read through transformers where there is no tokenizer.json.
+_OTHER_FILES = ("sentencepiece.bpe.model", "vocab.txt", "vocab.json")
+# What a role is usually called, for folders that do not say.
+_USUAL = {
+    "cls_token": ("<s>", "[CLS]"),
+    "eos_token": ("</s>",),
+    "sep_token": ("</s>", "[SEP]"),
+    "pad_token": ("<pad>", "[PAD]"),
+    "unk_token": ("<unk>", "[UNK]"),
+    "mask_token": ("<mask>", "[MASK]"),
+}
+_DROPPED = ("cls_token", "eos_token", "pad_token", "unk_token")
+_BATCH = 1024  # texts tokenised at once: bounds the memory of their encodings
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Token ids of N texts end to end, special tokens included.
+
+    Attributes:
+        ids: int32 [sum of lengths].
+        offsets: int64 [N + 1], text i owns ids offsets[i]:offsets[i + 1].
+        truncated: bool [N], True where a text had more than max_length tokens.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Safe to share between threads.
+
+    Attributes:
+        cls_id, eos_id, pad_id, unk_id, mask_id: ids of the special tokens, None where the
+            tokenizer has none; eos_id is the separator's for BERT, which has no end token.
+        dropped_ids: ids that never count as words in lexical weights.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str]) -> None:
+        """Take over `backend`.
+
+        Args:
+            backend: a tokenizer that nobody else uses; its truncation and padding are cleared.
+            special: content of special tokens by role ("cls_token", ...). Roles left out are
+                guessed from the usual names.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._cutter = TextCutter(backend)
+        usual = {
+            role: next((t for t in names if backend.token_to_id(t) is not None), None)
+            for role, names in _USUAL.items()
+        }
+        roles = {r: backend.token_to_id(t) for r, t in {**usual, **special}.items() if t}
+        self.cls_id, self.pad_id = roles.get("cls_token"), roles.get("pad_token")
+        self.unk_id, self.mask_id = roles.get("unk_token"), roles.get("mask_token")
+        eos = roles.get("eos_token")
+        self.eos_id = roles.get("sep_token") if eos is None else eos
+        self.dropped_ids = {i for r in _DROPPED if (i := roles.get(r)) is not None}
+        self._prefix, self._suffix = _frame(backend)
+        self._id_limit = 1 + max([len(self) - 1, *backend.get_added_tokens_decoder()])
+        self._clean_up = False
+
+    @classmethod
+    def from_dir(cls, path: Path) -> Tokenizer:
+        """Load the tokenizer of a checkpoint folder.
+
+        tokenizer.json is read as it stands; only where it is missing does transformers convert
+        sentencepiece.bpe.model, vocab.txt or vocab.json.
+
+        Raises:
+            CheckpointError: no such file in `path`, or one that cannot be read.
+        """
+        config = _read_json(path / "tokenizer_config.json")
+        declared = {**_read_json(path / "special_tokens_map.json"), **config}
+        special = {role: _content(declared[role]) for role in _USUAL if declared.get(role)}
+        file = path / "tokenizer.json"
+        backend = _load(file) if file.is_file() else _convert(path)
+        tokenizer = cls(backend, special)
+        # As transformers 5: the clean-up is for WordPiece and Unigram, it would corrupt BPE.
+        bpe = type(backend.model).__name__ == "BPE"
+        tokenizer._clean_up = bool(config.get("clean_up_tokenization_spaces")) and not bpe
+        return tokenizer
+
+    def encode(self, texts: Sequence[str | Sequence[int]], max_length: int) -> TokenIds:
+        """Tokenise texts, cut on the right to max_length tokens with the special tokens kept.
+
+        The ids are those of transformers' `tokenizer(text, truncation=True, max_length=...)`.
+        Token ids given in place of a text are used as they are; longer than max_length, they are
+        cut in the same way: their last id, the end token, stays.
+
+        Args:
+            texts: strings, or sequences of token ids with their special tokens.
+            max_length: most tokens per text, special tokens included; at least 3.
+
+        Raises:
+            InputError: max_length is too small, or texts[i] is neither text nor token ids of
+                this vocabulary; nothing has been tokenised then.
+        """
+        limit = self._check_limit(max_length)
+        given = [self._check(i, text) for i, text in enumerate(texts)]
+        parts = [self._rows(given[a : a + _BATCH], limit) for a in range(0, len(given), _BATCH)]
+        lengths = chain.from_iterable(lengths for _, lengths, _ in parts)
+        return TokenIds(
+            np.concatenate([np.empty(0, np.int32), *(ids for ids, _, _ in parts)]),
+            np.fromiter(accumulate(lengths, initial=0), np.int64, len(given) + 1),
+            np.fromiter(chain.from_iterable(cut for _, _, cut in parts), np.bool_, len(given)),
+        )
+
+    def decode(self, ids: int | Iterable[int]) -> str:
+        """Text of one id or several, special tokens included."""
+        text = self._backend.decode(_as_ids(ids), skip_special_tokens=False)
+        return _cleaned(text) if self._clean_up else text
+
+    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str | None] | None:
+        """The piece of each id, None for an id without one; a single id gives a single piece."""
+        pieces = [self._backend.id_to_token(i) for i in _as_ids(ids)]
+        return pieces[0] if isinstance(ids, int | np.integer) else pieces
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+    def __len__(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens of the model, without added ones."""
+        return self._backend.get_vocab_size(with_added_tokens=False)
+
+    def _rows(
+        self, texts: list[str | list[int]], limit: int
+    ) -> tuple[NDArray[np.int32], list[int], list[bool]]:
+        """Ids end to end, lengths, and which texts were cut."""
+        begin, end = self._prefix, self._suffix
+        keep = limit - len(begin) - len(end)
+        contents = self._contents({i: t for i, t in enumerate(texts) if isinstance(t, str)}, keep)
+        rows: list[list[int]] = []
+        cut: list[bool] = []
+        for i, text in enumerate(texts):
+            if isinstance(text, str):
+                rows.append(begin + contents[i][:keep] + end)
+                cut.append(len(contents[i]) > keep)
+            else:
+                tail = max(1, len(end))
+                cut.append(len(text) > limit)
+                rows.append(text[: limit - tail] + text[-tail:] if cut[-1] else text)
+        lengths = [len(row) for row in rows]
+        return np.fromiter(chain.from_iterable(rows), np.int32, sum(lengths)), lengths, cut
+
+    def _contents(self, texts: dict[int, str], keep: int) -> dict[int, list[int]]:
+        """Ids of each text without special tokens: all of them, or more than `keep`."""
+        found: dict[int, list[int]] = {}
+        sizes = {i: _first_size(text, keep) for i, text in texts.items()}
+        windows = 2  # rounds in which a text may be tokenised to all the ends of a window
+        while sizes:
+            ends = {i: self._cutter.ends(texts[i], n, windows > 0) for i, n in sizes.items()}
+            batch = [texts[i][:end] for i, places in ends.items() for end in places]
+            encodings = iter(self._backend.encode_batch_fast(batch, add_special_tokens=False))
+            wanted, sizes = sizes, {}
+            for i, places in ends.items():
+                prefixes = [next(encodings).ids for _ in places]
+                whole = places[0] == len(texts[i])
+                ids = prefixes[0] if whole else self._cutter.shared(prefixes)
+                if whole or len(ids) > keep:
+                    found[i] = ids
+                else:
+                    growth = 1.2 * (keep + 1) / max(1, len(ids))
+                    sizes[i] = int(wanted[i] * min(8, max(2, growth)))
+            windows -= 1
+        return found
+
+    def _check_limit(self, max_length: int) -> int:
+        least = max(3, len(self._prefix) + len(self._suffix) + 1)
+        if isinstance(max_length, bool) or not isinstance(max_length, int | np.integer):
+            raise InputError(f"max_length: expected an int, found {_name(max_length)}")
+        if max_length < least:
+            raise InputError(f"max_length: expected at least {least}, found {max_length}")
+        return operator.index(max_length)
+
+    def _check(self, i: int, text: Any) -> str | list[int]:
+        """texts[i] as a str, or as a list of ids."""
+        if isinstance(text, str):
+            try:
+                _ = text.isascii() or text.encode()
+            except UnicodeEncodeError as error:
+                found = f"a lone surrogate U+{ord(text[error.start]):04X} at {error.start}"
+                raise InputError(f"texts[{i}]: expected Unicode text, found {found}") from None
+            return text
+        wanted = f"texts[{i}]: expected a str or a sequence of token ids, found"
+        if not isinstance(text, Sequence | np.ndarray) or isinstance(text, bytes | bytearray):
+            raise InputError(f"{wanted} {_name(text)}")
+        try:
+            ids = np.asarray(text)
+        except (ValueError, OverflowError):  # ragged lists, integers beyond any id
+            ids = np.empty((0, 0))
+        if ids.size == 0 and ids.ndim == 1:
+            raise InputError(f"{wanted} an empty {_name(text)}")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InputError(f"{wanted} a {_name(text)} that is not a flat one of ids")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self._id_limit:
+            bad = low if low < 0 else high
+            raise InputError(
+                f"texts[{i}]: expected ids from 0 to {self._id_limit - 1}, found {bad}"
+            )
+        flat: list[int] = ids.tolist()
+        return flat
+
+
+def _first_size(text: str, keep: int) -> int:
+    """Characters likely to hold more than `keep` tokens.
+
+    The 95th percentile on XQuAD is 4.9 characters per XLM-R token in alphabets, 1.7 in Chinese.
+    """
+    wide = sum(c >= "\u2e80" for c in text[:32]) > 8
+    return 64 + keep * (2 if wide else 5)
+
+
+def _frame(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids that the post-processor puts before and after a text."""
+    encoding = backend.encode("a")
+    mask = encoding.special_tokens_mask
+    first = mask.index(0) if 0 in mask else len(mask)
+    last = len(mask) - mask[::-1].index(0) if 0 in mask else first
+    return encoding.ids[:first], encoding.ids[last:]
+
+
+def _load(file: Path) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_file(str(file))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise CheckpointError(f"{file}: expected a tokenizer, found {error}") from error
+
+
+def _convert(path: Path) -> tokenizers.Tokenizer:
+    """The fast tokenizer that transformers makes of older vocabulary files."""
+    names = [name for name in _OTHER_FILES if (path / name).is_file()]
+    if not names:
+        wanted = ", ".join(("tokenizer.json", *_OTHER_FILES))
+        raise CheckpointError(f"{path}: expected one of {wanted}, found none")
+    try:
+        from transformers import AutoTokenizer
+
+        loaded: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        return loaded.backend_tokenizer
+    except Exception as error:  # ImportError, ValueError, OSError, AttributeError, ...
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{path / names[0]}: transformers cannot read it: {reason}"
+        ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: expected JSON, found {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {_name(value)}")
+    return value
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _as_ids(ids: int | Iterable[int]) -> list[int]:
+    return [int(ids)] if isinstance(ids, int | np.integer) else [int(i) for i in ids]
+
+
+def _cleaned(text: str) -> str:
+    """The spaces that transformers' `clean_up_tokenization_spaces` takes away, in its order."""
+    for mark in (".", "?", "!", ","):
+        text = text.replace(f" {mark}", mark)
+    text = text.replace(" ' ", "'")
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
+    return text
+
+
+def _name(value: object) -> str:
+    return "None" if value is None else type(value).__name__
