@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from m3fast.types import Embeddings, SparseRows
 
 Encoded = dict[str, Any]
+Pairs = list[tuple[str, str]] | tuple[str, str]
 # Read from **kwargs by the reference's encode_corpus, or accepted by other peers' wrappers.
 KNOWN_KWARGS = {"passage_instruction_for_retrieval", "passage_instruction_format", "device"}
 
@@ -232,7 +233,7 @@ class BGEM3FlagModel:
             texts = [sentences] if one else _check_list("sentences", sentences)
             texts = [self.get_detailed_instruct(template, instruction, text) for text in texts]
             sentences = texts[0] if one else texts
-        options = {
+        options: dict[str, Any] = {
             "batch_size": self.batch_size if batch_size is None else batch_size,
             "max_length": self.passage_max_length if max_length is None else max_length,
             "return_dense": self.return_dense if return_dense is None else return_dense,
@@ -299,7 +300,7 @@ class BGEM3FlagModel:
 
     def compute_score(
         self,
-        sentence_pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        sentence_pairs: Pairs,
         batch_size: int | None = None,
         max_query_length: int | None = None,
         max_passage_length: int | None = None,
@@ -319,10 +320,14 @@ class BGEM3FlagModel:
             `colbert+sparse+dense`; plain floats for one pair; `[]` for an empty list. MaxSim is
             taken over real tokens only, the value that `colbert_score` gives.
         """
-        options = {
+        options: dict[str, Any] = {
             "batch_size": self.batch_size if batch_size is None else batch_size,
-            "max_query_length": max_query_length or self.query_max_length,
-            "max_passage_length": max_passage_length or self.passage_max_length,
+            "max_query_length": (
+                self.query_max_length if max_query_length is None else max_query_length
+            ),
+            "max_passage_length": (
+                self.passage_max_length if max_passage_length is None else max_passage_length
+            ),
             "weights_for_different_modes": weights_for_different_modes,
             **kwargs,
         }
@@ -339,7 +344,7 @@ class BGEM3FlagModel:
 
     def compute_score_single_device(
         self,
-        sentence_pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        sentence_pairs: Pairs,
         batch_size: int = 256,
         max_query_length: int = 512,
         max_passage_length: int = 512,
@@ -455,7 +460,7 @@ class BGEM3FlagModel:
         return merged
 
     def compute_score_multi_process(
-        self, pairs: Sequence[tuple[str, str]], pool: Pool, **kwargs: Any
+        self, pairs: Pairs, pool: Pool, **kwargs: Any
     ) -> dict[str, list[float]]:
         """`compute_score_single_device` spread over a pool, in input order."""
         parts = gather(pool, submit(pool, check_sentence_pairs(pairs)[0], kwargs))

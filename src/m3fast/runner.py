@@ -106,11 +106,10 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # With AVX-512 but no dot-product instruction oneDNN emulates bf16, slower than fp32.
-    cpu = torch.backends.cpu.get_cpu_capability()
-    if "AVX512" not in cpu:
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    # Without such instructions oneDNN emulates bf16, slower than fp32. torch has no public name
+    # for these two in every version we support.
+    known = torch.cpu
+    return known._is_avx512_bf16_supported() or known._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
 
 
 class Runner:

@@ -109,7 +109,7 @@ def hybrid_scores(
     if total == 0:
         raise InputError(f"weights: expected a sum other than zero over {list(scores)}, found 0")
     parts = [np.float32(triple[mode]) * values for mode, values in scores.items()]
-    return np.sum(parts, axis=0, dtype=np.float32) / np.float32(total)
+    return np.sum(parts, axis=0, dtype=np.float32) / np.float32(total)  # pyright: ignore[reportReturnType]
 
 
 def all_scores(queries: Embeddings, passages: Embeddings, pairs: Pairs = None) -> dict[str, Scores]:
