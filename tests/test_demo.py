@@ -205,3 +205,15 @@ def test_parity_sees_every_output() -> None:
     missing = parity.compare(found, expected)
     assert missing.sparse == pytest.approx(0.75)
     assert missing.same_ids == 1
+
+
+def test_marks_survive_an_ascii_output(
+    capsys: pytest.CaptureFixture[str], corpus: texts.Corpus
+) -> None:
+    from m3fast.demo import tables
+
+    sys.stdout.reconfigure(encoding="ascii")  # pyright: ignore[reportAttributeAccessIssue]
+    scores = np.zeros((len(corpus.queries), len(corpus.passages)), np.float32)
+    scores[0, next(iter(corpus.queries[0].relevant))] = 1.0
+    tables.print_rankings(tables.make_console(), corpus, {"dense": scores})
+    assert re.search(r"^ *1 \| \* dishwasher-en +1\.000", capsys.readouterr().out, re.M)

@@ -137,7 +137,8 @@ def test_several_processes(path) -> None:
 
 def test_pickle(path, model) -> None:
     copy = pickle.loads(pickle.dumps(model))
-    np.testing.assert_array_equal(copy.encode(TEXTS)["dense_vecs"], model.encode(TEXTS)["dense_vecs"])
+    found, wanted = (m.encode(TEXTS)["dense_vecs"] for m in (copy, model))
+    np.testing.assert_array_equal(found, wanted)
     assert len(copy.tokenizer) == len(model.tokenizer)
 
 
@@ -221,16 +222,18 @@ embeddings_1 = model.encode(sentences_1, batch_size=12, max_length=8192)["dense_
 embeddings_2 = model.encode(sentences_2)["dense_vecs"]
 similarity = embeddings_1 @ embeddings_2.T
 
-output_1 = model.encode(sentences_1, return_dense=True, return_sparse=True, return_colbert_vecs=False)
-output_2 = model.encode(sentences_2, return_dense=True, return_sparse=True, return_colbert_vecs=False)
+options = dict(return_dense=True, return_sparse=True, return_colbert_vecs=False)
+output_1 = model.encode(sentences_1, **options)
+output_2 = model.encode(sentences_2, **options)
 tokens = model.convert_id_to_token(output_1["lexical_weights"])
 lexical_scores = model.compute_lexical_matching_score(
     output_1["lexical_weights"][0], output_2["lexical_weights"][0])
 lexical_self = model.compute_lexical_matching_score(
     output_1["lexical_weights"][0], output_1["lexical_weights"][1])
 
-output_1 = model.encode(sentences_1, return_dense=True, return_sparse=True, return_colbert_vecs=True)
-output_2 = model.encode(sentences_2, return_dense=True, return_sparse=True, return_colbert_vecs=True)
+options["return_colbert_vecs"] = True
+output_1 = model.encode(sentences_1, **options)
+output_2 = model.encode(sentences_2, **options)
 colbert = [model.colbert_score(output_1["colbert_vecs"][0], output_2["colbert_vecs"][i])
            for i in (0, 1)]
 

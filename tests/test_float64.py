@@ -72,7 +72,8 @@ def test_encoder_and_heads(tmp_path: Path, seed: int) -> None:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         np.testing.assert_allclose(found.colbert[i], vectors, atol=3e-6, err_msg=text)
         weights: dict[int, float] = {}
-        for token, weight in zip(ids.tolist(), linear(hidden, w, "sparse_linear")[:, 0], strict=True):
+        raw = linear(hidden, w, "sparse_linear")[:, 0]
+        for token, weight in zip(ids.tolist(), raw, strict=True):
             if weight > 1e-6 and token not in (0, 1, 2, 3):
                 weights[token] = max(weight, weights.get(token, 0.0))
         row = {k: v for k, v in found.sparse.to_dicts()[i].items() if v > 1e-6}

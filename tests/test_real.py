@@ -19,7 +19,8 @@ pytestmark = pytest.mark.skipif(not DATA.exists(), reason="no shared/data beside
 
 @pytest.fixture(scope="module")
 def granite(tmp_path_factory) -> Path:
-    source, path = DATA / "weights/granite-embedding-30m-english", tmp_path_factory.mktemp("granite")
+    source = DATA / "weights/granite-embedding-30m-english"
+    path = tmp_path_factory.mktemp("granite")
     for name in ("config.json", "tokenizer.json"):
         shutil.copyfile(source / name, path / name)
     shutil.copyfile(source / "model.f16.safetensors", path / "model.safetensors")

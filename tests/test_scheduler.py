@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def test_plan(lengths: list[int], budget: int, max_texts: int | None) -> None:
         assert len(batch) == 1 or sizes[batch].sum() <= budget
         assert max_texts is None or len(batch) <= max_texts
     # Greedy: no batch could have taken the first text of the next.
-    for batch, after in zip(batches, batches[1:], strict=False):
+    for batch, after in itertools.pairwise(batches):
         full = max_texts is not None and len(batch) == max_texts
         assert full or sizes[batch].sum() + sizes[after[0]] > budget
     again = plan_batches(sizes, budget, max_texts)

@@ -81,7 +81,7 @@ def test_hybrid(sides) -> None:
 
 def test_bad_input(sides) -> None:
     q, p = sides
-    with pytest.raises(InputError, match="passages: .*16"):
+    with pytest.raises(InputError, match=r"passages: .*16"):
         scoring.dense_scores(q.dense, p.dense[:, :5])
     for pairs in ([(4, 0)], [(0, 7)], [(-1, 0)]):
         for score in (

@@ -89,11 +89,12 @@ def _layer(
     if rows is not None:
         x, attended, tokens = x[rows], attended[rows], len(rows)
     # The biases of out, up and down ride in the next elementwise kernel.
-    projected = torch.mm(attended, layer.out.weight.t(), out=space.take("hidden", tokens, hidden, x))
+    projected = space.take("hidden", tokens, hidden, x)
+    torch.mm(attended, layer.out.weight.t(), out=projected)
     norm, eps = layer.attention_norm, config.layer_norm_eps
     x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps)
     inner = space.take("inner", tokens, config.ffn_size, x)
     bias_gelu_(torch.mm(x, layer.up.weight.t(), out=inner), layer.up.bias)
-    down = torch.mm(inner, layer.down.weight.t(), out=space.take("hidden", tokens, hidden, x))
+    torch.mm(inner, layer.down.weight.t(), out=projected)
     norm = layer.output_norm
-    return add_layernorm(down, x, layer.down.bias, norm.weight, norm.bias, eps)
+    return add_layernorm(projected, x, layer.down.bias, norm.weight, norm.bias, eps)
