@@ -213,6 +213,9 @@ def _verify(sub: Parser) -> None:
         metavar="FILE",
         help='lexical weights to compare with: {"items": [{"text", "lexical_weights"}, ...]}',
     )
+    sub.add_argument(
+        "--skip-goldens", action="store_true", help="for a fine-tuned model in BGE-M3's shape"
+    )
     _json(sub)
 
 

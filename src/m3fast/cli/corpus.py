@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
 STDIN = "-"
 ROWS = 1024  # parquet rows held at a time
@@ -88,7 +88,7 @@ class Corpus:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
     @contextmanager
-    def _open(self) -> Iterator[IO[bytes]]:
+    def _open(self) -> Generator[IO[bytes]]:
         if self.path == STDIN:
             yield sys.stdin.buffer
             return

@@ -70,8 +70,8 @@ def _machine() -> dict[str, Any]:
 
 def _cpu_bf16() -> list[str]:
     features = {
-        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
-        "amx": torch.cpu._is_amx_tile_supported(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),  # pyright: ignore[reportPrivateUsage]
+        "amx": torch.cpu._is_amx_tile_supported(),  # pyright: ignore[reportPrivateUsage]
     }
     return [name for name, there in features.items() if there]
 
@@ -125,4 +125,6 @@ def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return {None: "not installed", True: "yes", False: "no"}.get(value, str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not installed" if value is None else str(value)

@@ -21,7 +21,7 @@ from m3fast.cli.store import array_shape
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from numpy.typing import NDArray
 
@@ -43,7 +43,7 @@ class Parts:
 
     @classmethod
     @contextmanager
-    def opened(cls, output: Path) -> Iterator[Parts]:
+    def opened(cls, output: Path) -> Generator[Parts]:
         """Make and lock the folder; leave it behind only if it holds parts to resume from.
 
         Raises:
@@ -101,14 +101,14 @@ class Parts:
         self.n_texts += len(arrays["n_tokens"])
 
     @contextmanager
-    def finished(self) -> Iterator[IO[bytes]]:
+    def finished(self) -> Generator[IO[bytes]]:
         """A file to write the output into; it takes the output's place when the block ends."""
         with self._written(self.output) as out:
             yield out
         self.keep = False
 
     @contextmanager
-    def _written(self, target: Path) -> Iterator[IO[bytes]]:
+    def _written(self, target: Path) -> Generator[IO[bytes]]:
         unfinished = self.folder / "unfinished.tmp"
         with open(unfinished, "wb") as out:
             yield out

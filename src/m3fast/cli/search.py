@@ -48,17 +48,18 @@ def run(args: argparse.Namespace) -> int:
     queries = [check_text(f"query {i}", text) for i, text in enumerate(args.queries, 1)]
     corpus = Corpus.check(args.corpus, args.text_column, args.id_column)
     weights = parse_weights(args.weights)
-    stored = None if args.vectors is None else read_npz(args.vectors)
+    vectors: str | None = args.vectors
+    stored = None if vectors is None else read_npz(vectors)
     engine = m3fast.Engine.from_pretrained(
         args.model, device=args.device, dtype=args.dtype, max_length=args.max_length
     )
     mode = args.mode or ("hybrid" if engine.outputs.sparse else "dense")
     used = {mode: 1.0} if mode != "hybrid" else dict(zip(MODES, weights, strict=True))
     flags = {name: used.get(name, 0.0) > 0 for name in MODES}
-    if stored is None:
+    if vectors is None or stored is None:
         windows = _encoded(engine, corpus, flags)
     else:
-        windows = _stored(args.vectors, stored, corpus, flags, args.model)
+        windows = _stored(vectors, stored, corpus, flags, args.model)
     best = _rank(engine.encode(queries, **flags), windows, weights, args.k)
     for query, hits in zip(queries, best, strict=True):
         _print_json(query, hits) if args.json else _print_table(query, hits)
@@ -122,10 +123,7 @@ def _rank(
     seen = 0
     for records, window in windows:
         scores = all_scores(queries, window)
-        if len(scores) > 1:
-            total = hybrid_scores(scores, weights)
-        else:
-            total = next(iter(scores.values()))
+        total = hybrid_scores(scores, weights) if len(scores) > 1 else next(iter(scores.values()))
         for i, hits in enumerate(best):
             top = _top(total[i], k)
             hits += [
