@@ -61,7 +61,8 @@ class Error:
     """Distance of one head's vectors from those of plain torch in float64.
 
     Attributes:
-        max, mean: absolute, over entries that are not 0 on both sides; cosine: the least of any two vectors.
+        max, mean: absolute, over entries that are not 0 on both sides.
+        cosine: the least of any two vectors.
         plain: max of plain torch in the same dtype.
     """
 
