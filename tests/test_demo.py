@@ -42,6 +42,7 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("demo")
     done = run_demo("--device", "cpu", "--dtype", "float32", cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert "Glyph" not in done.stderr  # what matplotlib warns of where a font lacks a letter
     return done.stdout, folder
 
 
@@ -120,11 +121,6 @@ def test_picture_is_there_and_not_blank(default_run: tuple[str, Path]) -> None:
     heat_map = image[height // 3 : height // 2 : 4, width // 4 : width // 2 : 4, :3]
     assert len(np.unique(heat_map.reshape(-1, 3), axis=0)) > 40
     assert [p.name for p in (folder / named[1]).parent.iterdir()] == [Path(named[1]).name]
-
-
-def test_picture_has_no_missing_glyph(recwarn: pytest.WarningsRecorder, tmp_path: Path) -> None:
-    assert main(["--out", str(tmp_path), "--device", "cpu"]) == 0
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
 def test_bfloat16_is_compared_beside_float32(

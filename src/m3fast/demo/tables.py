@@ -53,7 +53,7 @@ def print_rankings(
     """Per query one table: the best passages of each mode, answers marked."""
     orders = {mode: ranking(values) for mode, values in scores.items()}
     hits = {mode: first_hits(mode, values, corpus.queries) for mode, values in scores.items()}
-    last = list(scores)[-1]
+    last, mark = list(scores)[-1], "*" if console.options.ascii_only else "✓"
     for n, query in enumerate(corpus.queries):
         answers = ", ".join(corpus.passages[i].id for i in sorted(query.relevant))
         console.print()
@@ -65,10 +65,12 @@ def print_rankings(
         for mode in scores:
             table.add_column(TITLES[mode], no_wrap=True)
         for rank in range(SHOWN):
-            cells = [_cell(corpus, mode, scores[mode], orders[mode], n, rank) for mode in scores]
+            cells = [
+                _cell(corpus, mode, scores[mode], orders[mode], n, rank, mark) for mode in scores
+            ]
             table.add_row(str(rank + 1), *cells)
         places = (f"rank {hits[mode][n] or '-'}" for mode in scores)
-        table.add_row("✓", *places, style="dim")
+        table.add_row(mark, *places, style="dim")
         console.print(table)
         best = corpus.passages[int(orders[last][n, 0])]
         line = Text(f"   {TITLES[last]} 1: {best.text}")
@@ -83,12 +85,13 @@ def _cell(
     order: NDArray[np.int64],
     n: int,
     rank: int,
+    mark: str,
 ) -> Text:
     i = int(order[n, rank])
     if mode == "sparse" and scores[n, i] == 0:
         return Text("  -")  # shares no token with the query
     hit = i in corpus.queries[n].relevant
-    text = f"{'✓' if hit else ' '} {corpus.passages[i].id:<13} {scores[n, i]:.3f}"
+    text = f"{mark if hit else ' '} {corpus.passages[i].id:<13} {scores[n, i]:.3f}"
     return Text(text, style="bold green" if hit else "")
 
 
