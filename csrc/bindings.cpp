@@ -148,8 +148,12 @@ PYBIND11_MODULE(_C, m) {
       unlocked);
   m.def(
       "attention",
-      [](uintptr_t qkv, uintptr_t cu_seqlens, int64_t texts, int64_t heads, int64_t dim,
-         float scale, uintptr_t out, int dtype, int threads) {
+      [](uintptr_t qkv, uintptr_t cu_seqlens, int64_t texts, int64_t tokens, int64_t max_seqlen,
+         int64_t heads, int64_t dim, float scale, uintptr_t out, int dtype, int threads) {
+        const int64_t longest =
+            check_offsets("cu_seqlens", at<int32_t>(cu_seqlens), texts, tokens);
+        M3_CHECK(longest == max_seqlen, "max_seqlen: ", longest,
+                 " was expected from cu_seqlens, got ", max_seqlen);
         kernels().attention(at<void>(qkv), at<int32_t>(cu_seqlens), texts, heads, dim, scale,
                             at<void>(out), Dtype(dtype), threads);
       },

@@ -40,23 +40,24 @@ def varlen_attention(
     tokens, three, heads, dim = qkv.shape
     if three != 3 or heads == 0 or dim == 0:
         raise ValueError(f"qkv: shape [T, 3, H, D] was expected, got {list(qkv.shape)}")
-    ends = checks.offsets("cu_seqlens", cu_seqlens, tokens, np.int32)
-    lengths = np.diff(ends)
-    longest = int(lengths.max(initial=0))
-    if max_seqlen != longest:
-        raise ValueError(f"max_seqlen: {longest} was expected from cu_seqlens, got {max_seqlen}")
     scale = 1 / math.sqrt(dim) if scale is None else float(scale)
 
     if out is not None:
         checks.output(out, (tokens, heads * dim), qkv)
 
     if lib := native.library_for(qkv, out):
+        ends = checks.array("cu_seqlens", cu_seqlens, np.int32)
         out = qkv.new_empty(tokens, heads * dim) if out is None else out
         lib.attention(
-            qkv.data_ptr(), ends.ctypes.data, len(lengths), heads, dim, scale,
+            qkv.data_ptr(), ends.ctypes.data, len(ends) - 1, tokens, max_seqlen, heads, dim, scale,
             out.data_ptr(), native.DTYPES[qkv.dtype], native.threads(),
         )  # fmt: skip
         return out
+    ends = checks.offsets("cu_seqlens", cu_seqlens, tokens, np.int32)
+    lengths = np.diff(ends)
+    longest = int(lengths.max(initial=0))
+    if max_seqlen != longest:
+        raise ValueError(f"max_seqlen: {longest} was expected from cu_seqlens, got {max_seqlen}")
     result = _grouped_sdpa(qkv, ends, lengths, scale)
     return result if out is None else out.copy_(result)
 

@@ -1,0 +1,88 @@
+"""Each operation is tested on every path it can take on this machine."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from m3fast.kernels import native
+
+# Around the sizes of tiles, panels and blocks, with an empty text in the middle.
+LENGTHS = [1, 2, 31, 33, 0, 63, 64, 65, 129, 500, 1, 17]
+
+
+def paths():
+    """Instruction sets that this machine runs and this build has, and torch alone."""
+    found = ["torch"]
+    for name in ("base", "avx2", "avx512") if native.available else ():
+        with contextlib.suppress(ValueError):
+            found.append(native.library().cpu_path(name))
+    if native.available:
+        native.library().cpu_path("auto")
+    return found
+
+
+@pytest.fixture(params=paths())
+def path(request, monkeypatch):
+    """The instructions in use, or plain torch as where the extension was not built."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "_extension", None)
+        monkeypatch.setattr(native, "_warned", True)
+        yield "torch"
+    else:
+        yield native.library().cpu_path(request.param)
+        native.library().cpu_path("auto")
+
+
+@pytest.fixture
+def seed():
+    """A different seed on every run, shown where a test fails."""
+    value = int(np.random.SeedSequence().entropy % 2**31)
+    print(f"seed {value}")
+    return value
+
+
+@pytest.fixture
+def rng(seed):
+    torch.manual_seed(seed)
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ragged():
+    """cu_seqlens of LENGTHS."""
+    return np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)
+
+
+@pytest.fixture
+def gap():
+    """gap(a, b): greatest absolute difference, NaN if there is any NaN."""
+
+    def measure(a, b):
+        a, b = (torch.as_tensor(v).double() for v in (a, b))
+        assert a.shape == b.shape
+        return (a - b).abs().max().item() if a.numel() else 0.0
+
+    return measure
+
+
+@pytest.fixture
+def same_bits():
+    """same_bits(run): equal to the bit in three runs and with one, two and three threads."""
+
+    def check(run):
+        outs = []
+        for threads in (1, 2, 3, 2, 2):
+            torch.set_num_threads(threads)
+            outs.append(run().view(torch.uint8))
+        assert all(torch.equal(outs[0], o) for o in outs[1:])
+
+    return check

@@ -1,0 +1,140 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m3fast.kernels import native
+from m3fast.kernels.attention import varlen_attention
+from m3fast.kernels.reference import varlen_attention_ref
+
+
+def float64(qkv, cu, scale):
+    """The formula in numpy and float64, text by text and head by head."""
+    qkv = qkv.double().numpy()
+    out = np.full((qkv.shape[0], qkv.shape[2], qkv.shape[3]), np.nan)
+    for a, b in pairwise(cu):
+        for h in range(qkv.shape[2]):
+            q, k, v = (qkv[a:b, i, h] for i in range(3))
+            s = q @ k.T * scale
+            p = np.exp(s - s.max(1, keepdims=True)) if b > a else s
+            out[a:b, h] = p / p.sum(1, keepdims=True) @ v
+    return out.reshape(len(qkv), -1)
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(2, 64), (1, 128), (3, 32), (2, 8), (2, 33), (1, 1)])
+def test_fp32(path, rng, ragged, gap, heads, dim):
+    qkv = torch.randn(ragged[-1], 3, heads, dim)
+    out = torch.full((len(qkv), heads * dim), float("nan"))
+    assert varlen_attention(qkv, ragged, 500, out=out) is out
+    assert gap(out, float64(qkv, ragged, dim**-0.5)) < 2e-6
+    assert gap(out, varlen_attention_ref(qkv, torch.from_numpy(ragged))) < 3e-6
+
+
+def test_scale_and_large_scores(path, rng, ragged, gap):
+    qkv = torch.randn(ragged[-1], 3, 2, 16) * 6
+    out = varlen_attention(qkv, torch.from_numpy(ragged), 500, scale=0.7)
+    # Scores reach hundreds: their own rounding, 3e-5, decides.
+    assert gap(out, float64(qkv, ragged, 0.7)) < 1e-3
+
+
+def test_many_texts_in_any_order(path, rng, gap):
+    lengths = rng.integers(0, 90, 60)
+    cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    qkv = torch.randn(cu[-1], 3, 1, 24)
+    assert gap(varlen_attention(qkv, cu, lengths.max()), float64(qkv, cu, 24**-0.5)) < 2e-6
+
+
+def test_bf16(path, rng, ragged, gap):
+    qkv = torch.randn(ragged[-1], 3, 2, 64, dtype=torch.bfloat16)
+    exact = varlen_attention_ref(qkv.float(), torch.from_numpy(ragged))
+    plain = []
+    for a, b in pairwise(ragged):
+        q, k, v = qkv[a:b].permute(1, 2, 0, 3)
+        plain.append(torch.softmax(q @ k.mT / 8, -1) @ v)
+    plain = torch.cat(plain, 1).transpose(0, 1).reshape(len(qkv), -1)
+    out = torch.full_like(plain, float("nan"))
+    varlen_attention(qkv, ragged, 500, out=out)
+    assert gap(out, exact) <= 2 * gap(plain, exact)
+
+
+def test_8192_tokens(rng, gap):
+    qkv = torch.randn(8192, 3, 1, 16)
+    q, k, v = (x[None] for x in qkv.permute(1, 2, 0, 3))
+    sdpa = F.scaled_dot_product_attention(q, k, v)[0, 0]
+    out = varlen_attention(qkv, torch.tensor([0, 8192], dtype=torch.int32), 8192)
+    assert gap(out, sdpa) < 2e-6
+
+
+@pytest.mark.parametrize("texts", [0, 3])
+def test_empty_batch(path, texts):
+    out = varlen_attention(torch.empty(0, 3, 2, 8), np.zeros(texts + 1, np.int32), 0)
+    assert out.shape == (0, 16)
+
+
+def test_nan_stays_in_its_text(path, rng):
+    qkv = torch.randn(10, 3, 1, 8)
+    qkv[2] = float("nan")
+    out = varlen_attention(qkv, np.array([0, 4, 10], np.int32), 6)
+    assert out[:4].isnan().all()
+    assert not out[4:].isnan().any()
+
+
+def test_a_text_does_not_see_its_batch(path, rng, ragged):
+    if path == "torch":
+        pytest.skip("torch takes other kernels for other group sizes")
+    qkv = torch.randn(ragged[-1], 3, 2, 64)
+    whole = varlen_attention(qkv, ragged, 500)
+    a, b = int(ragged[8]), int(ragged[9])
+    alone = varlen_attention(qkv[a:b], np.array([0, b - a], np.int32), b - a)
+    assert torch.equal(alone, whole[a:b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits(path, rng, ragged, same_bits, dtype):
+    if path == "torch":
+        pytest.skip("torch's own matter")
+    qkv = torch.randn(ragged[-1], 3, 2, 64).to(dtype)
+    same_bits(lambda: varlen_attention(qkv, ragged, 500))
+
+
+def test_gradient(rng, gap):
+    cu = np.array([0, 3, 3, 8], np.int32)
+    grads = []
+    for op in (lambda x: varlen_attention(x, cu, 5), lambda x: varlen_attention_ref(x, cu)):
+        qkv = torch.randn(8, 3, 2, 4, generator=torch.Generator().manual_seed(1))
+        qkv.requires_grad_()
+        op(qkv).square().sum().backward()
+        grads.append(qkv.grad)
+    assert gap(*grads) < 1e-5
+
+
+def test_strided_input_takes_torch(rng, gap):
+    qkv = torch.randn(9, 6, 2, 8)[:, ::2]
+    cu = np.array([0, 9], np.int32)
+    assert native.library_for(qkv) is None
+    assert gap(varlen_attention(qkv, cu, 9), float64(qkv, cu, 8**-0.5)) < 2e-6
+
+
+def test_bad_arguments(path):
+    qkv, cu = torch.zeros(5, 3, 1, 8), np.array([0, 2, 5], np.int32)
+    with pytest.raises(TypeError, match=r"qkv: a torch\.Tensor"):
+        varlen_attention(qkv.numpy(), cu, 3)
+    with pytest.raises(TypeError, match="qkv: dtype"):
+        varlen_attention(qkv.long(), cu, 3)
+    with pytest.raises(ValueError, match=r"qkv: shape \[T, 3, H, D\]"):
+        varlen_attention(torch.zeros(5, 2, 1, 8), cu, 3)
+    with pytest.raises(ValueError, match="qkv: 4 dimensions"):
+        varlen_attention(torch.zeros(5, 24), cu, 3)
+    with pytest.raises(TypeError, match="cu_seqlens: dtype int32"):
+        varlen_attention(qkv, cu.astype(np.int64), 3)
+    with pytest.raises(TypeError, match="cu_seqlens"):
+        varlen_attention(qkv, [0, 2, 5], 3)
+    for bad in ([0, 2, 4], [1, 2, 5], [0, 6, 5], []):
+        with pytest.raises(ValueError, match="cu_seqlens"):
+            varlen_attention(qkv, np.array(bad, np.int32), 3)
+    with pytest.raises(ValueError, match="max_seqlen: 3 was expected from cu_seqlens, got 2"):
+        varlen_attention(qkv, cu, 2)
+    with pytest.raises(ValueError, match=r"out: shape \[5, 8\]"):
+        varlen_attention(qkv, cu, 3, out=torch.zeros(5, 9))

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m3fast.kernels.layernorm import add_layernorm, embed_layernorm
+from m3fast.kernels.reference import add_layernorm_ref, embed_layernorm_ref
+
+WIDTHS = [1, 3, 8, 20, 64, 100, 1024, 1031]
+EPS = 1e-5
+
+
+def normalise(y, weight, shift, eps=EPS):
+    """The formula in numpy and float64."""
+    d = y - y.mean(1, keepdims=True)
+    return d / np.sqrt((d**2).mean(1, keepdims=True) + eps) * weight + shift
+
+
+def wide(*tensors):
+    return [t.double().numpy() for t in tensors]
+
+
+def parameters(width, dtype=torch.float32):
+    return [torch.randn(width).to(dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rows", [1, 37])
+def test_add_fp32(path, rng, gap, width, rows):
+    # A mean far from 0: E[y²] - E[y]² would fail here.
+    x, residual = torch.randn(rows, width) + 30, torch.randn(rows, width)
+    bias, weight, shift = parameters(width)
+    out = torch.full_like(x, float("nan"))
+    assert add_layernorm(x, residual, bias, weight, shift, EPS, out=out) is out
+    x64, r64, b64, w64, s64 = wide(x, residual, bias, weight, shift)
+    # Width 1 is all rounding: the centred value is 0.
+    assert gap(out, normalise(x64 + r64 + b64, w64, s64)) < 1e-4
+    assert gap(out, add_layernorm_ref(x, residual, bias, weight, shift, EPS)) < 1e-4
+    bare = add_layernorm(x, residual, None, weight, shift, 0.5)
+    assert gap(bare, normalise(x64 + r64, w64, s64, 0.5)) < 1e-4
+
+
+def test_add_is_accurate(path, rng, gap):
+    x, residual = torch.randn(50, 1024), torch.randn(50, 1024)
+    bias, weight, shift = parameters(1024)
+    x64, r64, b64, w64, s64 = wide(x, residual, bias, weight, shift)
+    out = add_layernorm(x, residual, bias, weight, shift, EPS)
+    assert gap(out, normalise(x64 + r64 + b64, w64, s64)) < 3e-6
+
+
+@pytest.mark.parametrize("alias", ["x", "residual"])
+def test_add_in_place(path, rng, gap, alias):
+    x, residual = torch.randn(40, 100), torch.randn(40, 100)
+    expected = add_layernorm(x, residual, *parameters_of_seven(100), EPS)
+    target = {"x": x, "residual": residual}[alias]
+    out = add_layernorm(x, residual, *parameters_of_seven(100), EPS, out=target)
+    assert out is target
+    assert torch.equal(out, expected)
+
+
+def parameters_of_seven(width):
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(width, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize("parameter_dtype", [torch.bfloat16, torch.float32])
+def test_add_bf16(path, rng, gap, parameter_dtype):
+    x, residual = torch.randn(40, 100).bfloat16(), torch.randn(40, 100).bfloat16()
+    bias, weight, shift = (p.bfloat16() for p in parameters(100))
+    exact = add_layernorm_ref(*(t.float() for t in (x, residual, bias, weight, shift)), EPS)
+    plain = F.layer_norm(x + bias + residual, (100,), weight, shift, EPS)
+    given = (p.to(parameter_dtype) for p in (bias, weight, shift))
+    out = add_layernorm(x, residual, *given, EPS)
+    assert out.dtype == torch.bfloat16
+    assert gap(out, exact) <= 2 * gap(plain, exact)
+
+
+def embedding(width, rows, dtype=torch.float32):
+    ids = torch.randint(0, 50, (rows,), dtype=torch.int32)
+    positions = torch.randint(0, 20, (rows,), dtype=torch.int32)
+    word, position = torch.randn(50, width).to(dtype), torch.randn(20, width).to(dtype)
+    return ids, positions, word, position, *parameters(width, dtype)
+
+
+@pytest.mark.parametrize("width", WIDTHS[1:])
+def test_embed_fp32(path, rng, gap, width):
+    args = embedding(width, 65)
+    ids, positions, word, position, type_row, weight, shift = args
+    out = embed_layernorm(*args, EPS)
+    w64, p64, t64, f64, s64 = wide(word, position, type_row, weight, shift)
+    expected = normalise(w64[ids.numpy()] + p64[positions.numpy()] + t64, f64, s64)
+    assert gap(out, expected) < 2e-5
+    assert gap(out, embed_layernorm_ref(*args, EPS)) < 2e-5
+
+
+def test_embed_bf16(path, rng, gap):
+    args = embedding(96, 65, torch.bfloat16)
+    ids, positions, word, position, type_row, weight, shift = args
+    exact = embed_layernorm_ref(ids, positions, *(t.float() for t in args[2:]), EPS)
+    total = word[ids.long()] + position[positions.long()] + type_row
+    plain = F.layer_norm(total, (96,), weight, shift, EPS)
+    assert gap(embed_layernorm(*args, EPS), exact) <= 2 * gap(plain, exact)
+
+
+def test_empty(path):
+    assert add_layernorm(torch.empty(0, 8), torch.empty(0, 8), *parameters(8), EPS).shape == (0, 8)
+    assert embed_layernorm(*embedding(8, 0), EPS).shape == (0, 8)
+
+
+def test_same_bits(path, rng, same_bits):
+    x, residual = torch.randn(300, 1000), torch.randn(300, 1000)
+    given = parameters(1000)
+    same_bits(lambda: add_layernorm(x, residual, *given, EPS))
+    args = embedding(1000, 300)
+    same_bits(lambda: embed_layernorm(*args, EPS))
+
+
+def test_gradient(rng, gap):
+    x, residual, *given = torch.randn(4, 6), torch.randn(4, 6), *parameters(6)
+    leaves = [t.requires_grad_() for t in (x, residual, *given)]
+    out = add_layernorm(*leaves, EPS)
+    out.square().sum().backward()
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in leaves)
+
+
+def test_bad_arguments(path):
+    x, p = torch.zeros(2, 8), torch.zeros(8)
+    with pytest.raises(ValueError, match=r"residual: shape \[2, 8\]"):
+        add_layernorm(x, torch.zeros(3, 8), p, p, p, EPS)
+    with pytest.raises(TypeError, match="residual: dtype"):
+        add_layernorm(x, x.bfloat16(), p, p, p, EPS)
+    with pytest.raises(ValueError, match=r"weight: shape \[8\]"):
+        add_layernorm(x, x, p, torch.zeros(7), p, EPS)
+    with pytest.raises(TypeError, match="shift: a torch"):
+        add_layernorm(x, x, p, p, None, EPS)
+    with pytest.raises(TypeError, match="out: dtype"):
+        add_layernorm(x, x, p, p, p, EPS, out=x.double())
+    ids, table = torch.zeros(2, dtype=torch.int32), torch.zeros(5, 8)
+    with pytest.raises(TypeError, match="ids: dtype"):
+        embed_layernorm(ids.long(), ids, table, table, p, p, p, EPS)
+    with pytest.raises(ValueError, match=r"position: shape \[5, 8\]"):
+        embed_layernorm(ids, ids, table, torch.zeros(5, 9), p, p, p, EPS)
+    with pytest.raises(ValueError, match="ids: 0 to 4 was expected, got 0 to 5"):
+        embed_layernorm(ids + torch.tensor([0, 5]).int(), ids, table, table, p, p, p, EPS)
+    with pytest.raises(ValueError, match="positions: 0 to 4 was expected, got -1 to -1"):
+        embed_layernorm(ids, ids - 1, table, table, p, p, p, EPS)

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+
+from m3fast.kernels.maxsim import maxsim
+from m3fast.kernels.reference import maxsim_ref
+
+
+def float64(q, q_ends, d, d_ends):
+    out = np.zeros((len(q_ends) - 1, len(d_ends) - 1))
+    products = q.double().numpy() @ d.double().numpy().T
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            block = products[q_ends[i] : q_ends[i + 1], d_ends[j] : d_ends[j + 1]]
+            out[i, j] = block.max(1).mean() if block.size else 0.0
+    return out
+
+
+def ends(lengths, dtype=np.int64):
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(dtype)
+
+
+def vectors(rows, dim):
+    return torch.nn.functional.normalize(torch.randn(rows, dim), dim=1)
+
+
+@pytest.mark.parametrize("dim", [1, 33, 128, 1024])
+def test_fp32(path, rng, gap, dim):
+    q_ends, d_ends = ends([32, 1, 0, 17, 33]), ends([1, 2, 31, 33, 0, 63, 64, 65, 129, 300])
+    q, d = vectors(q_ends[-1], dim), vectors(d_ends[-1], dim)
+    expected = float64(q, q_ends, d, d_ends)
+    scores = maxsim(q, q_ends, d, d_ends)
+    assert scores.dtype == torch.float32
+    assert gap(scores, expected) < 1e-6
+    reference = maxsim_ref(q, torch.from_numpy(q_ends), d, torch.from_numpy(d_ends))
+    assert gap(scores, reference) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_documents(path, rng, gap, dtype):
+    q_ends, d_ends = ends([8, 3], np.int32), ends([5, 70, 20], np.int32)
+    q, d = vectors(11, 100), vectors(95, 100).to(dtype)
+    expected = float64(q, q_ends, d, d_ends)
+    assert gap(maxsim(q, torch.from_numpy(q_ends), d, torch.from_numpy(d_ends)), expected) < 1e-6
+    narrow = maxsim(q.to(dtype), q_ends, d, d_ends)
+    assert gap(narrow, float64(q.to(dtype), q_ends, d, d_ends)) < 1e-6
+
+
+def test_every_half(path):
+    """Each finite fp16 number comes through as it is, subnormal ones too."""
+    bits = torch.arange(1 << 16).to(torch.uint16).view(torch.float16)
+    d = bits[bits.isfinite()][:, None]
+    found = maxsim(torch.ones(1, 1), ends([1]), d, np.arange(len(d) + 1))
+    assert torch.equal(found[0], d[:, 0].float())
+
+
+def test_all_products_below_zero(path):
+    """No document row is made up: a best product of -1 stays -1."""
+    q, d = torch.ones(1, 4), -torch.ones(3, 4) / 4
+    assert maxsim(q, ends([1]), d, ends([3])).item() == -1
+
+
+def test_more_query_tokens_than_fit_a_block(path, rng, gap):
+    q_ends, d_ends = ends([300, 300, 700, 5]), ends([40, 3])
+    q, d = vectors(1305, 24), vectors(43, 24)
+    assert gap(maxsim(q, q_ends, d, d_ends), float64(q, q_ends, d, d_ends)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pairs(path, rng, gap, dtype):
+    q_ends, d_ends = ends(rng.integers(0, 40, 7)), ends(rng.integers(0, 60, 9))
+    q, d = vectors(q_ends[-1], 65), vectors(d_ends[-1], 65).to(dtype)
+    pairs = np.stack([rng.integers(0, 7, 30), rng.integers(0, 9, 30)], 1)
+    expected = float64(q, q_ends, d, d_ends)[pairs[:, 0], pairs[:, 1]]
+    scores = maxsim(q, q_ends, d, d_ends, pairs)
+    assert scores.dtype == torch.float32
+    assert gap(scores, expected) < 1e-6
+    assert maxsim(q, q_ends, d, d_ends, pairs[:0]).shape == (0,)
+
+
+def test_empty(path):
+    none = torch.empty(0, 4)
+    assert maxsim(none, ends([]), none, ends([])).shape == (0, 0)
+    scores = maxsim(none, ends([0, 0]), torch.ones(3, 4), ends([3]))
+    assert scores.tolist() == [[0.0], [0.0]]
+
+
+def test_same_bits(path, rng, same_bits):
+    q_ends, d_ends = ends([32, 20]), ends(rng.integers(1, 100, 40))
+    q, d = vectors(52, 128), vectors(d_ends[-1], 128)
+    if path == "torch":
+        pytest.skip("torch's own matter")
+    same_bits(lambda: maxsim(q, q_ends, d, d_ends))
+    pairs = np.stack([rng.integers(0, 2, 60), rng.integers(0, 40, 60)], 1)
+    same_bits(lambda: maxsim(q, q_ends, d, d_ends, pairs))
+    whole = maxsim(q, q_ends, d, d_ends)
+    chosen = maxsim(q, q_ends, d, d_ends, pairs)
+    assert torch.equal(chosen, whole[pairs[:, 0], pairs[:, 1]])
+
+
+def test_bad_arguments(path):
+    q, d = torch.zeros(2, 4), torch.zeros(3, 4)
+    q_ends, d_ends = ends([2]), ends([3])
+    with pytest.raises(TypeError, match="queries: dtype"):
+        maxsim(q.double(), q_ends, d, d_ends)
+    with pytest.raises(TypeError, match=r"docs: a torch\.Tensor"):
+        maxsim(q, q_ends, d.numpy(), d_ends)
+    with pytest.raises(ValueError, match=r"docs: shape \[3, 4\] was expected, got \[3, 5\]"):
+        maxsim(q, q_ends, torch.zeros(3, 5), d_ends)
+    with pytest.raises(ValueError, match="q_offsets: a last entry of 2"):
+        maxsim(q, d_ends, d, d_ends)
+    with pytest.raises(ValueError, match="d_offsets: ascending"):
+        maxsim(q, q_ends, d, np.array([0, 4, 3]))
+    with pytest.raises(TypeError, match="d_offsets: dtype int64"):
+        maxsim(q, q_ends, d, np.array([0.0, 3.0]))
+    with pytest.raises(ValueError, match="pairs: queries below 1 and documents below 1"):
+        maxsim(q, q_ends, d, d_ends, np.array([[0, 1]]))

@@ -1,0 +1,79 @@
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from m3fast.kernels import native
+
+
+def test_says_once_that_the_extension_is_absent(monkeypatch):
+    monkeypatch.setattr(native, "_extension", None)
+    monkeypatch.setattr(native, "_warned", False)
+    monkeypatch.setattr(native, "why", "it was not built")
+    with pytest.warns(RuntimeWarning, match="slower torch and numpy paths .* it was not built"):
+        assert native.library() is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native.library() is None
+
+
+def test_available_says_what_library_gives():
+    assert native.available == (native.library() is not None)
+    assert bool(native.why) != native.available
+
+
+@pytest.mark.skipif(not native.available, reason=native.why)
+def test_cpu_path():
+    lib = native.library()
+    widest = lib.cpu_path()
+    try:
+        assert lib.cpu_path("base") == "base" == lib.cpu_path()
+    finally:
+        assert lib.cpu_path("auto") == widest
+    with pytest.raises(ValueError, match=r"cpu path: .* got 'mmx'"):
+        lib.cpu_path("mmx")
+    assert lib.has_cuda in (True, False)
+
+
+@pytest.mark.skipif(not native.available, reason=native.why)
+def test_gradients_other_dtypes_and_strides_take_torch():
+    x = torch.zeros(4, 4)
+    assert native.library_for(x, None, x.bfloat16()) is not None
+    assert native.library_for(x, x.half()) is None
+    assert native.library_for(x.T[:, 1:]) is None
+    assert native.library_for(torch.zeros(4, 4, device="meta")) is None
+    x.requires_grad_()
+    assert native.library_for(x) is None
+    with torch.no_grad():
+        assert native.library_for(x) is not None
+
+
+COUNT_THREADS = """
+import os, torch
+from m3fast.kernels import native
+from m3fast.kernels.gelu import bias_gelu_
+
+count = lambda: len(os.listdir("/proc/self/task"))
+x, bias, weight = torch.randn(512, 1024), torch.randn(1024), torch.randn(1024, 1024)
+assert native.library().has_team()
+torch.set_num_threads(1)
+start = count()
+bias_gelu_(x, bias)
+assert count() == start, "one thread is the caller's own"
+torch.set_num_threads(2)
+bias_gelu_(x, bias)
+assert count() == start + 1, "the second thread of the team"
+torch.nn.functional.gelu(x); x @ weight
+assert count() == start + 1, "torch runs on the same team"
+bias_gelu_(x, bias)
+assert count() == start + 1
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.skipif(not native.available, reason=native.why)
+def test_runs_on_the_team_of_torch():
+    done = subprocess.run([sys.executable, "-c", COUNT_THREADS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
