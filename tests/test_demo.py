@@ -46,6 +46,11 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return done.stdout, folder
 
 
+@pytest.fixture(autouse=True)
+def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m3fast.demo.__main__.RUNS", 1)
+
+
 @pytest.fixture(scope="module")
 def corpus() -> texts.Corpus:
     return texts.load_corpus()
