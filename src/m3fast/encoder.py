@@ -84,7 +84,10 @@ def _layer(
     qkv = space.take("qkv", tokens, 3 * hidden, x)
     torch.addmm(layer.qkv.bias, x, layer.qkv.weight.t(), out=qkv)
     attended = varlen_attention(
-        qkv.view(tokens, 3, config.n_heads, config.head_dim), cu_seqlens, max_seqlen
+        qkv.view(tokens, 3, config.n_heads, config.head_dim),
+        cu_seqlens,
+        max_seqlen,
+        out=space.take("attended", tokens, hidden, x),
     )
     if rows is not None:
         x, attended, tokens = x[rows], attended[rows], len(rows)
@@ -92,9 +95,9 @@ def _layer(
     projected = space.take("hidden", tokens, hidden, x)
     torch.mm(attended, layer.out.weight.t(), out=projected)
     norm, eps = layer.attention_norm, config.layer_norm_eps
-    x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps)
+    x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps, out=x)
     inner = space.take("inner", tokens, config.ffn_size, x)
     bias_gelu_(torch.mm(x, layer.up.weight.t(), out=inner), layer.up.bias)
     torch.mm(inner, layer.down.weight.t(), out=projected)
     norm = layer.output_norm
-    return add_layernorm(projected, x, layer.down.bias, norm.weight, norm.bias, eps)
+    return add_layernorm(projected, x, layer.down.bias, norm.weight, norm.bias, eps, out=x)
