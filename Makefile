@@ -17,6 +17,7 @@ help:
 	@echo 'make test-fast         lint, then the tests not marked slow'
 	@echo 'make lint              ruff, pyright, import layers'
 	@echo 'make bench             time against the peers, results into bench/results/'
+	@echo 'make report            rewrite the tables in README.md from bench/results/'
 	@echo 'make build             wheel and sdist into dist/'
 	@echo 'make clean             remove what was built, and .venv'
 	@echo 'All of them work in .venv, made at the first call. PYTHON=... picks the interpreter.'
@@ -37,6 +38,9 @@ test-fast:
 
 bench: $(VENV)/bench.stamp ext
 	PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 $(PY) -m pytest bench/ --benchmark $(PYTEST_ARGS)
+
+report:
+	@$(PY) -m bench.report
 
 build: $(VENV)/test.stamp
 	$(PY) -m build
@@ -87,4 +91,4 @@ $(VENV)/bench.stamp: $(VENV)/base.stamp
 	@$(EDITABLE) '.[bench]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/test.stamp
 
-.PHONY: help demo lint test test-fast bench build clean ext
+.PHONY: help demo lint test test-fast bench report build clean ext

@@ -1,1 +1,1 @@
-"""Timings of m3fast beside its peers: `pytest bench/ --benchmark`, then `python -m bench.report`."""
+"""Timings of m3fast beside its peers: `pytest bench/ --benchmark`, `python -m bench.report`."""

@@ -32,6 +32,7 @@ def main(docs: int, rounds: int, threads: int) -> None:
     except ImportError as error:
         sys.exit(f"absent: {error}")
     import torch
+
     from m3fast.kernels.maxsim import maxsim
 
     torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-WORDS = "the a of water stone light river night moon house city bread winter summer road".split()
+WORDS = ("the", "a", "water", "stone", "light", "river", "night", "moon", "house", "bread", "road")
 
 
 def texts(count: int) -> Iterator[str]:

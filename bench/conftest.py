@@ -21,15 +21,16 @@ BENCH = pytest.StashKey[Bench]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("m3fast bench")
-    group.addoption("--benchmark", action="store_true", help="measure, record, print the table")
-    group.addoption("--suite", choices=("default", "full"), default="default",
-                    help="full adds the 24-layer rows, up to an hour")  # fmt: skip
-    group.addoption("--quick", action="store_true",
-                    help="with --benchmark: at most 3 rounds and 10 s each, not recorded")  # fmt: skip
-    group.addoption("--record", action="store_true", default=True, dest="bench_record",
-                    help="append to bench/results/ (the default with --benchmark)")  # fmt: skip
-    group.addoption("--no-record", action="store_false", dest="bench_record")
-    group.addoption("--threads", type=int, default=2, help="threads of every candidate")
+    option = group.addoption
+    option("--benchmark", action="store_true", help="measure, record, print the table")
+    option("--suite", choices=("default", "full"), default="default",
+           help="full adds the 24-layer rows: up to an hour")  # fmt: skip
+    option("--quick", action="store_true",
+           help="with --benchmark: at most 3 rounds and 10 s each, nothing recorded")  # fmt: skip
+    option("--record", action="store_true", default=True, dest="bench_record",
+           help="append to bench/results/ (the default with --benchmark)")  # fmt: skip
+    option("--no-record", action="store_false", dest="bench_record")
+    option("--threads", type=int, default=2, help="threads of every candidate")
 
 
 def pytest_configure(config: pytest.Config) -> None:

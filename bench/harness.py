@@ -112,9 +112,9 @@ class Bench:
             self._keep(row, [{"candidate": OURS, "status": "skipped", "reason": reason}])
             pytest.skip(reason)
 
-    def full_only(self, wanted: bool) -> None:
-        if wanted and self.scale.name != "full":
-            pytest.skip("24-layer rows run with --benchmark --suite full")
+    def full_only(self, full: bool) -> None:
+        if full and self.scale.name != "full":
+            pytest.skip("a row of --benchmark --suite full")
 
     def compare(
         self,
@@ -199,12 +199,16 @@ class Bench:
             "shape": row.shape,
             "unit": row.unit,
             "tokens": row.tokens,
-            "padding": row.padding and round(row.padding, 3),
+            "padding": row.padding,
             "note": row.note,
         }
         group = [
             self._common | {k: v for k, v in about.items() if v not in (None, "")} | r
             for r in records
         ]
+        for record in group:
+            for key, value in record.items():
+                if isinstance(value, float):
+                    record[key] = float(f"{value:.5g}")
         self.groups.append(group)
         self._save(group)

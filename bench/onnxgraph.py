@@ -46,9 +46,7 @@ class _Graph:
         return self.op("Add", self.op("MatMul", x, self.const(weight.T)), self.const(bias))
 
     def norm(self, x: str, weight: Any, bias: Any, eps: float) -> str:
-        return self.op(
-            "LayerNormalization", x, self.const(weight), self.const(bias), epsilon=eps
-        )
+        return self.op("LayerNormalization", x, self.const(weight), self.const(bias), epsilon=eps)
 
 
 def export(path: Path, fused: bool) -> Path:
@@ -122,7 +120,8 @@ def _build(config: dict[str, Any], state: dict[str, np.ndarray], fused: bool) ->
         projected = linear(attended, f"{layer}.attention.output.dense")
         x = norm(g.op("Add", projected, x), f"{layer}.attention.output.LayerNorm")
         inner = g.op("Gelu", linear(x, f"{layer}.intermediate.dense"))
-        x = norm(g.op("Add", linear(inner, f"{layer}.output.dense"), x), f"{layer}.output.LayerNorm")
+        down = linear(inner, f"{layer}.output.dense")
+        x = norm(g.op("Add", down, x), f"{layer}.output.LayerNorm")
     first = g.op("Gather", x, g.const(0, np.int64), axis=1)
     g.op("LpNormalization", first, axis=-1, p=2, out="dense")
     weights = g.op("Relu", linear(x, "sparse_linear"))

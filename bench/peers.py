@@ -6,6 +6,7 @@ Adapters of encoders return FlagEmbedding's dict of dense_vecs, lexical_weights,
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -75,9 +76,7 @@ def onnx_runtime(path: Path, batch_size: int, threads: int) -> Encoder:
     # Its threads would spin on into the next candidate's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model = onnxgraph.export(path, fused=True)
-    session = onnxruntime.InferenceSession(
-        str(model), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     return _padded(path, batch_size, lambda feeds: session.run(None, feeds))
 
 
@@ -152,8 +151,8 @@ def reference_sparse_loop(path: Path) -> Callable[[np.ndarray, list[int]], dict[
     from transformers import AutoTokenizer
 
     name = "_process_token_weights"
-    constants = m3.M3Embedder.encode_single_device.__code__.co_consts
-    code = next((c for c in constants if getattr(c, "co_name", "") == name), None)
+    method = inspect.unwrap(m3.M3Embedder.encode_single_device)
+    code = next((c for c in method.__code__.co_consts if getattr(c, "co_name", "") == name), None)
     if code is None or code.co_freevars != ("self",):
         raise Absent(f"this version of FlagEmbedding has no {name}")
     owner = types.SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(path))
@@ -166,17 +165,16 @@ def differ(tolerance: float) -> Callable[[str, Encoded, Encoded], str]:
     def judge(name: str, truth: Encoded | None, found: Encoded | None) -> str:
         if truth is None or found is None:  # bare linears encode nothing
             return ""
+        rows = zip(_rows(truth["lexical_weights"]), _rows(found["lexical_weights"]), strict=True)
+        vectors = zip(_rows(truth["colbert_vecs"]), _rows(found["colbert_vecs"]), strict=True)
+        lexical = [a.get(k, 0) - b.get(k, 0) for a, b in rows for k in {*a, *b}]
+        # np.max, unlike max, keeps a NaN.
         worst = {
             "dense": _gap(truth["dense_vecs"], found["dense_vecs"]),
-            "colbert": max(map(_gap, _rows(truth["colbert_vecs"]), _rows(found["colbert_vecs"]))),
-            "sparse": max(
-                max((abs(a.get(k, 0) - b.get(k, 0)) for k in {*a, *b}), default=0.0)
-                for a, b in zip(
-                    _rows(truth["lexical_weights"]), _rows(found["lexical_weights"]), strict=True
-                )
-            ),
+            "sparse": np.max(np.abs(lexical), initial=0.0),
+            "colbert": np.max([_gap(a, b) for a, b in vectors], initial=0.0),
         }
-        # Written so that NaN counts as a difference.
+        # Not `v > tolerance`, which NaN passes.
         return ", ".join(f"{k} off by {v:.2g}" for k, v in worst.items() if not v <= tolerance)
 
     return judge

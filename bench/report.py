@@ -79,7 +79,10 @@ def notes(records: list[Record]) -> str:
         parts.append(f"{ours['tokens']:,} tokens")
     if ours.get("padding"):
         parts.append(f"padding ratio {ours['padding']:.2f}")
-    parts.append("samples " + "/".join(str(r.get("samples", 0)) for r in records))
+    counts = {r["candidate"]: str(r["samples"]) for r in records if "samples" in r}
+    if len(set(counts.values())) == 1:
+        counts = {"each": counts.popitem()[1]}
+    parts.append("samples: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     reasons = [f"{r['candidate']}: {r['reason']}" for r in records if r.get("reason")]
     return "; ".join([*parts, *filter(None, [ours.get("note", "")]), *reasons])
 
@@ -98,9 +101,8 @@ def plain(lines: list[list[str]]) -> str:
 
 
 def markdown(results: Path = RESULTS) -> str:
-    """The README's block without its markers."""
-    blocks = [_device(read(file)) for file in sorted(results.glob("*.jsonl"))]
-    return "\n\n".join(blocks) or "No results are recorded yet: `make bench` records some."
+    """The README's block without its markers, empty where nothing is recorded."""
+    return "\n\n".join(_device(read(file)) for file in sorted(results.glob("*.jsonl")))
 
 
 def _device(records: list[Record]) -> str:
@@ -132,7 +134,8 @@ def rewrite(text: str, block: str) -> str | None:
     """`text` with the part between the markers replaced, or None without markers."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{block}\n{END}{tail}" if begin and end else None
+    inside = f"{block}\n" if block else ""
+    return f"{head}{BEGIN}\n{inside}{END}{tail}" if begin and end else None
 
 
 def _aim(record: Record) -> list[str]:

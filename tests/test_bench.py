@@ -1,0 +1,290 @@
+"""The benchmarks' own machinery: what counts as a sample, what is recorded, what README prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _package() -> ModuleType:
+    """bench/ without the repository's root on sys.path, where `kernels` would shadow another."""
+    if "bench" not in sys.modules:
+        file = ROOT / "bench" / "__init__.py"
+        spec = importlib.util.spec_from_file_location(
+            "bench", file, submodule_search_locations=[str(file.parent)]
+        )
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["bench"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["bench"]
+
+
+_package()
+from bench import harness, measure, peers, record, report, workloads  # noqa: E402
+
+
+class Clock:
+    """A candidate that takes a known time, and the clock that shows it."""
+
+    def __init__(self) -> None:
+        self.now, self.calls = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, name: str, seconds: float, result: Any = 0) -> measure.Candidate:
+        def run(value: Any) -> Any:
+            self.calls.append((name, value))
+            self.now += seconds
+            return result
+
+        return run
+
+
+def test_rounds_interleave_with_rotating_order_and_inputs() -> None:
+    clock = Clock()
+    pair = {"a": clock.takes("a", 2.0), "b": clock.takes("b", 1.0)}
+    found = measure.interleave(pair, ["x", "y"], rounds=3, warm="w", clock=clock)
+    assert "".join(name + value for name, value in clock.calls) == "awbwaxbxbyayaxbx"
+    assert found["a"].seconds == [2.0] * 3 and found["b"].seconds == [1.0] * 3
+
+
+def test_wrong_and_failing_candidates_have_no_time() -> None:
+    clock = Clock()
+
+    def broken(value: Any) -> Any:
+        raise RuntimeError("no such instruction\nsecond line")
+
+    found = measure.interleave(
+        {"broken": broken, "truth": clock.takes("t", 1.0, 5), "liar": clock.takes("l", 0.1, 6)},
+        [0],
+        rounds=4,
+        judge=lambda name, truth, result: "" if truth == result else f"{result} is not {truth}",
+        clock=clock,
+    )
+    assert found["liar"].wrong == "6 is not 5" and found["liar"].seconds == []
+    assert found["broken"].wrong == "failed: RuntimeError: no such instruction"
+    assert found["broken"].seconds == [] and len(found["truth"].seconds) == 4
+    # Warm-up and one round, then no more of anybody's time.
+    assert [name for name, _ in clock.calls].count("l") == 2
+
+
+def test_budget_stops_a_slow_candidate_after_the_least_rounds() -> None:
+    clock = Clock()
+    pair = {"slow": clock.takes("s", 10.0), "quick": clock.takes("q", 0.1)}
+    found = measure.interleave(pair, [0], rounds=9, budget=5.0, least=3, clock=clock)
+    assert len(found["slow"].seconds) == 3 and len(found["quick"].seconds) == 9
+
+
+def test_ratio_goes_pair_by_pair() -> None:
+    # The machine is ten times slower in the last two rounds; the ratio of medians would be 10.
+    assert measure.ratio([2.0, 20.0, 20.0], [1.0, 1.0 * 10, 10.0]) == 2.0
+    assert measure.ratio([2, 2, 20], [1, 10, 10]) == 2
+    assert measure.ratio([], [1.0]) is None
+
+
+def test_p99_needs_two_hundred_samples() -> None:
+    assert set(measure.quantiles(range(199))) == {"p20", "p50", "p80"}
+    found = measure.quantiles(range(200))
+    assert found["p99"] == pytest.approx(np.quantile(range(200), 0.99))
+    assert found["p20"] == pytest.approx(np.quantile(range(200), 0.2))
+    assert measure.quantiles([]) == {}
+
+
+def test_texts_have_the_lengths_asked_for() -> None:
+    from m3fast.tokenizer import Tokenizer
+
+    lengths = workloads.ragged_lengths(24)
+    assert (min(lengths), max(lengths)) == (7, 331)
+    tokens = Tokenizer.from_dir(workloads.TINY).encode(workloads.texts(lengths, 1), 512)
+    assert np.diff(tokens.offsets).tolist() == lengths
+    assert workloads.padding_ratio(lengths) == pytest.approx(24 * 331 / sum(lengths))
+    assert workloads.padding_ratio([1, 4, 4, 1], 2) == 1.0
+
+
+def _encoded(**changes: Any) -> dict[str, Any]:
+    encoded = {
+        "dense_vecs": np.ones((1, 4)),
+        "lexical_weights": [{"7": 0.5}],
+        "colbert_vecs": [np.ones((2, 4))],
+    }
+    return encoded | changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dense_vecs": np.full((1, 4), 1.1)},
+        {"dense_vecs": np.full((1, 4), np.nan)},
+        {"dense_vecs": np.ones((1, 1))},
+        {"lexical_weights": [{"7": 0.5, "8": 0.2}]},
+        {"lexical_weights": [{}]},
+        {"lexical_weights": [{"7": np.nan}]},
+        {"colbert_vecs": [np.ones((1, 4))]},
+        {"colbert_vecs": [np.full((2, 4), np.nan)]},
+        {"lexical_weights": [{"7": 0.5, "8": np.nan}]},
+    ],
+)
+def test_encodings_that_differ_are_seen(changes: dict[str, Any]) -> None:
+    judge = peers.differ(1e-3)
+    assert judge("peer", _encoded(), _encoded()) == ""
+    assert judge("peer", _encoded(), _encoded(**changes))
+
+
+class Kept:
+    """A Bench that keeps its records."""
+
+    def __init__(self, scale: str = "default") -> None:
+        self.records: list[dict[str, Any]] = []
+        common = {"run": "2026-01-01T00:00:00+00:00", "commit": "c" * 40, "dirty": False,
+                  "device": "A CPU, 2 cores, AVX2", "threads": 2, "versions": {}}  # fmt: skip
+        self.bench = harness.Bench(
+            harness.SCALES[scale], 2, common, lambda line: None, self.records.extend
+        )
+
+
+def test_records_say_ratio_aim_and_reasons() -> None:
+    kept = Kept()
+
+    def absent() -> measure.Candidate:
+        raise measure.Absent("not installed")
+
+    clock = {"m3fast": lambda _: 1, "other": lambda _: 1}
+    kept.bench.compare(
+        harness.Row("row", shape="1 x 1", tokens=10, unit="tokens/s"),
+        {"other": lambda: clock["other"], "m3fast": lambda: clock["m3fast"], "gone": absent},
+        [0],
+        rounds=3,
+        aims={"other": harness.times(0.0)},
+    )
+    ours, other, gone = kept.records
+    assert (ours["candidate"], other["candidate"], gone["candidate"]) == ("m3fast", "other", "gone")
+    assert other["met"] is True and other["aim"] == "≥ 0×" and other["samples"] == 3
+    assert {"p20", "p50", "p80"} <= set(ours) and "p50" not in gone
+    assert gone["reason"] == "not installed"
+    lines = report.cells(kept.records)
+    assert [line[2] for line in lines] == ["other", "gone"] and lines[1][3] == "skipped"
+
+
+def test_m3fast_being_wrong_fails_the_run_but_is_on_record() -> None:
+    kept = Kept()
+    with pytest.raises(pytest.fail.Exception, match="2 is not 1"):
+        kept.bench.compare(
+            harness.Row("row", shape="s"),
+            {"truth": lambda: lambda _: 1, "m3fast": lambda: lambda _: 2},
+            [0],
+            rounds=1,
+            judge=lambda name, truth, found: "" if truth == found else f"{found} is not {truth}",
+        )
+    assert kept.records[0]["status"] == "wrong" and "p50" not in kept.records[0]
+    assert report.cells(kept.records) == []
+
+
+@pytest.mark.parametrize(
+    ("aim", "text", "good", "bad"),
+    [
+        (harness.times(5), "≥ 5×", 5.0, 4.9),
+        (harness.share(0.85), "≥ 85 %", 0.85, 0.84),
+        (harness.at_most(0.15, " s"), "≤ 0.15 s", 0.15, 0.16),
+    ],
+)
+def test_aims(aim: Any, text: str, good: float, bad: float) -> None:
+    assert str(aim) == text and aim.met(good) and not aim.met(bad)
+
+
+def _record(run: str, **more: Any) -> dict[str, Any]:
+    base = {"row": "r", "run": run, "candidate": "m3fast", "status": "ok", "shape": "s",
+            "unit": "s", "device": "A CPU", "threads": 2, "commit": "c" * 40, "dirty": False,
+            "versions": {"torch": "2"}}  # fmt: skip
+    return base | more
+
+
+def test_report_takes_the_newest_run_that_has_a_time() -> None:
+    old, new = _record("2026-01-01", p50=2.0, samples=3), _record("2026-01-02", p50=0.5, samples=3)
+    later = _record("2026-01-03", status="skipped", reason="no such CPU")
+    assert report.latest([old, new, later]) == [[new]]
+    assert report.latest([later]) == [[later]]
+
+
+def test_report_prints_figures_in_their_units(tmp_path: Path) -> None:
+    rows = [
+        _record("2026-01-01", p50=0.5, samples=3, unit="tokens/s", tokens=2558, aim="≤ 1 s",
+                met=True),
+        _record("2026-01-01", p50=2.0, samples=3, unit="tokens/s", tokens=2558,
+                candidate="Peer", ratio=4.0, aim="≥ 5×", met=False),
+        _record("2026-01-01", row="w", status="skipped", reason="awaits a CPU"),
+    ]  # fmt: skip
+    (tmp_path / "cpu.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    block = report.markdown(tmp_path)
+    assert "| r | 5,116 tokens/s |  |  |  | ≤ 1 s | yes |" in block
+    assert "| r | 5,116 tokens/s | Peer | 1,279 tokens/s | 4.00× | ≥ 5× | no |" in block
+    assert "*w*: not measured, awaits a CPU." in block
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):
+        report.main(["--readme", str(readme), "--results", str(tmp_path)])
+    assert readme.read_text() == f"before\n{report.BEGIN}\n{block}\n{report.END}\nafter\n"
+    assert report.rewrite("no markers", block) is None
+
+
+def test_readme_shows_what_the_results_say() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    if report.BEGIN not in text:
+        pytest.skip("README.md has no benchmark block")
+    assert report.rewrite(text, report.markdown()) == text, "run: python -m bench.report"
+
+
+def test_committed_results_are_complete() -> None:
+    for file in report.RESULTS.glob("*.jsonl"):
+        for r in report.read(file):
+            assert {"row", "run", "commit", "dirty", "device", "threads", "versions", "dtype",
+                    "shape", "candidate", "status"} <= set(r)  # fmt: skip
+            assert ("p50" in r) == (r["status"] == "ok")
+            assert r["status"] == "ok" or r["reason"]
+            assert record.slug(r["device"]) == file.stem
+
+
+def test_device_slug() -> None:
+    assert record.slug("AMD EPYC, 2 cores, AVX2") == "cpu-amd-epyc-2c-avx2"
+    assert record.slug(record.device()).startswith("cpu-")
+
+
+def _pytest(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_smoke_round_of_every_row() -> None:
+    before = {f: f.read_bytes() for f in report.RESULTS.glob("*")}
+    assert "passed" in _pytest("bench/")
+    assert {f: f.read_bytes() for f in report.RESULTS.glob("*")} == before
+
+
+@pytest.mark.slow
+def test_benchmark_prints_the_table() -> None:
+    before = {f: f.read_bytes() for f in report.RESULTS.glob("*")}
+    shown = _pytest("bench/bench_sparse.py", "--benchmark", "--quick")
+    assert "Workload" in shown and "sparse dicts, 256 x 512 tokens" in shown
+    assert {f: f.read_bytes() for f in report.RESULTS.glob("*")} == before, "--quick is no record"
