@@ -44,15 +44,18 @@ void best_products(const QueryBlock& q, int64_t panels, const T* doc, int64_t n,
     for (int64_t p = 0; p < panels; ++p) {
       float* to = best + p * PANEL;
       vf top[2] = {load(to), load(to + VL)};
+      vi nan[2] = {top[0] != top[0], top[1] != top[1]};  // the maximum alone would forget a NaN
       over_tiles(rows, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
         constexpr int R = decltype(count)::value;
         vf acc[R][2];
         multiply<R, 2>(a + r * q.dim, q.dim, 1, q.columns + p * PANEL * q.dim, q.dim, acc);
         for (int i = 0; i < R; ++i)
-          for (int w = 0; w < 2; ++w) top[w] = max(top[w], acc[i][w]);
+          for (int w = 0; w < 2; ++w) {
+            top[w] = max(top[w], acc[i][w]);
+            nan[w] |= acc[i][w] != acc[i][w];
+          }
       });
-      store(to, top[0]);
-      store(to + VL, top[1]);
+      for (int w = 0; w < 2; ++w) store(to + w * VL, nan[w] ? splat(__builtin_nanf("")) : top[w]);
     }
   }
 }

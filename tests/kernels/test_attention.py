@@ -39,6 +39,13 @@ def test_scale_and_large_scores(path, rng, ragged, gap):
     assert gap(out, float64(qkv, ragged, 0.7)) < 1e-3
 
 
+def test_scores_far_below_zero(path, rng, ragged, gap):
+    qkv = torch.randn(ragged[-1], 3, 2, 16)
+    qkv[:, 0] += 5
+    qkv[:, 1] -= 8
+    assert gap(varlen_attention(qkv, ragged, 500), float64(qkv, ragged, 0.25)) < 1e-3
+
+
 def test_many_texts_in_any_order(path, rng, gap):
     lengths = rng.integers(0, 90, 60)
     cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

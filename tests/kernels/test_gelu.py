@@ -48,6 +48,9 @@ def test_not_finite(path):
         x = torch.full((1, 9), value, dtype=torch.bfloat16)
         out = bias_gelu_(x, torch.zeros(9))
         assert torch.equal(out.isnan(), x.isnan())
+    # All bits set: rounding such a NaN to bf16 as if it were a number would give -0.
+    bias = torch.tensor([0x7FFFFFFF] * 9, dtype=torch.int32).view(torch.float32)
+    assert bias_gelu_(torch.zeros(1, 9, dtype=torch.bfloat16), bias).isnan().all()
 
 
 def test_empty(path):

@@ -47,11 +47,17 @@ def test_narrow_documents(path, rng, gap, dtype):
 
 
 def test_every_half(path):
-    """Each finite fp16 number comes through as it is, subnormal ones too."""
-    bits = torch.arange(1 << 16).to(torch.uint16).view(torch.float16)
-    d = bits[bits.isfinite()][:, None]
+    """Each fp16 number comes through as it is: subnormal ones, infinities and NaN too."""
+    d = torch.arange(1 << 16).to(torch.uint16).view(torch.float16)[:, None]
     found = maxsim(torch.ones(1, 1), ends([1]), d, np.arange(len(d) + 1))
-    assert torch.equal(found[0], d[:, 0].float())
+    torch.testing.assert_close(found[0], d[:, 0].float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("row", [0, 5, 69])
+def test_a_nan_is_not_forgotten(path, rng, row):
+    d_ends, d = ends([70, 70]), vectors(140, 10)
+    d[row, 3] = float("nan")
+    assert maxsim(vectors(3, 10), ends([3]), d, d_ends).isnan().tolist() == [[True, False]]
 
 
 def test_all_products_below_zero(path):
