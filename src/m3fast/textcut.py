@@ -67,7 +67,10 @@ class TextCutter:
         self._unigram = (
             self._split_point is not None
             and type(backend.model).__name__ == "Unigram"
-            and all(s["type"] in ("WhitespaceSplit", "Metaspace") for s in splitters)
+            and all(
+                s["type"] == "WhitespaceSplit" or s.get("replacement") == "\u2581"
+                for s in splitters
+            )
         )
 
     def ends(self, text: str, size: int, windows: bool) -> list[int]:
@@ -85,8 +88,10 @@ class TextCutter:
             place = self._last_split(text, size)
             if place is None and self._unknown_id is not None:
                 place = self._last_node(text, size)
-                if place is None and windows and (window := self._window(text, size)):
-                    return window
+                # A window is tokenised once per end: shorter texts cost less as a whole.
+                dear = len(text) <= size * self._longest
+                if place is None and windows and not dear and (ends := self._window(text, size)):
+                    return ends
             if place is not None:
                 return [place]
             size *= 2
@@ -159,7 +164,8 @@ class TextCutter:
                 return False
             high = match.start()
         left, right = self._normal(text[low:place]), self._normal(text[place:high])
-        around = text[low:high], left + right
+        more = self._longest_added
+        around = text[max(0, low - more) : high + more], left + right
         if any(token in side for token in self._added for side in around):
             return False
         if (low and len(left) < self._longest) or (high < len(text) and len(right) < self._longest):
@@ -188,7 +194,8 @@ class TextCutter:
     @cached_property
     def _longest(self) -> int:
         """Characters of the longest piece of the vocabulary."""
-        return max(map(len, self._backend.get_vocab(with_added_tokens=False)))
+        piece = self._backend.id_to_token
+        return max(len(piece(i) or "") for i in range(self._backend.get_vocab_size()))
 
     @cached_property
     def _longest_added(self) -> int:

@@ -7,7 +7,6 @@ is tokenised no further than needed (see textcut).
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,29 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m3fast.errors import CheckpointError, InputError
+from m3fast.errors import InputError
 from m3fast.textcut import TextCutter
+from m3fast.tokenfiles import TokenizerFiles, read_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import tokenizers
     from numpy.typing import NDArray
 
-# Read through transformers where there is no tokenizer.json.
-_OTHER_FILES = ("sentencepiece.bpe.model", "vocab.txt", "vocab.json")
-# What a role is usually called, for folders that do not say.
-_USUAL = {
-    "cls_token": ("<s>", "[CLS]"),
-    "eos_token": ("</s>",),
-    "sep_token": ("</s>", "[SEP]"),
-    "pad_token": ("<pad>", "[PAD]"),
-    "unk_token": ("<unk>", "[UNK]"),
-    "mask_token": ("<mask>", "[MASK]"),
-}
 _DROPPED = ("cls_token", "eos_token", "pad_token", "unk_token")
-_BATCH = 1024  # texts tokenised at once: bounds the memory of their encodings
+# Characters and texts tokenised at once. A token costs about 140 bytes until its id is copied.
+_BATCH_CHARS, _BATCH_TEXTS = 1 << 20, 1024
 
 
 @dataclass(frozen=True)
@@ -68,52 +58,29 @@ class Tokenizer:
         dropped_ids: ids that never count as words in lexical weights.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str]) -> None:
-        """Take over `backend`.
-
-        Args:
-            backend: a tokenizer that nobody else uses; its truncation and padding are cleared.
-            special: content of special tokens by role ("cls_token", ...). Roles left out are
-                guessed from the usual names.
-        """
+    def __init__(self, files: TokenizerFiles) -> None:
+        """Take over `files.backend`, which nobody else may use: its settings are cleared."""
+        self._backend = backend = files.backend
         backend.no_truncation()
         backend.no_padding()
-        self._backend = backend
         self._cutter = TextCutter(backend)
-        usual = {
-            role: next((t for t in names if backend.token_to_id(t) is not None), None)
-            for role, names in _USUAL.items()
-        }
-        roles = {r: backend.token_to_id(t) for r, t in {**usual, **special}.items() if t}
-        self.cls_id, self.pad_id = roles.get("cls_token"), roles.get("pad_token")
-        self.unk_id, self.mask_id = roles.get("unk_token"), roles.get("mask_token")
-        eos = roles.get("eos_token")
-        self.eos_id = roles.get("sep_token") if eos is None else eos
-        self.dropped_ids = {i for r in _DROPPED if (i := roles.get(r)) is not None}
         self._prefix, self._suffix = _frame(backend)
         self._id_limit = 1 + max([len(self) - 1, *backend.get_added_tokens_decoder()])
-        self._clean_up = False
+        self._clean_up = files.clean_up
+        special = files.special
+        self.cls_id, self.pad_id = special.get("cls_token"), special.get("pad_token")
+        self.unk_id, self.mask_id = special.get("unk_token"), special.get("mask_token")
+        self.eos_id = special.get("eos_token", special.get("sep_token"))
+        self.dropped_ids = {special[role] for role in _DROPPED if role in special}
 
     @classmethod
     def from_dir(cls, path: Path) -> Tokenizer:
-        """Load the tokenizer of a checkpoint folder.
-
-        tokenizer.json is read as it stands; only where it is missing does transformers convert
-        sentencepiece.bpe.model, vocab.txt or vocab.json.
+        """Load the tokenizer of a checkpoint folder: tokenizer.json where there is one.
 
         Raises:
-            CheckpointError: no such file in `path`, or one that cannot be read.
+            CheckpointError: no tokenizer file in `path`, or one that cannot be read.
         """
-        config = _read_json(path / "tokenizer_config.json")
-        declared = {**_read_json(path / "special_tokens_map.json"), **config}
-        special = {role: _content(declared[role]) for role in _USUAL if declared.get(role)}
-        file = path / "tokenizer.json"
-        backend = _load(file) if file.is_file() else _convert(path)
-        tokenizer = cls(backend, special)
-        # As transformers 5: the clean-up is for WordPiece and Unigram, it would corrupt BPE.
-        bpe = type(backend.model).__name__ == "BPE"
-        tokenizer._clean_up = bool(config.get("clean_up_tokenization_spaces")) and not bpe
-        return tokenizer
+        return cls(read_tokenizer(path))
 
     def encode(self, texts: Sequence[str | Sequence[int]], max_length: int) -> TokenIds:
         """Tokenise texts, cut on the right to max_length tokens with the special tokens kept.
@@ -132,7 +99,7 @@ class Tokenizer:
         """
         limit = self._check_limit(max_length)
         given = [self._check(i, text) for i, text in enumerate(texts)]
-        parts = [self._rows(given[a : a + _BATCH], limit) for a in range(0, len(given), _BATCH)]
+        parts = [self._rows(batch, limit) for batch in _batches(given, limit)]
         lengths = chain.from_iterable(lengths for _, lengths, _ in parts)
         return TokenIds(
             np.concatenate([np.empty(0, np.int32), *(ids for ids, _, _ in parts)]),
@@ -197,7 +164,7 @@ class Tokenizer:
                 whole = places[0] == len(texts[i])
                 ids = prefixes[0] if whole else self._cutter.shared(prefixes)
                 if whole or len(ids) > keep:
-                    found[i] = ids
+                    found[i] = ids[: keep + 1]
                 else:
                     growth = 1.2 * (keep + 1) / max(1, len(ids))
                     sizes[i] = int(wanted[i] * min(8, max(2, growth)))
@@ -225,7 +192,7 @@ class Tokenizer:
         if not isinstance(text, Sequence | np.ndarray) or isinstance(text, bytes | bytearray):
             raise InputError(f"{wanted} {_name(text)}")
         try:
-            ids = np.asarray(text)
+            ids: NDArray[Any] = np.asarray(text)
         except (ValueError, OverflowError):  # ragged lists, integers beyond any id
             ids = np.empty((0, 0))
         if ids.size == 0 and ids.ndim == 1:
@@ -240,6 +207,20 @@ class Tokenizer:
             )
         flat: list[int] = ids.tolist()
         return flat
+
+
+def _batches(texts: list[str | list[int]], limit: int) -> Iterator[list[str | list[int]]]:
+    """Consecutive texts, as many as are tokenised at once."""
+    batch: list[str | list[int]] = []
+    chars = 0
+    for text in texts:
+        if batch and (chars > _BATCH_CHARS or len(batch) == _BATCH_TEXTS):
+            yield batch
+            batch, chars = [], 0
+        batch.append(text)
+        chars += min(len(text), _first_size(text, limit)) if isinstance(text, str) else 0
+    if batch:
+        yield batch
 
 
 def _first_size(text: str, keep: int) -> int:
@@ -258,49 +239,6 @@ def _frame(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     first = mask.index(0) if 0 in mask else len(mask)
     last = len(mask) - mask[::-1].index(0) if 0 in mask else first
     return encoding.ids[:first], encoding.ids[last:]
-
-
-def _load(file: Path) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer as Backend
-
-    try:
-        return Backend.from_file(str(file))
-    except Exception as error:  # tokenizers raises no narrower class
-        raise CheckpointError(f"{file}: expected a tokenizer, found {error}") from error
-
-
-def _convert(path: Path) -> tokenizers.Tokenizer:
-    """The fast tokenizer that transformers makes of older vocabulary files."""
-    names = [name for name in _OTHER_FILES if (path / name).is_file()]
-    if not names:
-        wanted = ", ".join(("tokenizer.json", *_OTHER_FILES))
-        raise CheckpointError(f"{path}: expected one of {wanted}, found none")
-    try:
-        from transformers import AutoTokenizer
-
-        loaded: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        return loaded.backend_tokenizer
-    except Exception as error:  # ImportError, ValueError, OSError, AttributeError, ...
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{path / names[0]}: transformers cannot read it: {reason}"
-        ) from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: expected JSON, found {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {_name(value)}")
-    return value
-
-
-def _content(token: str | dict[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
 
 
 def _as_ids(ids: int | Iterable[int]) -> list[int]:
