@@ -3,7 +3,7 @@
 // Everything is kept transposed: a vector register holds one number for each of VL queries. Scores
 // S^T [keys, queries], their maxima and sums, and the output O^T [dim, queries] then need neither
 // sums across a vector nor masks, and any length and head size is exact: keys and dim are rows of
-// register tiles, only queries are rounded up to a vector, and lanes without a query are not written.
+// register tiles, only queries are rounded up to a vector; lanes without a query are not written.
 #pragma once
 #include <algorithm>
 #include <numeric>
@@ -15,7 +15,8 @@
 
 namespace m3::M3_ISA {
 
-constexpr int64_t KEYS = 72;      // keys per block: K and V of 18 KB each at dim 64; 24 to 144 are alike
+// Keys per block: K and V take 18 KB each at dim 64. From 24 to 144 they measured alike.
+constexpr int64_t KEYS = 72;
 constexpr int64_t QUERIES = 384;  // most queries of one task: they share the copies of K and V
 
 template <class T>
@@ -28,8 +29,14 @@ struct Attention {
 
 struct Scratch {
   Scratch(int64_t dim, int64_t panels)
-      : q(panels * PANEL * dim), o(panels * PANEL * dim), top(panels * PANEL),
-        total(panels * PANEL), k(KEYS * dim), v(KEYS * dim), s(KEYS * PANEL), rows(PANEL * dim) {}
+      : q(panels * PANEL * dim),
+        o(panels * PANEL * dim),
+        top(panels * PANEL),
+        total(panels * PANEL),
+        k(KEYS * dim),
+        v(KEYS * dim),
+        s(KEYS * PANEL),
+        rows(PANEL * dim) {}
   Buffer q, o;        // per panel [dim][lanes]
   Buffer top, total;  // per panel [lanes]: running maximum, sum of exponentials
   Buffer k, v;        // [KEYS][dim]
@@ -119,7 +126,8 @@ void attend_queries(const Attention<T>& a, const Scratch& m, int64_t start, int6
       T* to = a.out + (start + first + p * PANEL + i) * width + head * dim;
       const float scale = 1 / m.total[p * PANEL + i];
       const float* row = m.rows + i * dim;
-      sweep(dim, [=](int64_t c, int64_t n) M3_LAMBDA_INLINE { store(to + c, load(row + c, n) * scale, n); });
+      sweep(dim, [=](int64_t c, int64_t n)
+                     M3_LAMBDA_INLINE { store(to + c, load(row + c, n) * scale, n); });
     }
   }
 }

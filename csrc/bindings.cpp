@@ -1,5 +1,5 @@
-// The Python module m3fast._C; the only pybind11 file. Ragged data come and go as numpy arrays, tensors
-// as addresses with sizes: callers in kernels/ have checked them. Work is done without the GIL.
+// The Python module m3fast._C; the only pybind11 file. Ragged data come and go as numpy arrays,
+// tensors as addresses with sizes: kernels/*.py has checked them. Work is done without the GIL.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -26,7 +26,8 @@ T* at(uintptr_t address) {
 }
 
 py::tuple pack_texts(const Array<int32_t>& ids, const Array<int64_t>& offsets,
-                     const Array<int64_t>& order, std::optional<int32_t> pad_id, int64_t vocab_size) {
+                     const Array<int64_t>& order, std::optional<int32_t> pad_id,
+                     int64_t vocab_size) {
   const Texts texts{ids.data(), offsets.data(), offsets.size() - 1, order.data(), order.size()};
   PackSize size;
   {
@@ -137,9 +138,9 @@ PYBIND11_MODULE(_C, m) {
       unlocked);
   m.def(
       "embed_layernorm",
-      [](uintptr_t ids, uintptr_t positions, uintptr_t word, uintptr_t position,
-         uintptr_t type_row, uintptr_t weight, uintptr_t shift, float eps, uintptr_t out,
-         int64_t rows, int64_t cols, int dtype, int threads) {
+      [](uintptr_t ids, uintptr_t positions, uintptr_t word, uintptr_t position, uintptr_t type_row,
+         uintptr_t weight, uintptr_t shift, float eps, uintptr_t out, int64_t rows, int64_t cols,
+         int dtype, int threads) {
         kernels().embed_layernorm(at<int32_t>(ids), at<int32_t>(positions), at<void>(word),
                                   at<void>(position), at<float>(type_row),
                                   {at<float>(weight), at<float>(shift), eps, cols}, at<void>(out),
@@ -150,8 +151,7 @@ PYBIND11_MODULE(_C, m) {
       "attention",
       [](uintptr_t qkv, uintptr_t cu_seqlens, int64_t texts, int64_t tokens, int64_t max_seqlen,
          int64_t heads, int64_t dim, float scale, uintptr_t out, int dtype, int threads) {
-        const int64_t longest =
-            check_offsets("cu_seqlens", at<int32_t>(cu_seqlens), texts, tokens);
+        const int64_t longest = check_offsets("cu_seqlens", at<int32_t>(cu_seqlens), texts, tokens);
         M3_CHECK(longest == max_seqlen, "max_seqlen: ", longest,
                  " was expected from cu_seqlens, got ", max_seqlen);
         kernels().attention(at<void>(qkv), at<int32_t>(cu_seqlens), texts, heads, dim, scale,
@@ -163,7 +163,8 @@ PYBIND11_MODULE(_C, m) {
       [](uintptr_t queries, uintptr_t q_offsets, int64_t n_queries, uintptr_t docs,
          uintptr_t d_offsets, int64_t n_docs, int64_t dim, uintptr_t out, int dtype, int threads) {
         kernels().maxsim(at<float>(queries), at<int64_t>(q_offsets), n_queries, at<void>(docs),
-                         at<int64_t>(d_offsets), n_docs, dim, at<float>(out), Dtype(dtype), threads);
+                         at<int64_t>(d_offsets), n_docs, dim, at<float>(out), Dtype(dtype),
+                         threads);
       },
       unlocked);
   m.def(

@@ -1,5 +1,5 @@
-// Checks that throw std::invalid_argument, which Python sees as ValueError. M3_CHECK(cond, parts...)
-// makes the message of its parts.
+// Checks that throw std::invalid_argument, which Python sees as ValueError.
+// M3_CHECK(cond, parts...) makes the message of its parts.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -18,8 +18,8 @@ template <class... Parts>
 
 }  // namespace m3
 
-#define M3_CHECK(cond, ...)              \
-  do {                                   \
+#define M3_CHECK(cond, ...)               \
+  do {                                    \
     if (!(cond)) ::m3::fail(__VA_ARGS__); \
   } while (0)
 

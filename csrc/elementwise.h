@@ -1,4 +1,4 @@
-// bias + GELU, and LayerNorm with the sum or the lookup before it: a few passes over a row in cache.
+// bias + GELU, and LayerNorm with the sum or the lookup before it: passes over a row in cache.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -97,9 +97,9 @@ void add_layernorm(const T* x, const T* residual, const float* bias, const Layer
 }
 
 template <class T>
-void embed_layernorm(const int32_t* ids, const int32_t* positions, const T* word,
-                     const T* position, const float* type_row, const LayerNorm& ln, T* out,
-                     int64_t rows, int threads) {
+void embed_layernorm(const int32_t* ids, const int32_t* positions, const T* word, const T* position,
+                     const float* type_row, const LayerNorm& ln, T* out, int64_t rows,
+                     int threads) {
   over_rows(rows, ln.cols, threads, [&](int64_t first, int64_t last) {
     Buffer y(ln.cols);
     for (int64_t r = first; r < last; ++r) {

@@ -1,4 +1,4 @@
-// The vectorised CPU operations: one table of functions per instruction set, one chosen at run time.
+// The vectorised CPU operations: a table of functions per instruction set, chosen at run time.
 #pragma once
 #include <cstdint>
 
@@ -34,8 +34,8 @@ struct Kernels {
                  float* out, Dtype, int threads);
   // pairs [n_pairs, 2] of (query, document), out [n_pairs]
   void (*maxsim_pairs)(const float* queries, const int64_t* q_offsets, const void* docs,
-                       const int64_t* d_offsets, const int64_t* pairs, int64_t n_pairs,
-                       int64_t dim, float* out, Dtype, int threads);
+                       const int64_t* d_offsets, const int64_t* pairs, int64_t n_pairs, int64_t dim,
+                       float* out, Dtype, int threads);
 };
 
 // Null where this build or this processor has not got the instructions.

@@ -1,5 +1,6 @@
-// 512-bit vectors; compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma on x86-64. The same
-// source as AVX2, compiled here but never run: the machine it was written on has no AVX-512.
+// 512-bit vectors; compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma on x86-64.
+// The source is that of AVX2; this build of it was compiled, but has not been run by its authors,
+// who had no machine with AVX-512. tests/kernels runs it wherever there is one.
 #include "kernels.h"
 #ifdef __AVX512F__
 #define M3_ISA avx512
@@ -9,7 +10,8 @@
 
 const m3::Kernels* m3::kernels_avx512() {
 #ifdef __AVX512F__
-  static const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  static const bool runs = __builtin_cpu_supports("avx512f") &&
+                           __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!runs) return nullptr;
   static const Kernels k = avx512::table("avx512");

@@ -27,7 +27,8 @@ void by_dtype(Dtype dtype, Body body) {
 inline Kernels table(const char* name) {
   Kernels k{};
   k.name = name;
-  k.bias_gelu = [](void* x, const float* bias, int64_t rows, int64_t cols, Dtype dtype, int threads) {
+  k.bias_gelu = [](void* x, const float* bias, int64_t rows, int64_t cols, Dtype dtype,
+                   int threads) {
     by_dtype(dtype, [=](auto e) { bias_gelu(as<decltype(e)>(x), bias, rows, cols, threads); });
   };
   k.add_layernorm = [](const void* x, const void* residual, const float* bias, const LayerNorm& ln,
@@ -38,8 +39,8 @@ inline Kernels table(const char* name) {
     });
   };
   k.embed_layernorm = [](const int32_t* ids, const int32_t* positions, const void* word,
-                         const void* position, const float* type_row, const LayerNorm& ln, void* out,
-                         int64_t rows, Dtype dtype, int threads) {
+                         const void* position, const float* type_row, const LayerNorm& ln,
+                         void* out, int64_t rows, Dtype dtype, int threads) {
     by_dtype(dtype, [&](auto e) {
       using T = decltype(e);
       embed_layernorm(ids, positions, as<T>(word), as<T>(position), type_row, ln, as<T>(out), rows,
@@ -59,7 +60,8 @@ inline Kernels table(const char* name) {
                 const int64_t* d_offsets, int64_t n_docs, int64_t dim, float* out, Dtype dtype,
                 int threads) {
     const auto body = [=](auto e) {
-      maxsim(queries, q_offsets, n_queries, as<decltype(e)>(docs), d_offsets, n_docs, dim, out, threads);
+      maxsim(queries, q_offsets, n_queries, as<decltype(e)>(docs), d_offsets, n_docs, dim, out,
+             threads);
     };
     dtype == Dtype::f16 ? body(f16{}) : by_dtype(dtype, body);
   };

@@ -9,8 +9,8 @@
 
 namespace m3::M3_ISA {
 
-constexpr int64_t DOC_ROWS = 48;      // document tokens at a time: 192 KB at dim 1024, within L2
-constexpr int64_t QUERY_TOKENS = 512; // query tokens held transposed at a time: 2 MB at dim 1024
+constexpr int64_t DOC_ROWS = 48;       // document tokens at a time: 192 KB at dim 1024, within L2
+constexpr int64_t QUERY_TOKENS = 512;  // query tokens held transposed at a time: 2 MB at dim 1024
 
 // Query tokens transposed into panels [dim][PANEL], and the best product of each so far.
 struct QueryBlock {

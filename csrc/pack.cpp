@@ -16,7 +16,8 @@ PackSize pack_size(const Texts& texts) {
     size.tokens += length;
     size.longest = std::max(size.longest, length);
   }
-  M3_CHECK(size.tokens <= INT32_MAX, "ids: fewer than 2**31 tokens were expected, got ", size.tokens);
+  M3_CHECK(size.tokens <= INT32_MAX, "ids: fewer than 2**31 tokens were expected, got ",
+           size.tokens);
   return size;
 }
 

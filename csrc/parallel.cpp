@@ -17,7 +17,8 @@ Parallel find_parallel() {
 }
 
 struct Call {
-  Call(void (*run_)(void*, Tasks&), void* worker_, int64_t n) : run(run_), worker(worker_), tasks(n) {}
+  Call(void (*run_)(void*, Tasks&), void* worker_, int64_t n)
+      : run(run_), worker(worker_), tasks(n) {}
   void (*run)(void*, Tasks&);
   void* worker;
   Tasks tasks;

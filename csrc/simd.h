@@ -1,5 +1,5 @@
-// Vectors of floats by the compiler's vector extensions, so one source serves SSE, AVX2, AVX-512 and
-// NEON. Included once per kernels_*.cpp, which sets M3_ISA (a namespace) and M3_VECTOR_BYTES.
+// Vectors of floats by the compiler's vector extensions, so one source serves SSE, AVX2, AVX-512
+// and NEON. Included once per kernels_*.cpp, which sets M3_ISA (a namespace) and M3_VECTOR_BYTES.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -33,9 +33,7 @@ M3_INLINE V load_as(const T* p) {
 }
 
 M3_INLINE vf load(const float* p) { return load_as<vf>(p); }
-M3_INLINE vf load(const bf16* p) {
-  return (vf)(__builtin_convertvector(load_as<vh>(p), vu) << 16);
-}
+M3_INLINE vf load(const bf16* p) { return (vf)(__builtin_convertvector(load_as<vh>(p), vu) << 16); }
 M3_INLINE vf load(const f16* p) {
   const vu h = __builtin_convertvector(load_as<vh>(p), vu);
   // The bits moved into place are the number times 2^-112; what was infinite or NaN stays so.
@@ -108,7 +106,7 @@ M3_INLINE vf exp2(vf x) {
   const vf ff = f * f;
   const vf odd = (0.0013276473781190503f * ff + 0.05550713268521696f) * ff + 0.6931469670663871f;
   const vf even = (0.009675541350916073f * ff + 0.24022119723812432f) * ff + 1.0000000716542718f;
-  return (odd * f + even) * (vf)(((vi)shifted << 23) + 0x3f800000);
+  return (odd * f + even) * (vf)(((vu)shifted << 23) + 0x3f800000);
 }
 
 // Floats aligned to a cache line, for one thread's scratch.

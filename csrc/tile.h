@@ -1,11 +1,11 @@
-// The product of a few rows and a panel of columns, held in registers: the core of attention and MaxSim.
+// The product of a few rows and a panel of columns, in registers: the core of attention and MaxSim.
 #pragma once
 #include "simd.h"
 
 namespace m3::M3_ISA {
 
-constexpr int ROWS = 6;          // rows of a tile; 6 x 2 accumulators + 3 fit 16 vector registers
-constexpr int PANEL = 2 * VL;    // columns of a full panel, two vectors
+constexpr int ROWS = 6;        // rows of a tile; 6 x 2 accumulators + 3 fit 16 vector registers
+constexpr int PANEL = 2 * VL;  // columns of a full panel, two vectors
 
 // acc[r][w] = sum over k < depth of a[r * row + k * step] * b[k][w], b being [depth][W * VL].
 template <int R, int W>
@@ -37,12 +37,23 @@ M3_INLINE void over_tiles(int64_t n, Body&& body) {
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = n * t / tiles, count = n * (t + 1) / tiles - first;
     switch (count) {
-      case 1: body(Count<1>{}, first); break;
-      case 2: body(Count<2>{}, first); break;
-      case 3: body(Count<3>{}, first); break;
-      case 4: body(Count<4>{}, first); break;
-      case 5: body(Count<5>{}, first); break;
-      default: body(Count<6>{}, first);
+      case 1:
+        body(Count<1>{}, first);
+        break;
+      case 2:
+        body(Count<2>{}, first);
+        break;
+      case 3:
+        body(Count<3>{}, first);
+        break;
+      case 4:
+        body(Count<4>{}, first);
+        break;
+      case 5:
+        body(Count<5>{}, first);
+        break;
+      default:
+        body(Count<6>{}, first);
     }
   }
 }
@@ -62,10 +73,10 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
       const v4 de = __builtin_shufflevector(d, e, 0, 4, 1, 5);
       const v4 ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
       const v4 de2 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
-      const v4 out[4] = {
-          __builtin_shufflevector(ab, de, 0, 1, 4, 5), __builtin_shufflevector(ab, de, 2, 3, 6, 7),
-          __builtin_shufflevector(ab2, de2, 0, 1, 4, 5),
-          __builtin_shufflevector(ab2, de2, 2, 3, 6, 7)};
+      const v4 out[4] = {__builtin_shufflevector(ab, de, 0, 1, 4, 5),
+                         __builtin_shufflevector(ab, de, 2, 3, 6, 7),
+                         __builtin_shufflevector(ab2, de2, 0, 1, 4, 5),
+                         __builtin_shufflevector(ab2, de2, 2, 3, 6, 7)};
       for (int i = 0; i < 4; ++i) std::memcpy(to + (c + i) * to_row + r, &out[i], sizeof(v4));
     }
     for (; c < cols; ++c)
@@ -78,7 +89,8 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
 // n elements of any dtype as floats times scale.
 template <class T>
 M3_INLINE void widen(const T* from, float* to, int64_t n, float scale) {
-  sweep(n, [=](int64_t c, int64_t m) M3_LAMBDA_INLINE { store(to + c, load(from + c, m) * scale, m); });
+  sweep(n, [=](int64_t c, int64_t m)
+               M3_LAMBDA_INLINE { store(to + c, load(from + c, m) * scale, m); });
 }
 
 }  // namespace m3::M3_ISA

@@ -95,9 +95,9 @@ def varlen_attention_ref(
 ) -> torch.Tensor:
     """softmax(Q·Kᵀ·scale)·V for each text and head: qkv [T, 3, H, D] -> [T, H·D]."""
     tokens, _, heads, dim = qkv.shape
-    scale = dim**-0.5 if scale is None else scale
+    factor = dim**-0.5 if scale is None else scale
     out = [
-        torch.softmax(q @ k.transpose(1, 2) * scale, -1) @ v
+        torch.softmax(q @ k.transpose(1, 2) * factor, -1) @ v
         for a, b in _spans(cu_seqlens)
         for q, k, v in [_wide(qkv[a:b]).permute(1, 2, 0, 3)]  # each [H, L, D]
     ]
