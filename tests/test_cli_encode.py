@@ -1,0 +1,433 @@
+"""`m3fast encode`: layouts, resuming, atomicity, memory, bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import m3fast
+from checkpoints import TEXTS, make_checkpoint
+from m3fast import engine as engine_module
+from m3fast.cli import main
+from m3fast.cli.parts import Parts
+from m3fast.cli.store import read_npz
+
+ROOT = Path(__file__).resolve().parents[1]
+CORPUS = [text.replace("\n", " ") for text in TEXTS] * 9  # 108 texts
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "WINDOW_TEXTS", 16)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, small_windows: None) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("".join(f"{text}\n" for text in CORPUS), encoding="utf-8", newline="\n")
+    return path
+
+
+def encode(*argv: object) -> int:
+    return main(["encode", *map(str, argv)])
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
+    return path
+
+
+def left_behind(folder: Path, *expected: str) -> set[str]:
+    return {path.name for path in folder.iterdir()} - set(expected)
+
+
+def assert_fails(capsys: pytest.CaptureFixture[str], argv: list[object], *named: str) -> None:
+    capsys.readouterr()
+    assert encode(*argv) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("m3fast: error: ")
+    assert error.count("\n") == 1
+    for name in named:
+        assert name in error
+
+
+def test_npz_holds_what_the_engine_gives(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    assert encode(corpus, "-o", out, "--part-size", 32, "--colbert-dtype", "float32") == 0
+    found, meta = read_npz(str(out))
+    expected = m3fast.Engine.from_pretrained().encode(CORPUS)
+    assert found.dense is not None and found.sparse is not None and found.colbert is not None
+    assert expected.dense is not None and expected.sparse is not None
+    assert expected.colbert is not None
+    tolerance = 1e-6 if meta["dtype"] == "float32" else 2e-2
+    np.testing.assert_allclose(found.dense, expected.dense, atol=tolerance)
+    np.testing.assert_array_equal(found.sparse.indptr, expected.sparse.indptr)
+    np.testing.assert_array_equal(found.sparse.indices, expected.sparse.indices)
+    np.testing.assert_allclose(found.sparse.values, expected.sparse.values, atol=tolerance)
+    np.testing.assert_array_equal(found.colbert.offsets, expected.colbert.offsets)
+    np.testing.assert_allclose(found.colbert.values, expected.colbert.values, atol=tolerance)
+    np.testing.assert_array_equal(found.n_tokens, expected.n_tokens)
+    assert found.sparse.vocab_size == expected.sparse.vocab_size
+    assert (meta["texts"], meta["model"]) == (len(CORPUS), "m3fast-tiny")
+    assert left_behind(tmp_path, corpus.name, out.name) == set()
+
+
+def test_parquet_holds_what_npz_holds(tmp_path: Path, small_windows: None) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = [{"id": f"text {i}", "text": text} for i, text in enumerate(CORPUS)]
+    source = write_jsonl(tmp_path / "corpus.jsonl", rows)
+    for name in ("a.npz", "a.parquet"):
+        options = ["--part-size", 32, "--max-length", 16]
+        assert encode(source, "-o", tmp_path / name, *options) == 0
+    found, meta = read_npz(str(tmp_path / "a.npz"))
+    assert found.dense is not None and found.sparse is not None and found.colbert is not None
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["id"].to_pylist() == [row["id"] for row in rows]
+    assert table["id"].to_pylist() == np.load(tmp_path / "a.npz")["ids"].tolist()
+    np.testing.assert_array_equal(np.array(table["dense"].to_pylist(), np.float32), found.dense)
+    pairs = zip(table["sparse_indices"].to_pylist(), table["sparse_values"].to_pylist(),
+                strict=True)  # fmt: skip
+    assert [dict(zip(*pair, strict=True)) for pair in pairs] == found.sparse.to_dicts()
+    for row, vectors in zip(table["colbert"].to_pylist(), found.colbert, strict=True):
+        np.testing.assert_array_equal(np.array(row, np.float16), vectors)
+    assert table["n_tokens"].to_pylist() == found.n_tokens.tolist()
+    assert table["truncated"].to_pylist() == found.truncated.tolist()
+    assert found.truncated.any() and not found.truncated.all()
+    assert json.loads(table.schema.metadata[b"m3fast"]) == meta
+
+
+def test_parquet_and_stdin_as_input(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"body": CORPUS, "key": list(range(len(CORPUS)))})
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    columns = ["--text-column", "body", "--id-column", "key"]
+    assert encode(tmp_path / "corpus.parquet", "-o", tmp_path / "a.npz", *columns) == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(corpus.read_bytes())))
+    assert encode("-", "-o", tmp_path / "b.npz") == 0
+    a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    assert a["ids"].tolist() == [str(i) for i in range(len(CORPUS))]
+    assert "ids" not in b
+    for name in b:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_flags_pick_outputs(corpus: Path, tmp_path: Path) -> None:
+    assert encode(corpus, "-o", tmp_path / "a.npz", "--sparse") == 0
+    found, _ = read_npz(str(tmp_path / "a.npz"))
+    assert found.dense is None and found.colbert is None and found.sparse is not None
+
+
+def test_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\x0bthree\nfour")
+    assert encode(source, "-o", tmp_path / "a.npz", "--dense") == 0
+    found, _ = read_npz(str(tmp_path / "a.npz"))
+    expected = m3fast.Engine.from_pretrained().encode(["one", "", "two\x0bthree", "four"])
+    np.testing.assert_array_equal(found.n_tokens, expected.n_tokens)
+    assert found.dense is not None and expected.dense is not None
+    np.testing.assert_allclose(found.dense, expected.dense, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_empty_input_gives_an_empty_output(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "empty.txt").touch()
+    out = tmp_path / f"out.{suffix}"
+    if suffix == "parquet":
+        pq = pytest.importorskip("pyarrow.parquet")
+    assert encode(tmp_path / "empty.txt", "-o", out) == 0
+    if suffix == "parquet":
+        assert pq.read_table(out).num_rows == 0
+        assert "colbert" in pq.read_schema(out).names
+        return
+    found, meta = read_npz(str(out))
+    assert found.dense is not None and found.sparse is not None and found.colbert is not None
+    assert (len(found), len(found.sparse), len(found.colbert), meta["texts"]) == (0, 0, 0, 0)
+    assert found.dense.shape == (0, 128)
+    assert found.colbert.values.shape == (0, 128)
+
+
+def test_killed_run_goes_on(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.npz"
+    code = (
+        "import sys, time\n"
+        "import m3fast.engine\n"
+        "from m3fast.cli import main\n"
+        "from m3fast.cli.parts import Parts\n"
+        "m3fast.engine.WINDOW_TEXTS = 16\n"
+        "save = Parts.save\n"
+        "Parts.save = lambda *args: (save(*args), time.sleep(1))\n"
+        "main(sys.argv[1:])"
+    )
+    argv = ["encode", str(corpus), "--part-size", "16", "-o", str(out)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1"}
+    child = subprocess.Popen([sys.executable, "-c", code, *argv], env=env)
+    second = tmp_path / "out.npz.parts" / "000001.npz"
+    while not second.exists() and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL  # it was still at work
+    assert not out.exists()
+    assert main(argv) == 0
+    assert "108 texts (32 of them by an earlier run)" in capsys.readouterr().err
+    assert encode(corpus, "-o", tmp_path / "whole.npz") == 0
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert left_behind(tmp_path, corpus.name, out.name, "whole.npz") == set()
+
+
+@pytest.fixture
+def interrupted(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """OUT.parts/ with two parts of 32 texts, as Ctrl-C leaves it."""
+    saved = Parts.save
+
+    def save(self: Parts, arrays: dict[str, Any]) -> None:
+        if len(self.files) == 2:
+            raise KeyboardInterrupt
+        saved(self, arrays)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "save", save)
+        assert encode(corpus, "-o", tmp_path / "out.npz", "--part-size", 32) == 130
+    parts = tmp_path / "out.npz.parts"
+    assert {path.name for path in parts.iterdir()} == {
+        "000000.npz", "000001.npz", "manifest.json", "lock",
+    }  # fmt: skip
+    return parts
+
+
+def test_resumed_run_reuses_parts(
+    interrupted: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert encode(corpus, "-o", tmp_path / "out.npz", "--part-size", 32) == 0
+    assert "108 texts (64 of them by an earlier run)" in capsys.readouterr().err
+    assert encode(corpus, "-o", tmp_path / "whole.npz", "--part-size", 32) == 0
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert not interrupted.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--max-length", "32"], "max_length was 8192 and is 32"),
+        (["--dense"], "outputs"),
+        (["--colbert-dtype", "float32"], "colbert_dtype"),
+        (["--dtype", "float16"], "dtype"),
+    ],
+)
+def test_resuming_with_other_options_is_refused(
+    interrupted: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    named: str,
+) -> None:
+    before = {path.name: path.read_bytes() for path in interrupted.iterdir()}
+    assert_fails(capsys, [corpus, "-o", tmp_path / "out.npz", *options], named, "--overwrite")
+    assert {path.name: path.read_bytes() for path in interrupted.iterdir()} == before
+    assert encode(corpus, "-o", tmp_path / "out.npz", *options, "--overwrite") == 0
+    assert "earlier run" not in capsys.readouterr().err
+    assert not interrupted.exists()
+
+
+def test_resuming_with_another_input_is_refused(
+    interrupted: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with corpus.open("a") as file:
+        file.write("one more\n")
+    assert_fails(capsys, [corpus, "-o", tmp_path / "out.npz"], "input_size")
+    assert interrupted.exists()
+
+
+def test_half_written_part_does_not_count(
+    interrupted: Path, corpus: Path, tmp_path: Path
+) -> None:
+    (interrupted / "unfinished.tmp").write_bytes(b"PK half a part")
+    assert encode(corpus, "-o", tmp_path / "out.npz", "--part-size", 32) == 0
+    assert len(read_npz(str(tmp_path / "out.npz"))[0]) == len(CORPUS)
+
+
+def test_second_run_at_the_same_time_is_refused(
+    interrupted: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Parts.opened(tmp_path / "out.npz"):
+        assert_fails(capsys, [corpus, "-o", tmp_path / "out.npz"], "another run")
+    assert (interrupted / "000001.npz").exists()
+
+
+def test_output_appears_at_once(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.npz"
+    out.write_bytes(b"the old one")
+
+    def full(_: object, file: io.BytesIO, __: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("m3fast.cli.encode.write_npz", full)
+        assert_fails(capsys, [corpus, "-o", out, "--overwrite"], "No space left on device")
+    assert out.read_bytes() == b"the old one"
+    assert encode(corpus, "-o", out, "--overwrite") == 0  # its parts were kept
+    assert "by an earlier run" in capsys.readouterr().err
+    assert len(read_npz(str(out))[0]) == len(CORPUS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("missing.txt", None, "No such file"),
+        ("a.csv", b"text\nhello\n", ".jsonl"),
+        ("latin.txt", b"good\ncaf\xe9\n", "latin.txt:2: expected UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl:2: expected JSON"),
+        ("a.jsonl", b'{"text": "a"}\n\n["b"]\n', "a.jsonl:3: expected a JSON object, found list"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "a.jsonl:2: expected a column 'text'"),
+        ("a.jsonl", b'{"text": 7}\n', "a.jsonl:1: expected a string as text, found int"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl:1: expected Unicode text"),
+        ("a.jsonl", b'{"text": "a", "id": 1}\n{"text": "b"}\n', "a.jsonl:2: expected a column"),
+        ("a.jsonl", b'{"text": "a", "id": null}\n', "a.jsonl:1: expected a str or int as id"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: expected JSON"),
+        ("a.parquet", b"not parquet at all", "a.parquet: expected a parquet file"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes | None,
+    named: str,
+) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert_fails(capsys, [tmp_path / name, "-o", tmp_path / "out.npz"], named)
+    assert left_behind(tmp_path, name) == set()
+
+
+def test_bad_line_after_many_parts_leaves_nothing(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with corpus.open("ab") as file:
+        file.write(b"\xff\n")
+    argv: list[object] = [corpus, "-o", tmp_path / "out.npz", "--part-size", 16]
+    assert_fails(capsys, argv, "corpus.txt:109: expected UTF-8")
+    assert left_behind(tmp_path, corpus.name) == set()
+
+
+def test_bad_parquet_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", None], "n": [1, 2]}), source)
+    out = tmp_path / "out.npz"
+    assert_fails(capsys, [source, "-o", out], "row 2: expected a string as text, found NoneType")
+    assert_fails(capsys, [source, "-o", out, "--text-column", "x"], "column 'x'", "'n'")
+    assert_fails(capsys, [source, "-o", out, "--id-column", "y"], "column 'y'")
+    assert left_behind(tmp_path, source.name) == set()
+
+
+def test_bad_output(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "old.npz").write_bytes(b"old")
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "in.parquet").write_bytes(b"in")
+    for name, named in (
+        ("old.npz", "--overwrite"),
+        ("folder.npz", "found the folder"),
+        ("out.csv", ".npz or .parquet"),
+        ("no/such/folder/out.npz", "existing folder"),
+        ("/proc/out.npz", "/proc/out.npz"),
+    ):
+        assert_fails(capsys, [corpus, "-o", tmp_path / name], named)
+    pytest.importorskip("pyarrow")
+    same: list[object] = [tmp_path / "in.parquet", "-o", tmp_path / "in.parquet", "--overwrite"]
+    assert_fails(capsys, same, "another file than the input")
+    assert (tmp_path / "old.npz").read_bytes() == b"old"
+    expected = (corpus.name, "old.npz", "folder.npz", "in.parquet")
+    assert left_behind(tmp_path, *expected) == set()
+
+
+def test_output_is_checked_before_the_model_is_loaded(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(m3fast.Engine, "from_pretrained", fail)
+    assert encode(corpus, "-o", "/proc/out.npz") == 2
+    assert encode(tmp_path / "missing.txt", "-o", tmp_path / "out.npz") == 2
+
+
+def test_missing_pyarrow_names_the_extra(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert_fails(capsys, [corpus, "-o", tmp_path / "out.parquet"], "m3fast[parquet]")
+    assert_fails(capsys, [tmp_path / "in.parquet", "-o", tmp_path / "o.npz"], "m3fast[parquet]")
+
+
+def test_dense_only_model(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_checkpoint(tmp_path / "model", m3_heads=False, layers=1)
+    argv: list[object] = [corpus, "-o", tmp_path / "out.npz", "--model", model]
+    assert_fails(capsys, [*argv, "--colbert"], "colbert")
+    assert encode(*argv) == 0
+    assert set(np.load(tmp_path / "out.npz")) == {"n_tokens", "truncated", "dense", "meta"}
+
+
+def test_progress_bar_knows_the_total(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encode(corpus, "-o", tmp_path / "out.npz", "--progress") == 0
+    assert "108/108" in capsys.readouterr().err
+    assert encode(corpus, "-o", tmp_path / "o.npz", "--no-progress") == 0
+    assert "/108" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, suffix: str) -> None:
+    """A fifth of the issue's sizes: 2,000 and 20,000 texts; parts and windows as small."""
+    code = (
+        "import resource, sys\n"
+        "import m3fast.engine\n"
+        "from m3fast.cli import main\n"
+        "m3fast.engine.WINDOW_TEXTS = 200\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1"}
+    peaks: list[int] = []
+    for count in (2_000, 20_000):
+        source = tmp_path / f"{count}.txt"
+        source.write_text("".join(f"short text {i}\n" for i in range(count)))
+        argv = ["encode", str(source), "-o", str(tmp_path / f"{count}.{suffix}")]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv, "--part-size", "1000"],
+            env=env, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+    assert peaks[1] <= 1.2 * peaks[0]
