@@ -2,6 +2,12 @@
 #pragma once
 #include "simd.h"
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define M3_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // GCC 11, which Ubuntu 22.04 has
+#define M3_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, i4{__VA_ARGS__})
+#endif
+
 namespace m3::M3_ISA {
 
 constexpr int ROWS = 6;        // rows of a tile; 6 x 2 accumulators + 3 fit 16 vector registers
@@ -62,6 +68,7 @@ M3_INLINE void over_tiles(int64_t n, Body&& body) {
 inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row, int64_t rows,
                       int64_t cols) {
   typedef float v4 __attribute__((vector_size(16)));
+  typedef int32_t i4 __attribute__((vector_size(16), unused));
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) {
     int64_t c = 0;
@@ -69,14 +76,14 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
       const float* f = from + r * from_row + c;
       const v4 a = load_as<v4>(f), b = load_as<v4>(f + from_row);
       const v4 d = load_as<v4>(f + 2 * from_row), e = load_as<v4>(f + 3 * from_row);
-      const v4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-      const v4 de = __builtin_shufflevector(d, e, 0, 4, 1, 5);
-      const v4 ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      const v4 de2 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
-      const v4 out[4] = {__builtin_shufflevector(ab, de, 0, 1, 4, 5),
-                         __builtin_shufflevector(ab, de, 2, 3, 6, 7),
-                         __builtin_shufflevector(ab2, de2, 0, 1, 4, 5),
-                         __builtin_shufflevector(ab2, de2, 2, 3, 6, 7)};
+      const v4 ab = M3_SHUFFLE(a, b, 0, 4, 1, 5);
+      const v4 de = M3_SHUFFLE(d, e, 0, 4, 1, 5);
+      const v4 ab2 = M3_SHUFFLE(a, b, 2, 6, 3, 7);
+      const v4 de2 = M3_SHUFFLE(d, e, 2, 6, 3, 7);
+      const v4 out[4] = {M3_SHUFFLE(ab, de, 0, 1, 4, 5),
+                         M3_SHUFFLE(ab, de, 2, 3, 6, 7),
+                         M3_SHUFFLE(ab2, de2, 0, 1, 4, 5),
+                         M3_SHUFFLE(ab2, de2, 2, 3, 6, 7)};
       for (int i = 0; i < 4; ++i) std::memcpy(to + (c + i) * to_row + r, &out[i], sizeof(v4));
     }
     for (; c < cols; ++c)
