@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import TEXTS, make_checkpoint
 
 import m3fast
-from checkpoints import TEXTS, make_checkpoint
 from m3fast import engine as engine_module
 from m3fast.cli import main
 from m3fast.cli.parts import Parts
@@ -241,8 +241,16 @@ def test_resuming_with_other_options_is_refused(
     before = {path.name: path.read_bytes() for path in interrupted.iterdir()}
     assert_fails(capsys, [corpus, "-o", tmp_path / "out.npz", *options], named, "--overwrite")
     assert {path.name: path.read_bytes() for path in interrupted.iterdir()} == before
-    assert encode(corpus, "-o", tmp_path / "out.npz", *options, "--overwrite") == 0
+
+
+def test_overwrite_discards_parts_of_another_run(
+    interrupted: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    out = tmp_path / "out.npz"
+    assert encode(corpus, "-o", out, "--dense", "--overwrite") == 0
     assert "earlier run" not in capsys.readouterr().err
+    assert len(read_npz(str(out))[0]) == len(CORPUS)
     assert not interrupted.exists()
 
 
