@@ -1,0 +1,206 @@
+"""Cutting long texts: the same ids as without, at a cost that max_length bounds."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from smalltokenizers import (
+    ODD,
+    SENTENCES,
+    SHARED,
+    SPECIALS,
+    Case,
+    Spy,
+    every,
+    frame,
+    metaspace,
+    only,
+    rows,
+    unigram,
+    write,
+)
+from tokenizers import models, normalizers, pre_tokenizers
+
+from m3fast.textcut import _SAFE, TextCutter
+
+
+@pytest.fixture(scope="module")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(write(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+words = [w for s in SENTENCES for w in s.split()]
+unbroken = [s.replace(" ", "") for s in SENTENCES]
+fragments = st.one_of(
+    st.sampled_from(words).map(lambda w: w + " "),
+    st.sampled_from(unbroken),
+    st.sampled_from(ODD + SPECIALS + ["[MASK]", "[CLS]"]),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+)
+long_texts = st.builds(
+    lambda parts, times: "".join(parts) * times,
+    st.lists(fragments, max_size=40),
+    st.integers(1, 12),
+)
+
+
+@every
+@given(data=st.data())
+@settings(max_examples=60)
+def test_ids_equal_full_tokenisation(case: Case, data: st.DataObject) -> None:
+    texts = data.draw(st.lists(long_texts, min_size=1, max_size=3))
+    case.check(texts, data.draw(st.sampled_from([3, 4, 9, 20, 50])))
+
+
+@every
+def test_ids_equal_at_every_cut(case: Case) -> None:
+    """Seeded texts of one script, or with odd characters strewn in, at lengths that need a cut."""
+    draw = random.Random(5)
+    for _ in range(40):
+        texts = []
+        for _ in range(8):
+            text = "".join(draw.choices(draw.choice([unbroken[2:6], unbroken, words]), k=12))
+            letters = list(text * 3)
+            for _ in range(draw.choice([0, 0, 5, 40])):
+                letters[draw.randrange(len(letters))] = draw.choice(ODD + SPECIALS + [" ", " "])
+            texts.append("".join(letters)[draw.randrange(40) :])
+        case.check(texts, draw.choice([3, 5, 8, 13, 21, 34]))
+
+
+LONG = {
+    "words": " ".join(words),
+    "chinese": unbroken[2] + unbroken[3],
+    "thai": unbroken[4],
+    "lines": "\n".join(words),
+}
+
+
+def _bounded(case: Case, text: str) -> None:
+    """10 MB, of which the tokenizer sees a few characters per token wanted."""
+    text *= 10_000_000 // len(text)
+    with Spy(case) as spy:
+        found = case.ours.encode([text, "the"], 512)
+    assert found.truncated.tolist() == [True, False]
+    assert 0 < spy.chars < 12 * 512
+    case.plain.enable_truncation(512)
+    assert rows(found)[0] == case.plain.encode(text[:20_000]).ids
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+@only("unigram", "resaved", "m3", "m3-resaved")
+def test_cost_of_a_long_text_is_bounded(case: Case, text: str) -> None:
+    _bounded(case, text)
+
+
+@only("added", "added-resaved", "bert", "byte-level", "granite")
+def test_cost_of_words_is_bounded_everywhere(case: Case) -> None:
+    _bounded(case, LONG["words"])
+
+
+@only("bert", "byte-level", "granite")
+def test_cost_of_text_without_spaces(case: Case) -> None:
+    """BERT parts any two Han characters, the byte level a letter from a stop."""
+    _bounded(case, LONG["chinese"] if case.ours.token_to_id("[CLS]") else SENTENCES[2] + "。")
+
+
+def test_a_window_of_ends_bounds_text_without_nodes(tmp_path: Path) -> None:
+    """All pairs of a and b are pieces: no place is a node, yet the paths join."""
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "\u2581",
+        "a",
+        "b",
+        "aa",
+        "ab",
+        "ba",
+        "bb",
+        "aab",
+        "bba",
+    ]
+    scores = [0, 0, 0, 0, -1, -5, -5.3, -7.1, -6.2, -6.4, -7.7, -7.9, -8.3]
+    backend = tokenizers.Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), 3, False))
+    backend.pre_tokenizer = metaspace()
+    frame(backend, "<s>", "</s>")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    case = Case(tmp_path)
+    draw = random.Random(1)
+    text = "".join(draw.choices("ab", k=60_000))
+    with Spy(case) as spy:
+        case.check([text], 100)
+    assert 600 < spy.chars < 10_000
+    for n in range(3, 40, 3):
+        case.check([text[n:3_000], "ab" * 1_000, "aab" * 700, "a" * 1_500 + text[:900]], n)
+
+
+@only("spaced-token")
+def test_what_cannot_be_proven_safe_is_tokenised_whole(case: Case) -> None:
+    text = "the fox is not one " * 1_000
+    with Spy(case) as spy:
+        case.check([text], 64)
+    assert spy.chars == len(text)
+
+
+def _state(component: Any) -> dict[str, Any]:
+    return json.loads(component.__getstate__())
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("pre_tokenizer", _state(pre_tokenizers.Split("q", "isolated"))),
+        ("pre_tokenizer", _state(pre_tokenizers.Metaspace(split=False))),
+        ("pre_tokenizer", _state(pre_tokenizers.ByteLevel(use_regex=False))),
+        ("pre_tokenizer", None),
+        ("normalizer", {"type": "Prepend", "prepend": "\u2581"}),
+        ("normalizer", {"type": "Replace", "pattern": {"String": "x the"}, "content": "the"}),
+    ],
+)  # fmt: skip
+def test_unknown_stages_fall_back(tmp_path: Path, key: str, stage: dict[str, Any] | None) -> None:
+    settings = json.loads(unigram().to_str()) | {key: stage}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    case = Case(tmp_path)
+    with Spy(case) as spy:
+        case.check(["fox the dog " * 500], 32)
+    assert spy.chars == 6_000
+
+
+@pytest.mark.parametrize("name", ["NFC", "NFKC", "NFD", "NFKD", "Bert", "Precompiled"])
+def test_safe_letters_are_normalised_alone(name: str) -> None:
+    """Any two neighbours, with or without a space between, as if each stood by itself."""
+    if name == "Precompiled":
+        if not SHARED.is_dir():
+            pytest.skip("no shared/data beside the checkout")
+        file = SHARED / "tokenizer" / "tokenizer.json"
+        normalizer = tokenizers.Tokenizer.from_file(str(file)).normalizer
+    else:
+        make = {"Bert": normalizers.BertNormalizer}.get(name) or getattr(normalizers, name)
+        normalizer = make()
+    letters = re.findall(f"[{_SAFE}]", "".join(map(chr, range(0x10000))))
+    alone = {c: normalizer.normalize_str(c) for c in letters}
+    assert all(n.strip() if name == "Bert" else n and n == n.strip() for n in alone.values())
+    draw = random.Random(0)
+    for joint in ("", " "):
+        for _ in range(3):
+            draw.shuffle(letters)
+            together = normalizer.normalize_str(joint.join(letters))
+            assert together == joint.join(alone[c] for c in letters)
+
+
+def test_cutter_gives_ends_inside_the_text() -> None:
+    cutter = TextCutter(unigram())
+    assert cutter.ends("short", 64, True) == [5]
+    assert cutter.ends("", 64, True) == [0]
+    text = LONG["words"] * 20
+    [end] = cutter.ends(text, 200, True)
+    assert 100 <= end <= 200 and text[end].isspace() and not text[end - 1].isspace()
