@@ -191,7 +191,12 @@ def test_killed_run_goes_on(
 
 
 @pytest.fixture
-def interrupted(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def interrupted(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Path:
     """OUT.parts/ with two parts of 32 texts, as Ctrl-C leaves it."""
     saved = Parts.save
 
@@ -203,6 +208,7 @@ def interrupted(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patched:
         patched.setattr(Parts, "save", save)
         assert encode(corpus, "-o", tmp_path / "out.npz", "--part-size", 32) == 130
+    assert "64 texts are done" in capsys.readouterr().err
     parts = tmp_path / "out.npz.parts"
     assert {path.name for path in parts.iterdir()} == {
         "000000.npz", "000001.npz", "manifest.json", "lock",

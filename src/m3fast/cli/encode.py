@@ -53,6 +53,11 @@ def run(args: argparse.Namespace) -> int:
         except InputError:
             parts.keep = False  # the input must change, and with it the parts
             raise
+        except (KeyboardInterrupt, OSError):
+            if parts.keep and parts.files:
+                kept = f"{parts.n_texts:,} texts are done; the same command goes on after them"
+                print(f"m3fast: {kept}", file=sys.stderr)
+            raise
         if not parts.files:
             parts.save(to_arrays(nothing, None, args.colbert_dtype))
         _finish(parts, engine, args.model)
@@ -146,7 +151,7 @@ def _encode(
 
 def _finish(parts: Parts, engine: Engine, model: str) -> None:
     meta = {
-        "model": model,
+        "model": str(Path(model)),  # ./model/ is model
         "dtype": str(engine.dtype).removeprefix("torch."),
         "max_length": engine.max_length,
         "vocab_size": engine.config.vocab_size,

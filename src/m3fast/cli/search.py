@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def _stored(
     missing = [m for m in MODES if flags[m] and getattr(found, m) is None]
     if missing:
         raise InputError(f"--vectors: expected {missing} in {path}, which was made without")
-    if meta.get("model") != model:
+    if meta.get("model") != str(Path(model)):
         raise InputError(f"--model: expected {meta.get('model')!r} as in {path}, found {model!r}")
     records = corpus.records()
     for start in range(0, len(found), CHUNK):

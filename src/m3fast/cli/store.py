@@ -45,6 +45,8 @@ def to_arrays(found: Embeddings, ids: Sequence[str] | None, colbert_dtype: str) 
 
 def join(parts: Sequence[Arrays]) -> Arrays:
     """Arrays of consecutive texts as arrays of all of them."""
+    if len(parts) == 1:
+        return parts[0]
     return {
         name: (join_offsets if name in OFFSETS else np.concatenate)([part[name] for part in parts])
         for name in parts[0]
