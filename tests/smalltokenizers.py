@@ -215,3 +215,9 @@ class Spy:
     def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
         self.chars += sum(map(len, texts))
         return self.inner.encode_batch_fast(texts, **options)
+
+
+def paragraphs(language: str) -> list[str]:
+    """XQuAD's passages in one language."""
+    data = json.loads((SHARED / "xquad" / f"xquad.{language}.json").read_text())["data"]
+    return [p["context"] for d in data for p in d["paragraphs"]]

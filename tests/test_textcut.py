@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -22,7 +23,9 @@ from smalltokenizers import (
     every,
     frame,
     metaspace,
+    needs_shared,
     only,
+    paragraphs,
     rows,
     unigram,
     write,
@@ -204,3 +207,31 @@ def test_cutter_gives_ends_inside_the_text() -> None:
     text = LONG["words"] * 20
     [end] = cutter.ends(text, 200, True)
     assert 100 <= end <= 200 and text[end].isspace() and not text[end - 1].isspace()
+
+
+@needs_shared
+@only("m3", "m3-resaved", "granite")
+def test_real_text(case: Case) -> None:
+    """Paragraphs, the same joined without spaces, handbook sections."""
+    languages = ("en", "zh", "th", "ar", "hi", "ru")
+    passages = {name: paragraphs(name) for name in languages}
+    texts = [p for some in passages.values() for p in some[::16]]
+    case.check(texts, 64)
+    joined = ["".join(some[:20]) for some in passages.values()]
+    solid = ["".join(text.split()) for text in joined]
+    for max_length in (17, 512):
+        case.check(joined + solid, max_length)
+    with gzip.open(
+        SHARED / "handbook-sections" / "debian-handbook-sections.14-locales.json.gz"
+    ) as f:
+        handbook = json.load(f)
+    sections = [s for s in _strings(handbook) if len(s) > 3_000][::80]
+    assert len(sections) > 5
+    case.check(sections, 256)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [s for v in inner for s in _strings(v)]

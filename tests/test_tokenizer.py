@@ -5,7 +5,6 @@ The small tokenizers are made here; those of ../shared/data take part where that
 
 from __future__ import annotations
 
-import gzip
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +16,13 @@ from smalltokenizers import (
     ODD,
     SENTENCES,
     SHARED,
+    SMALL,
     SPECIALS,
     Case,
     Spy,
-    every,
     needs_shared,
     only,
+    paragraphs,
     rows,
     unigram,
     write,
@@ -32,13 +32,15 @@ from tokenizers import processors
 from m3fast.errors import CheckpointError, InputError
 from m3fast.tokenizer import Tokenizer
 
+most = only(*SMALL, "m3", "granite")
+
 
 @pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(write(request.param, tmp_path_factory.mktemp(request.param)))
 
 
-@every
+@most
 def test_empty_and_blank_texts(case: Case) -> None:
     case.check(["", " ", "   ", "\n", "\t \n", "a", "\0"], 8)
     nothing = case.ours.encode([], 8)
@@ -134,7 +136,7 @@ def test_max_length_leaves_room_for_one_token(tmp_path: Path) -> None:
 # --- special tokens, pieces, files ----------------------------------------------------------
 
 
-@every
+@most
 def test_special_ids(case: Case) -> None:
     ours, plain = case.ours, case.plain
     names = ["[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"]
@@ -240,39 +242,6 @@ def test_reference_cases(case: Case) -> None:
     assert rows(case.ours.encode([text for text, _ in cases], 512)) == [ids for _, ids in cases]
 
 
-def _paragraphs(language: str) -> list[str]:
-    data = json.loads((SHARED / "xquad" / f"xquad.{language}.json").read_text())["data"]
-    return [p["context"] for d in data for p in d["paragraphs"]]
-
-
-@needs_shared
-@only("m3", "m3-resaved", "granite")
-def test_real_text(case: Case) -> None:
-    """Paragraphs, the same joined without spaces, handbook sections."""
-    languages = ("en", "zh", "th", "ar", "hi", "ru")
-    paragraphs = {name: _paragraphs(name) for name in languages}
-    texts = [p for some in paragraphs.values() for p in some[::16]]
-    case.check(texts, 64)
-    joined = ["".join(some[:20]) for some in paragraphs.values()]
-    solid = ["".join(text.split()) for text in joined]
-    for max_length in (17, 512):
-        case.check(joined + solid, max_length)
-    with gzip.open(
-        SHARED / "handbook-sections" / "debian-handbook-sections.14-locales.json.gz"
-    ) as f:
-        handbook = json.load(f)
-    sections = [s for s in _strings(handbook) if len(s) > 3_000][::80]
-    assert len(sections) > 5
-    case.check(sections, 256)
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [s for v in inner for s in _strings(v)]
-
-
 @needs_shared
 @only("m3")
 def test_real_tokenizer_against_transformers(case: Case) -> None:
@@ -282,7 +251,7 @@ def test_real_tokenizer_against_transformers(case: Case) -> None:
     novel = (SHARED / "long-documents" / "pride-and-prejudice_pg1342.txt").read_text()[:120_000]
     specials = "a <mask> b<mask>c <pad></s> <s>d"
     _compare(
-        case.ours, theirs, [*_paragraphs("zh")[:40], *_paragraphs("de")[:20], *ODD, specials], 99
+        case.ours, theirs, [*paragraphs("zh")[:40], *paragraphs("de")[:20], *ODD, specials], 99
     )
     [ids] = theirs([novel], truncation=True, max_length=8192)["input_ids"]
     assert rows(case.ours.encode([novel], 8192)) == [ids]
