@@ -145,7 +145,7 @@ def test_sdist_holds_what_a_build_needs(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {n.partition("/")[2] for n in archive.getnames()}
-    csrc = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    csrc = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("[!.]*") if p.is_file()}
     assert csrc
     assert names >= csrc | {"LICENSE", "setup.py", "pyproject.toml", "kernels/__init__.py"}
     assert not any(n.endswith((".so", ".o", ".pyc")) for n in names)
