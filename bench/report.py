@@ -64,7 +64,7 @@ def cells(records: list[Record]) -> list[list[str]]:
             continue
         found = peer.get("ratio")
         share = peer.get("aim", "").endswith("%")
-        shown = "" if found is None else f"{100 * found:.0f} %" if share else f"{found:.2f}×"
+        shown = "" if found is None else f"{100 * found:.0f} %" if share else _times(found)
         lines.append([peer["candidate"], figure(peer), shown, *_aim(peer)])
     if "aim" in ours or not lines:
         lines.insert(0, ["", "", "", *_aim(ours)])
@@ -145,6 +145,10 @@ def _aim(record: Record) -> list[str]:
 
 def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}×" if ratio < 100 else f"{ratio:.0f}×"
 
 
 def _line(items: Iterable[str]) -> str:
