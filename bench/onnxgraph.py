@@ -1,10 +1,10 @@
-"""A checkpoint as an ONNX file, for ONNX Runtime and OpenVINO: the graph their tools arrive at.
+"""A checkpoint as an ONNX file, for ONNX Runtime and OpenVINO.
 
 Inputs: ids int64 [B, S], mask float32 [B, S], 1 for tokens and 0 for padding on the right.
 Outputs: dense [B, H], token weights [B, S], token vectors [B, S - 1, D], as in reference heads.
 
-Q, K and V are one MatMul. With `fused`, attention is ONNX Runtime's MultiHeadAttention, as its
-transformer optimiser emits; without, it is plain operators, which OpenVINO fuses itself.
+Q, K and V are one MatMul. With `fused`, attention is ONNX Runtime's own MultiHeadAttention; without,
+it is plain operators, as OpenVINO has no such one.
 """
 
 from __future__ import annotations
