@@ -3,8 +3,8 @@
 Inputs: ids int64 [B, S], mask float32 [B, S], 1 for tokens and 0 for padding on the right.
 Outputs: dense [B, H], token weights [B, S], token vectors [B, S - 1, D], as in reference heads.
 
-Q, K and V are one MatMul. With `fused`, attention is ONNX Runtime's own MultiHeadAttention; without,
-it is plain operators, as OpenVINO has no such one.
+Q, K and V are one MatMul. With `fused`, attention is ONNX Runtime's own MultiHeadAttention, else
+it is plain operators, for OpenVINO.
 """
 
 from __future__ import annotations
