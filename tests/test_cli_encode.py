@@ -19,6 +19,7 @@ from checkpoints import TEXTS, make_checkpoint
 import m3fast
 from m3fast import engine as engine_module
 from m3fast.cli import main
+from m3fast.cli.corpus import Corpus
 from m3fast.cli.parts import Parts
 from m3fast.cli.store import read_npz
 
@@ -131,15 +132,12 @@ def test_flags_pick_outputs(corpus: Path, tmp_path: Path) -> None:
     assert found.dense is None and found.colbert is None and found.sparse is not None
 
 
-def test_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
+def test_lines_are_texts(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
-    source.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\x0bthree\nfour")
-    assert encode(source, "-o", tmp_path / "a.npz", "--dense") == 0
-    found, _ = read_npz(str(tmp_path / "a.npz"))
-    expected = m3fast.Engine.from_pretrained().encode(["one", "", "two\x0bthree", "four"])
-    np.testing.assert_array_equal(found.n_tokens, expected.n_tokens)
-    assert found.dense is not None and expected.dense is not None
-    np.testing.assert_allclose(found.dense, expected.dense, atol=1e-6)
+    source.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\x0bthree\n four ")
+    corpus = Corpus.check(str(source), "text", None)
+    assert [record.text for record in corpus.records()] == ["one", "", "two\x0bthree", " four "]
+    assert [record.id for record in corpus.records()] == [None] * 4
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])
