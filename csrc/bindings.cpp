@@ -159,6 +159,14 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked);
   m.def(
+      "linear",
+      [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t y, int64_t rows, int64_t depth,
+         int64_t outs, int threads) {
+        kernels().linear(at<float>(x), at<float>(weight), at<float>(bias), at<float>(y), rows,
+                         depth, outs, threads);
+      },
+      unlocked);
+  m.def(
       "maxsim",
       [](uintptr_t queries, uintptr_t q_offsets, int64_t n_queries, uintptr_t docs,
          uintptr_t d_offsets, int64_t n_docs, int64_t dim, uintptr_t out, int dtype, int threads) {

@@ -28,6 +28,9 @@ struct Kernels {
   // qkv [T, 3, heads, dim], cu_seqlens [texts + 1] -> out [T, heads * dim]; f32, bf16
   void (*attention)(const void* qkv, const int32_t* cu_seqlens, int64_t texts, int64_t heads,
                     int64_t dim, float scale, void* out, Dtype, int threads);
+  // y [rows, outs] = x [rows, depth] weight [outs, depth]^T + bias, which may be null; f32
+  void (*linear)(const float* x, const float* weight, const float* bias, float* y, int64_t rows,
+                 int64_t depth, int64_t outs, int threads);
   // out [n_queries, n_docs]; queries fp32, docs of any dtype
   void (*maxsim)(const float* queries, const int64_t* q_offsets, int64_t n_queries,
                  const void* docs, const int64_t* d_offsets, int64_t n_docs, int64_t dim,

@@ -2,6 +2,7 @@
 #pragma once
 #include "attention.h"
 #include "elementwise.h"
+#include "linear.h"
 #include "maxsim.h"
 
 namespace m3::M3_ISA {
@@ -56,6 +57,7 @@ inline Kernels table(const char* name) {
                 threads);
     });
   };
+  k.linear = linear;
   k.maxsim = [](const float* queries, const int64_t* q_offsets, int64_t n_queries, const void* docs,
                 const int64_t* d_offsets, int64_t n_docs, int64_t dim, float* out, Dtype dtype,
                 int threads) {

@@ -61,6 +61,14 @@ def embed_layernorm_ref(
     return _layernorm(x, weight, shift, eps).to(word.dtype)
 
 
+def linear_ref(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x·Wᵀ + b, [T, N]."""
+    y = _wide(x) @ _wide(weight).T
+    return (y if bias is None else y + _wide(bias)).to(x.dtype)
+
+
 def add_layernorm_ref(
     x: torch.Tensor,
     residual: torch.Tensor,

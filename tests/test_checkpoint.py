@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import TEXTS, make_checkpoint
+from checkpoints import TEXTS, TINY_VOCAB, make_checkpoint
 from safetensors.torch import load_file, save_file
 
 from m3fast import BGEM3FlagModel, CheckpointError, Engine, InputError
@@ -139,6 +139,13 @@ def test_broken(tmp_path, name) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         load(path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_model(tmp_path) -> None:
+    engine = load(make_checkpoint(tmp_path, vocab=TINY_VOCAB - 1))  # <mask> has no row
+    engine.encode("plain words")
+    with pytest.raises(InputError, match=f"texts: .*{TINY_VOCAB - 1}"):
+        engine.encode(["plain words", "a <mask>"])
 
 
 def test_bad_pooling_config(tmp_path) -> None:

@@ -14,6 +14,7 @@ import torch
 from m3fast.kernels.attention import varlen_attention
 from m3fast.kernels.gelu import bias_gelu_
 from m3fast.kernels.layernorm import add_layernorm, embed_layernorm
+from m3fast.kernels.linear import linear
 
 if TYPE_CHECKING:
     from m3fast.checkpoint import Layer, Weights
@@ -82,7 +83,7 @@ def _layer(
 ) -> torch.Tensor:
     tokens, hidden = x.shape
     qkv = space.take("qkv", tokens, 3 * hidden, x)
-    torch.addmm(layer.qkv.bias, x, layer.qkv.weight.t(), out=qkv)
+    linear(x, layer.qkv.weight, layer.qkv.bias, out=qkv)
     attended = varlen_attention(
         qkv.view(tokens, 3, config.n_heads, config.head_dim),
         cu_seqlens,
@@ -93,11 +94,11 @@ def _layer(
         x, attended, tokens = x[rows], attended[rows], len(rows)
     # The biases of out, up and down ride in the next elementwise kernel.
     projected = space.take("hidden", tokens, hidden, x)
-    torch.mm(attended, layer.out.weight.t(), out=projected)
+    linear(attended, layer.out.weight, out=projected)
     norm, eps = layer.attention_norm, config.layer_norm_eps
     x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps, out=x)
     inner = space.take("inner", tokens, config.ffn_size, x)
-    bias_gelu_(torch.mm(x, layer.up.weight.t(), out=inner), layer.up.bias)
-    torch.mm(inner, layer.down.weight.t(), out=projected)
+    bias_gelu_(linear(x, layer.up.weight, out=inner), layer.up.bias)
+    linear(inner, layer.down.weight, out=projected)
     norm = layer.output_norm
     return add_layernorm(projected, x, layer.down.bias, norm.weight, norm.bias, eps, out=x)

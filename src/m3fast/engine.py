@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Tokens per batch. On a CPU larger batches only outgrow the caches; a GPU wants them.
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 32768
 # encode_iter works on this much text at a time, so that memory does not grow with the corpus.
-WINDOW_TEXTS, WINDOW_CHARACTERS = 1024, 1 << 19
+WINDOW_TEXTS, WINDOW_CHARACTERS = 1024, 1 << 18
 
 
 class Engine:

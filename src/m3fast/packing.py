@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from m3fast.errors import InputError
 from m3fast.kernels.packing import pack
 from m3fast.types import PackedBatch
 
@@ -19,9 +20,10 @@ def pack_texts(tokens: TokenIds, order: NDArray[np.int64], config: ModelConfig) 
     """Gather texts `order` of `tokens` into one batch, without padding.
 
     Raises:
-        ValueError: a token id outside the vocabulary, naming text and id.
+        InputError: a token id that the model has no row for, naming text and id.
     """
-    ids, positions, cu_seqlens, max_seqlen = pack(
-        tokens.ids, tokens.offsets, order, config.position_pad_id, config.vocab_size
-    )
-    return PackedBatch(ids, positions, cu_seqlens, max_seqlen)
+    try:
+        packed = pack(tokens.ids, tokens.offsets, order, config.position_pad_id, config.vocab_size)
+    except ValueError as error:  # a tokenizer larger than the model's vocabulary
+        raise InputError(f"texts: {error}") from error
+    return PackedBatch(*packed)
