@@ -67,6 +67,29 @@ py::tuple to_sparse_rows(const Array<int32_t>& ids, const Array<float>& weights,
   return py::make_tuple(indptr, indices, values);
 }
 
+// rows[i][names[indices[k]]] = values[k] for the entries k of row i: dict stores and nothing else.
+void fill_dicts(const py::list& rows, const Array<int64_t>& indptr, const Array<int32_t>& indices,
+                const py::list& names, const py::list& values) {
+  const int64_t *ends = indptr.data(), n_names = names.size();
+  const int32_t* ids = indices.data();
+  M3_CHECK(indptr.size() == int64_t(rows.size()) + 1, "indptr: ", rows.size() + 1,
+           " entries were expected, got ", indptr.size());
+  check_offsets("indptr", ends, rows.size(), values.size());
+  M3_CHECK(indices.size() == int64_t(values.size()), "indices: ", values.size(),
+           " entries were expected, got ", indices.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    PyObject* row = PyList_GET_ITEM(rows.ptr(), i);
+    M3_CHECK(PyDict_Check(row), "rows: dicts were expected");
+    for (int64_t k = ends[i]; k < ends[i + 1]; ++k) {
+      M3_CHECK(ids[k] >= 0 && ids[k] < n_names, "indices: 0 to ", n_names - 1,
+               " was expected, got ", ids[k]);
+      if (PyDict_SetItem(row, PyList_GET_ITEM(names.ptr(), ids[k]),
+                         PyList_GET_ITEM(values.ptr(), k)))
+        throw py::error_already_set();
+    }
+  }
+}
+
 using Rows = std::tuple<Array<int64_t>, Array<int32_t>, Array<float>>;
 
 Csr view(const Rows& rows) {
@@ -115,6 +138,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("order").noconvert(), py::arg("pad_id"), py::arg("vocab_size"));
   m.def("sparse_rows", to_sparse_rows, py::arg("ids").noconvert(), py::arg("weights").noconvert(),
         py::arg("cu_seqlens").noconvert(), py::arg("dropped"), py::arg("threads"));
+  m.def("fill_dicts", fill_dicts, py::arg("rows"), py::arg("indptr").noconvert(),
+        py::arg("indices").noconvert(), py::arg("names"), py::arg("values"));
   m.def("lexical_scores", all_lexical_scores, py::arg("queries"), py::arg("docs"),
         py::arg("threads"));
   m.def("lexical_pairs", paired_lexical_scores, py::arg("queries"), py::arg("docs"),

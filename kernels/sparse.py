@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,32 @@ def _sparse_rows_numpy(
     indptr = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(np.bincount(rows[first], minlength=len(lengths)), out=indptr[1:])
     return indptr, ids[kept[first[order]]], best[order]
+
+
+def fill_dicts(
+    dicts: Sequence[dict[str, Any]],
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    names: list[str],
+    values: list[Any],
+) -> None:
+    """dicts[i][names[indices[k]]] = values[k] for the entries k of row i, in their order.
+
+    Args:
+        dicts: N of them; indptr, indices: CSR rows, int64 [N + 1] and int32 [nnz].
+        names: key of each token id.
+        values: nnz objects.
+
+    Raises:
+        ValueError: sizes that do not fit, or an index without a name.
+    """
+    if lib := native.library():
+        lib.fill_dicts(list(dicts), indptr, indices, names, values)
+        return
+    ends = checks.offsets("indptr", indptr, len(values), np.int64).tolist()
+    keys = [names[i] for i in indices.tolist()]
+    for row, (a, b) in zip(dicts, pairwise(ends), strict=True):
+        row.update(zip(keys[a:b], values[a:b], strict=True))
 
 
 def lexical_scores(

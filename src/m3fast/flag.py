@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import cached_property, partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from m3fast.flagscores import (
     combine,
     lexical_matching_score,
 )
+from m3fast.kernels.sparse import fill_dicts
 from m3fast.pool import gather, serve, submit
 from m3fast.scoring import all_scores, check_weights
 
@@ -199,13 +199,10 @@ class BGEM3FlagModel(FlagBase):
         return [str(i) for i in range(self._engine(None).config.vocab_size)]
 
     def _dicts(self, rows: SparseRows, dtype: type[np.floating[Any]]) -> list[dict[str, Any]]:
-        names = list(map(self._id_names.__getitem__, rows.indices.tolist()))
+        dicts: list[dict[str, Any]] = [defaultdict(int) for _ in range(len(rows))]
         values = list(rows.values.astype(dtype, copy=False))
-        ends = rows.indptr.tolist()
-        return [
-            defaultdict(int, zip(names[a:b], values[a:b], strict=True))
-            for a, b in pairwise(ends)
-        ]
+        fill_dicts(dicts, rows.indptr, rows.indices, self._id_names, values)
+        return dicts
 
     def compute_score(
         self,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from m3fast.kernels.reference import lexical_scores_ref, sparse_rows_ref
-from m3fast.kernels.sparse import lexical_scores, sparse_rows
+from m3fast.kernels.sparse import fill_dicts, lexical_scores, sparse_rows
 
 DROPPED = [0, 1, 2, 3]
 
@@ -110,3 +110,21 @@ def test_bad_arguments(path, rng):
             lexical_scores(rows, rows, np.array([[0, 0], bad]))
     with pytest.raises(ValueError, match=r"pairs: shape \[P, 2\]"):
         lexical_scores(rows, rows, np.zeros((2, 3), np.int64))
+
+
+def test_fill_dicts(path):
+    indptr, indices = np.array([0, 2, 2, 3]), np.array([3, 1, 3], np.int32)
+    names, values = ["a", "b", "c", "d"], [1.0, 2.0, 3.0]
+    dicts = [{}, {}, {}]
+    fill_dicts(dicts, indptr, indices, names, values)
+    assert dicts == [{"d": 1.0, "b": 2.0}, {}, {"d": 3.0}]
+    assert list(dicts[0]) == ["d", "b"]
+    for bad in (
+        (dicts[:2], indptr, indices, names, values),
+        (dicts, indptr, indices, names, values[:2]),
+        (dicts, np.array([0, 2, 1, 3]), indices, names, values),
+    ):
+        with pytest.raises(ValueError):
+            fill_dicts(*bad)
+    with pytest.raises((ValueError, IndexError)):
+        fill_dicts(dicts, indptr, indices, names[:2], values)
