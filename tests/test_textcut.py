@@ -78,6 +78,31 @@ def test_ids_equal_at_every_cut(case: Case) -> None:
         case.check(texts, draw.choice([3, 5, 8, 13, 21, 34]))
 
 
+@every
+def test_every_end_is_safe(case: Case) -> None:
+    """Whatever the size asked for, the ids of the prefixes begin those of the text."""
+    draw = random.Random(6)
+    backend, cutter = case.ours._backend, case.ours._cutter
+    extra = [*SPECIALS, "zebra", "not one", "dogs"]
+    pools = [unbroken[2:6], unbroken, words, list("ab"), list("acgt"), ["the ", "dog ", "字 "]]
+    cuts = 0
+    for _ in range(120):
+        letters = list("".join(draw.choices(draw.choice(pools), k=40)) * draw.choice([1, 1, 4]))
+        for _ in range(draw.choice([0, 2, 10, 80])):
+            spot = draw.randrange(len(letters) + 1)
+            letters[spot:spot] = draw.choices(ODD + extra, k=draw.choice([1, 1, 2, 3]))
+        text = "".join(letters)
+        ids = backend.encode(text, add_special_tokens=False).ids
+        for size in draw.sample(range(20, 400), 12):
+            ends = cutter.ends(text, size, True)
+            if ends != [len(text)]:
+                prefixes = backend.encode_batch([text[:e] for e in ends], add_special_tokens=False)
+                shared = cutter.shared([e.ids for e in prefixes])
+                assert ids[: len(shared)] == shared, (text[: ends[-1]], text[ends[-1] :])
+                cuts += 1
+    assert cuts > 300 or "spaced" in case.path.name
+
+
 LONG = {
     "words": " ".join(words),
     "chinese": unbroken[2] + unbroken[3],

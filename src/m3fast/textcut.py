@@ -34,8 +34,6 @@ _LETTERS = (
     "\u1e00-\u1e99\u1ea0-\u1ef9\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fa5\uac00-\ud7a3"
 )
 _SAFE = "!-~" + _LETTERS[len("0-9A-Za-z") :]
-# Vowel signs that may end a word (Devanagari, Thai) and the stops of Chinese and Japanese.
-_ENDINGS = "\u093e-\u094d\u0e31\u0e34-\u0e3a\u0e45-\u0e4e\u3001\u3002\uff0c\uff01\uff1f"
 _STOPS = ",.;:!?\u3002\uff0c\u3001"
 # Scripts whose letters no version of Unicode has moved out of \p{L} and \p{N}.
 _WORD = "0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u0400-\u0481\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5"
@@ -125,9 +123,10 @@ class TextCutter:
         # A newline splits only where the normaliser makes it a space or the splitter takes it.
         pieces = self._backend.pre_tokenizer.pre_tokenize_str(self._normal("a\nb"))
         spaces = " \n" if len(pieces) > 1 else " "
-        places = [f"(?<=[{_SAFE}{_ENDINGS}])(?=[{spaces}][{_SAFE}])"]
+        # Two letters: the second then is a cluster alone, not one normalised with what precedes it.
+        places = [f"(?<=[{_SAFE}][{_SAFE}])(?=[{spaces}][{_SAFE}])"]
         if words & _STOP_SPLITTERS and not set(_STOPS) & set(content):
-            places.append(f"(?<=[{_WORD}])(?=[{_STOPS}])")
+            places.append(f"(?<=[{_WORD}][{_WORD}])(?=[{_STOPS}])")
         if bert and normalizers[0]["handle_chinese_chars"] and not re.search(f"[{_HAN}]", content):
             places.append(f"(?<=[{_HAN}])(?=[{_HAN}])")
         return re.compile("|".join(places))
