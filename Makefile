@@ -26,7 +26,7 @@ demo: $(VENV)/demo.stamp ext
 	@$(PY) -m m3fast.demo --model '$(MODEL)'
 
 lint: $(VENV)/test.stamp ext
-	@$(PY) -m ruff check . && $(PY) -m pyright --pythonpath $(PY) && $(VENV)/bin/lint-imports
+	@$(PY) -m ruff check . && $(PY) -m pyright -p pyproject.toml --pythonpath $(PY) && $(VENV)/bin/lint-imports
 
 # Lint failing does not hide what the tests say, nor the other way round.
 test: $(VENV)/test.stamp ext
