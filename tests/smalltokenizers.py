@@ -85,8 +85,7 @@ def unigram(resaved: bool = False, added: bool = False) -> tokenizers.Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace()])
     if resaved:
         spaces = normalizers.Replace(tokenizers.Regex(" {2,}"), "\u2581")
-        strip = normalizers.Strip(left=False, right=True)
-        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), strip, spaces])
+        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])
         backend.pre_tokenizer = metaspace()
     backend.add_special_tokens(SPECIALS[:4])
     backend.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False)])

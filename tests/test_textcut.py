@@ -32,7 +32,7 @@ from smalltokenizers import (
 )
 from tokenizers import models, normalizers, pre_tokenizers
 
-from m3fast.textcut import _SAFE, TextCutter
+from m3fast.textcut import _SAFE, TextCutter, common_start
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_every_end_is_safe(case: Case) -> None:
             ends = cutter.ends(text, size, True)
             if ends != [len(text)]:
                 prefixes = backend.encode_batch([text[:e] for e in ends], add_special_tokens=False)
-                shared = cutter.shared([e.ids for e in prefixes])
+                shared = common_start([e.ids for e in prefixes])
                 assert ids[: len(shared)] == shared, (text[: ends[-1]], text[ends[-1] :])
                 cuts += 1
     assert cuts > 300 or "spaced" in case.path.name
@@ -179,6 +179,11 @@ def test_what_cannot_be_proven_safe_is_tokenised_whole(case: Case) -> None:
     assert spy.chars == len(text)
 
 
+SPACES = pre_tokenizers.WhitespaceSplit()
+SPLIT = pre_tokenizers.Split("q", "isolated")
+BERT = normalizers.BertNormalizer()
+
+
 def _state(component: Any) -> dict[str, Any]:
     return json.loads(component.__getstate__())
 
@@ -186,10 +191,12 @@ def _state(component: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "stage"),
     [
-        ("pre_tokenizer", _state(pre_tokenizers.Split("q", "isolated"))),
+        ("pre_tokenizer", _state(SPLIT)),
         ("pre_tokenizer", _state(pre_tokenizers.Metaspace(split=False))),
         ("pre_tokenizer", _state(pre_tokenizers.ByteLevel(use_regex=False))),
+        ("pre_tokenizer", _state(pre_tokenizers.Sequence([SPACES, SPLIT]))),
         ("pre_tokenizer", None),
+        ("normalizer", _state(normalizers.Sequence([BERT, normalizers.NFC()]))),
         ("normalizer", {"type": "Prepend", "prepend": "\u2581"}),
         ("normalizer", {"type": "Replace", "pattern": {"String": "x the"}, "content": "the"}),
     ],
@@ -223,6 +230,103 @@ def test_safe_letters_are_normalised_alone(name: str) -> None:
             draw.shuffle(letters)
             together = normalizer.normalize_str(joint.join(letters))
             assert together == joint.join(alone[c] for c in letters)
+
+
+def _by_hand(
+    *pieces: str, normalizer: Any = None, byte_fallback: bool = False
+) -> tokenizers.Tokenizer:
+    vocab = [(p, -1.0) for p in ("<unk>", "\u2581", *"abcdxyz", *pieces)]
+    backend = tokenizers.Tokenizer(models.Unigram(vocab, 0, byte_fallback))
+    backend.pre_tokenizer = metaspace()
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    return backend
+
+
+def test_a_node_has_no_piece_across() -> None:
+    text = "xyz abcd xyz" * 20
+    place = text.index("bcd", 100)  # between a and b
+
+    def is_node(*pieces: str, **options: Any) -> bool:
+        return TextCutter(_by_hand(*pieces, **options))._is_node(text, place)
+
+    assert is_node("bcd", "xyz", "\u2581a", "xyza")
+    assert not is_node("ab")
+    assert not is_node("\u2581ab")
+    assert not is_node("\u2581abcd")  # the longest, its last characters behind the place
+    before = TextCutter(_by_hand("xyzab"))  # the longest, its first characters before the place
+    assert not before._is_node("c" * 90 + "xyzab" + "c" * 90, 94)
+    assert before._is_node("c" * 90 + "cyzab" + "c" * 90, 94)
+
+
+def test_a_node_is_not_inside_an_added_token() -> None:
+    for token in ("AB", "ab"):
+        backend = _by_hand(normalizer=normalizers.Lowercase())
+        backend.add_tokens([tokenizers.AddedToken(token, normalized=True)])
+        cutter = TextCutter(backend)
+        assert not cutter._is_node("x" * 90 + "ab" + "x" * 90, 91)
+        assert cutter._is_node("x" * 90 + "ba" + "x" * 90, 91)
+
+
+def test_a_node_needs_enough_characters_around_it() -> None:
+    """The normaliser takes the control characters away, so z and y end up beside a."""
+    cutter = TextCutter(_by_hand("zyab", normalizer=normalizers.Nmt()))
+    gap = "\x01" * 30
+    assert not cutter._is_node("zy" + gap + "ab" + "c" * 90, 33)
+    assert not cutter._is_node("c" * 90 + "za" + gap + "yc", 91)
+
+
+def test_a_window_is_as_long_as_the_longest_piece() -> None:
+    text = "ab" * 200
+    cutter = TextCutter(_by_hand("ab", "ba", "ababa"))
+    assert cutter.ends(text, 60, True) == [56, 57, 58, 59, 60]
+    assert cutter.ends(text, 60, False) == [400]
+    assert cutter.ends(text, 100, True) == [400]  # five prefixes of 100 cost more
+    assert cutter._window(text[:58] + "\u0301" + text, 60) is None
+    assert cutter._window(text, 10) is None
+    lower = TextCutter(_by_hand("ab", "ba", "ababa", normalizer=normalizers.Lowercase()))
+    assert lower._window(text, 60) is not None
+    assert lower._window(text[:59] + "A" + text, 60) is None
+    backend = _by_hand("ab", "ba", "ababa")
+    backend.add_tokens(["abx"])
+    assert TextCutter(backend)._window(text[:60] + "x" + text, 60) is None
+    fallback = _by_hand("ab", "ba", *(f"<0x{i:02X}>" for i in range(256)), byte_fallback=True)
+    assert TextCutter(fallback).ends(text, 60, True) == [400]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("abab cd", 4), ("abab  cd", None), ("abab \u0301cd", None), ("ab\u093e cd", None),
+        ("\u0600b cd", None), ("ab\ncd", None), ("abab,cd", None), ("abab", None), ("字字", None),
+    ],
+)  # fmt: skip
+def test_split_points(text: str, place: int | None) -> None:
+    assert TextCutter(_by_hand())._last_split(text, len(text)) == place
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "place"),
+    [(SPACES, 4), (pre_tokenizers.BertPreTokenizer(), 4), (metaspace(), None)],
+)
+def test_newlines_split_where_the_pipeline_says_so(pre_tokenizer: Any, place: int | None) -> None:
+    backend = _by_hand("b\nc")
+    backend.pre_tokenizer = pre_tokenizer
+    assert TextCutter(backend)._last_split("abab\ncd", 7) == place
+
+
+@pytest.mark.parametrize(("text", "place"), [("abab, cd", 4), ("字字。字", 2)])
+@only("bert", "byte-level")
+def test_stops_split_where_the_pipeline_says_so(case: Case, text: str, place: int) -> None:
+    assert case.ours._cutter._last_split(text, 4) == place
+
+
+def test_a_count_of_exactly_the_limit_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    backend = _by_hand()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    case = Case(tmp_path)
+    for n in range(3, 60):
+        case.check(["abcd " * 100, "abcdxyz" * 40 + " a" * 300], n)
 
 
 def test_cutter_gives_ends_inside_the_text() -> None:

@@ -11,7 +11,7 @@ and only for tokenizers whose every stage is known; any other is given the whole
    consecutive positions the best path of the whole text passes through one: what the best paths
    to all of them have in common at their start, the whole text has too.
 
-In 2 and 3 a last unknown token is not counted: the next characters may be fused into it.
+A last unknown token may grow, the next characters being fused into it, but its id stays.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TextCutter:
         """
         while self._split_point is not None and size < len(text):
             place = self._last_split(text, size)
-            if place is None and self._unknown_id is not None:
+            if place is None and self._nodes_hold:
                 place = self._last_node(text, size)
                 # A window is tokenised once per end: shorter texts cost less as a whole.
                 dear = len(text) <= size * self._longest
@@ -94,16 +94,6 @@ class TextCutter:
                 return [place]
             size *= 2
         return [len(text)]
-
-    def shared(self, prefixes: list[list[int]]) -> list[int]:
-        """The ids that a text is sure to begin with, given those of its safe prefixes."""
-        first, last = min(prefixes), max(prefixes)
-        n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
-        ids = first if n is None else first[:n]
-        if self._unigram:
-            while ids and ids[-1] == self._unknown_id:
-                ids = ids[:-1]
-        return ids
 
     def _split_pattern(
         self, normalizers: list[dict[str, Any]], splitters: list[dict[str, Any]]
@@ -201,20 +191,27 @@ class TextCutter:
         return max(map(len, self._added), default=0)
 
     @cached_property
-    def _unknown_id(self) -> int | None:
-        """Id of the Unigram model's unknown token; None where kinds 2 and 3 do not hold."""
+    def _nodes_hold(self) -> bool:
+        """True if kinds 2 and 3 are proven for this tokenizer."""
         if not self._unigram:
-            return None
+            return False
         try:  # a noncharacter is in no vocabulary
             tokens = self._backend.model.tokenize("\U0010ffff")
         except Exception:  # tokenizers raises no narrower class; here: a model without <unk>
-            return None
+            return False
         # With byte fallback the unknown character comes out as its bytes.
-        return tokens[0].id if [t.value for t in tokens] == ["\U0010ffff"] else None
+        return [t.value for t in tokens] == ["\U0010ffff"]
 
     def _normal(self, text: str) -> str:
         normalizer = self._backend.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
+
+
+def common_start(prefixes: list[list[int]]) -> list[int]:
+    """What all begin with: for the ids of safe prefixes, what the text's own begin with."""
+    first, last = min(prefixes), max(prefixes)
+    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:n]
 
 
 def _stages(component: Any, key: str) -> list[dict[str, Any]]:

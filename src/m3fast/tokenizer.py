@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from m3fast.errors import InputError
-from m3fast.textcut import TextCutter
+from m3fast.textcut import TextCutter, common_start
 from m3fast.tokenfiles import TokenizerFiles, read_tokenizer
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Tokenizer:
             for i, places in ends.items():
                 prefixes = [next(encodings).ids for _ in places]
                 whole = places[0] == len(texts[i])
-                ids = prefixes[0] if whole else self._cutter.shared(prefixes)
+                ids = common_start(prefixes)
                 if whole or len(ids) > keep:
                     found[i] = ids[: keep + 1]
                 else:
@@ -173,7 +173,7 @@ class Tokenizer:
 
     def _check_limit(self, max_length: int) -> int:
         least = max(3, len(self._prefix) + len(self._suffix) + 1)
-        if isinstance(max_length, bool) or not isinstance(max_length, int | np.integer):
+        if not isinstance(max_length, int | np.integer):
             raise InputError(f"max_length: expected an int, found {_name(max_length)}")
         if max_length < least:
             raise InputError(f"max_length: expected at least {least}, found {max_length}")
