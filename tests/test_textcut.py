@@ -98,7 +98,8 @@ def test_every_end_is_safe(case: Case) -> None:
             if ends != [len(text)]:
                 prefixes = backend.encode_batch([text[:e] for e in ends], add_special_tokens=False)
                 shared = common_start([e.ids for e in prefixes])
-                assert ids[: len(shared)] == shared, (text[: ends[-1]], text[ends[-1] :])
+                safe = ids[: len(shared)] == shared
+                assert safe, (text[: ends[-1]], text[ends[-1] :])
                 cuts += 1
     assert cuts > 300 or "spaced" in case.path.name
 

@@ -124,6 +124,16 @@ def test_bad_max_length_is_named(case: Case, bad: Any) -> None:
         case.ours.encode(["text"], bad)
 
 
+def test_max_length_has_a_floor_without_special_tokens(tmp_path: Path) -> None:
+    backend = unigram()
+    backend.post_processor = None  # type: ignore[assignment]
+    backend.save(str(tmp_path / "tokenizer.json"))
+    case = Case(tmp_path)
+    case.check([*SENTENCES, ""], 3)
+    with pytest.raises(InputError, match="max_length: expected at least 3, found 2"):
+        case.ours.encode(["text"], 2)
+
+
 def test_max_length_leaves_room_for_one_token(tmp_path: Path) -> None:
     backend = unigram()
     ids = [("<s>", 0), ("</s>", 2)]
