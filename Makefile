@@ -10,7 +10,7 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 EDITABLE = $(PIP) -c constraints.txt --no-build-isolation -e
 INPUTS = pyproject.toml setup.py constraints.txt
-LINTED = setup.py src kernels tests bench scripts
+SOURCES = setup.py pyproject.toml csrc src kernels tests bench scripts
 
 help:
 	@echo 'make demo [MODEL=...]  encode and search a small multilingual corpus, draw a picture'
@@ -29,18 +29,24 @@ demo: $(VENV)/demo.stamp ext
 lint: $(VENV)/test.stamp ext
 	@$(PY) -m ruff check . && $(PY) -m pyright -p pyproject.toml --pythonpath $(PY) && $(VENV)/bin/lint-imports
 
-# Lint failing does not hide what the tests say, nor the other way round. It passes once for a state
-# of the sources. Two workers of one thread each: teams of two would wait for each other's cores.
+# Lint failing does not hide what the tests say, nor the other way round. Once everything has passed
+# for a state of the sources, lint and the slow tests wait until a file changes. Two workers of one
+# thread each: teams of two would wait for each other's cores.
 test: $(VENV)/test.stamp ext
-	@status=0; \
-	if find $(LINTED) -name '*.py' -newer $(VENV)/lint.stamp 2>&1 | grep -q .; then \
-	    if $(MAKE) -s lint; then touch $(VENV)/lint.stamp; else status=1; fi; \
+	@status=0; marks=; \
+	if find $(SOURCES) -name '*.[pch]*' -newer $(VENV)/passed.stamp 2>&1 | grep -qv pycache; then \
+	    $(MAKE) -s lint || status=1; \
+	else \
+	    marks='not slow'; \
+	    echo 'No source changed since all passed: lint and slow tests left out (touch setup.py).'; \
 	fi; \
 	PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
-	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) || status=1; exit $$status
+	$(PY) -m pytest -n 2 --dist loadfile -m "$$marks" $(PYTEST_ARGS) || status=1; \
+	if test $$status = 0 && test -z "$$marks" && test -z '$(PYTEST_ARGS)'; then \
+	    touch $(VENV)/passed.stamp; fi; exit $$status
 
 test-fast:
-	@$(MAKE) -s test PYTEST_ARGS='-m "not slow" $(PYTEST_ARGS)'
+	@$(MAKE) -s test PYTEST_ARGS='-m not\ slow'
 
 bench: $(VENV)/bench.stamp ext
 	PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 $(PY) -m pytest bench/ --benchmark $(PYTEST_ARGS)
