@@ -1,0 +1,59 @@
+"""Whether Triton's kernels take a call; where they cannot, the slower path is said once."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+
+import torch
+
+# True in tests that run the kernels on CPU tensors under TRITON_INTERPRET=1.
+interpreter = False
+_said: set[tuple[str, str]] = set()
+
+
+@functools.cache
+def why_not(device: torch.device) -> str:
+    """Why no Triton kernel runs on this device, or "" where they do."""
+    if device.type != "cuda":
+        return "" if interpreter else f"device {device.type} has none"
+    if torch.version.hip:
+        return "they are made for NVIDIA's processors"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"they need compute capability 8.0, and {device} has {major}.{minor}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'm3fast[gpu]')"
+    return ""
+
+
+@functools.cache
+def arch(device: torch.device) -> int:
+    """90 for compute capability 9.0 and so on; the interpreter plays an 80."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def takes(op: str, *tensors: torch.Tensor | None, unsupported: str = "") -> bool:
+    """Whether `op` runs as a Triton kernel on these tensors, the first of which sets the device.
+
+    Where a GPU is there and the kernel is not, for the reason `unsupported` or the device's own,
+    that is said once for each op and reason. Gradients take the torch path silently.
+    """
+    first = tensors[0]
+    if first is None or not (first.is_cuda or interpreter):
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return False
+    reason = why_not(first.device) or unsupported
+    if reason and (op, reason) not in _said:
+        _said.add((op, reason))
+        warnings.warn(
+            f"{op}: the slower torch path is used instead of the GPU kernel: {reason}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return not reason

@@ -1,0 +1,8 @@
+import pytest
+from sass import compiling, shipped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", shipped.kernels(80), ids=lambda kernel: kernel.name)
+def test_machine_code(kernel):
+    compiling.check(kernel, 80)
