@@ -17,6 +17,7 @@ help:
 	@echo 'make test              lint, then every test (PYTEST_ARGS="-k name" for some)'
 	@echo 'make test-fast         lint, then the tests not marked slow'
 	@echo 'make lint              ruff, pyright, import layers'
+	@echo 'make sass              registers, spills, tensor-core use of every GPU kernel, no GPU needed'
 	@echo 'make bench             time against the peers, results into bench/results/'
 	@echo 'make report            rewrite the tables in README.md from bench/results/'
 	@echo 'make build             wheel and sdist into dist/'
@@ -31,7 +32,8 @@ lint: $(VENV)/test.stamp ext
 
 # Lint failing does not hide what the tests say, nor the other way round. Once everything has passed
 # for a state of the sources, lint and the slow tests wait until a file changes. Two workers of one
-# thread each: teams of two would wait for each other's cores.
+# thread each: teams of two would wait for each other's cores. The GPU kernels run under Triton's
+# interpreter, in a process of their own: it is chosen before Triton is imported.
 test: $(VENV)/test.stamp ext
 	@status=0; marks=; \
 	if find $(SOURCES) -name '*.[pch]*' -newer $(VENV)/passed.stamp 2>&1 | grep -qv pycache; then \
@@ -40,8 +42,10 @@ test: $(VENV)/test.stamp ext
 	    marks='not slow'; \
 	    echo 'No source changed since all passed: lint and slow tests left out (touch setup.py).'; \
 	fi; \
-	PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
-	$(PY) -m pytest -n 2 --dist loadfile -m "$$marks" $(PYTEST_ARGS) || status=1; \
+	export PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1; \
+	run="$(PY) -m pytest -n 2 --dist loadfile"; \
+	$$run -m "$$marks" $(PYTEST_ARGS) || status=1; \
+	TRITON_INTERPRET=1 $$run -m "$$marks" $(PYTEST_ARGS) tests/gpu || status=1; \
 	if test $$status = 0 && test -z "$$marks" && test -z '$(PYTEST_ARGS)'; then \
 	    touch $(VENV)/passed.stamp; fi; exit $$status
 
@@ -50,6 +54,9 @@ test-fast:
 
 bench: $(VENV)/bench.stamp ext
 	PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 $(PY) -m pytest bench/ --benchmark $(PYTEST_ARGS)
+
+sass: $(VENV)/test.stamp
+	@PYTHONSAFEPATH=1 $(PY) scripts/sass.py
 
 report:
 	@$(PY) -m bench.report
@@ -103,4 +110,4 @@ $(VENV)/bench.stamp: $(VENV)/base.stamp
 	@$(EDITABLE) '.[bench]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/test.stamp
 
-.PHONY: help demo lint test test-fast bench report build clean ext
+.PHONY: help demo lint test test-fast sass bench report build clean ext
