@@ -11,6 +11,7 @@
 #include "lexical.h"
 #include "pack.h"
 #include "parallel.h"
+#include "tiles.h"
 
 namespace py = pybind11;
 using namespace m3;
@@ -41,6 +42,21 @@ py::tuple pack_texts(const Array<int32_t>& ids, const Array<int64_t>& offsets,
     pack(texts, pad_id, vocab_size, a, b, c);
   }
   return py::make_tuple(packed, positions, cu_seqlens, size.longest);
+}
+
+Array<int32_t> to_attention_tiles(const Array<int32_t>& cu_seqlens, int32_t short_text,
+                                  int32_t rows) {
+  std::vector<Tile> tiles;
+  const int64_t texts = cu_seqlens.size() - 1;
+  const int32_t* ends = cu_seqlens.data();
+  {
+    py::gil_scoped_release unlocked;
+    tiles = attention_tiles(ends, texts, short_text, rows);
+  }
+  Array<int32_t> out({int64_t(tiles.size()), int64_t{4}});
+  static_assert(sizeof(Tile) == 4 * sizeof(int32_t));
+  std::copy_n(tiles.data(), tiles.size(), reinterpret_cast<Tile*>(out.mutable_data()));
+  return out;
 }
 
 py::tuple to_sparse_rows(const Array<int32_t>& ids, const Array<float>& weights,
@@ -136,6 +152,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("pack", pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(),
         py::arg("order").noconvert(), py::arg("pad_id"), py::arg("vocab_size"));
+  m.def("attention_tiles", to_attention_tiles, py::arg("cu_seqlens").noconvert(), py::arg("short"),
+        py::arg("rows"));
   m.def("sparse_rows", to_sparse_rows, py::arg("ids").noconvert(), py::arg("weights").noconvert(),
         py::arg("cu_seqlens").noconvert(), py::arg("dropped"), py::arg("threads"));
   m.def("fill_dicts", fill_dicts, py::arg("rows"), py::arg("indptr").noconvert(),
