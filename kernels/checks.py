@@ -33,12 +33,16 @@ def shape(name: str, value: torch.Tensor, expected: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: shape {list(expected)} was expected, got {list(value.shape)}")
 
 
+def device(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
+    if value.device != like.device:
+        raise ValueError(f"{name}: device {like.device} was expected, got {value.device}")
+
+
 def output(out: object, expected: tuple[int, int], like: torch.Tensor) -> None:
     """A matrix to write into, with the dtype and device of `like`."""
     matrix = tensor("out", out, 2, (like.dtype,))
     shape("out", matrix, expected)
-    if matrix.device != like.device:
-        raise ValueError(f"out: device {like.device} was expected, got {matrix.device}")
+    device("out", matrix, like)
 
 
 def parameter(name: str, value: object, size: int, like: torch.Tensor) -> torch.Tensor:
@@ -46,8 +50,7 @@ def parameter(name: str, value: object, size: int, like: torch.Tensor) -> torch.
     dtypes = (like.dtype,) if like.dtype == torch.float32 else (like.dtype, torch.float32)
     vector = tensor(name, value, 1, dtypes)
     shape(name, vector, (size,))
-    if vector.device != like.device:
-        raise ValueError(f"{name}: device {like.device} was expected, got {vector.device}")
+    device(name, vector, like)
     return vector
 
 
