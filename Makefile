@@ -2,9 +2,10 @@
 .POSIX:
 .SUFFIXES:
 
-PYTHON = python3
+PYTHON ?= python3
 MODEL = m3fast-tiny
 PYTEST_ARGS =
+GPU_LOG ?= gpu.log
 VENV = .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install -q --disable-pip-version-check
@@ -18,11 +19,13 @@ help:
 	@echo 'make test-fast         lint, then the tests not marked slow'
 	@echo 'make lint              ruff, pyright, import layers'
 	@echo 'make sass              registers, spills, tensor-core use of every GPU kernel, no GPU needed'
+	@echo 'make gpu               on a machine with a GPU: build, tests, quick benchmarks, no .venv'
+	@echo 'make gpu-sanitize      the same tests under compute-sanitizer'
 	@echo 'make bench             time against the peers, results into bench/results/'
 	@echo 'make report            rewrite the tables in README.md from bench/results/'
 	@echo 'make build             wheel and sdist into dist/'
 	@echo 'make clean             remove what was built, and .venv'
-	@echo 'All of them work in .venv, made at the first call. PYTHON=... picks the interpreter.'
+	@echo 'All but the gpu ones work in .venv, made at the first call. PYTHON=... picks the interpreter.'
 
 demo: $(VENV)/demo.stamp ext
 	@$(PY) -m m3fast.demo --model '$(MODEL)'
@@ -57,6 +60,13 @@ bench: $(VENV)/bench.stamp ext
 
 sass: $(VENV)/test.stamp
 	@PYTHONSAFEPATH=1 $(PY) scripts/sass.py
+
+# In the interpreter that has the machine's torch: PYTHON=...
+gpu:
+	@$(PYTHON) scripts/gpu.py --log '$(GPU_LOG)'
+
+gpu-sanitize:
+	@$(PYTHON) scripts/gpu.py --log '$(GPU_LOG)' --sanitize
 
 report:
 	@$(PY) -m bench.report
@@ -110,4 +120,4 @@ $(VENV)/bench.stamp: $(VENV)/base.stamp
 	@$(EDITABLE) '.[bench]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/test.stamp
 
-.PHONY: help demo lint test test-fast sass bench report build clean ext
+.PHONY: help demo lint test test-fast sass bench gpu gpu-sanitize report build clean ext

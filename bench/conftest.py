@@ -1,19 +1,21 @@
 """Options of `pytest bench/`, the `bench` fixture, and the table at the end.
 
 Without `--benchmark` every row runs once at toy size as a smoke test: results are compared, nothing
-is recorded.
+is recorded. Rows of `bench_gpu_*.py` need a CUDA device; with TRITON_INTERPRET=1 their smoke test
+runs on the CPU, with interpreted kernels.
 """
 
 from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import record, report
+from bench import gpu, record, report
 from bench.harness import SCALES, Bench
 
 BENCH = pytest.StashKey[Bench]()
@@ -30,6 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option("--record", action="store_true", default=True, dest="bench_record",
            help="append to bench/results/ (the default with --benchmark)")  # fmt: skip
     option("--no-record", action="store_false", dest="bench_record")
+    option("--records", type=Path, metavar="FILE",
+           help="append there instead, at any size, --quick too")  # fmt: skip
+    option("--device", choices=("auto", "cpu", "cuda"), default="auto",
+           help="whose rows to run; auto is cuda where there is such a device")  # fmt: skip
     option("--threads", type=int, default=2, help="threads of every candidate")
 
 
@@ -44,7 +50,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(threads)
-    words = record.device()
+    name = config.getoption("--device")
+    cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    if cuda and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no CUDA device")
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    words = gpu.words(device) if cuda else record.device()
     commit, dirty = record.commit()
     common = {
         "run": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -53,13 +64,14 @@ def pytest_configure(config: pytest.Config) -> None:
         "device": words,
         "threads": threads,
         "versions": record.versions(),
-    }
-    keep = config.getoption("bench_record") and scale in ("default", "full")
+    } | ({"clocks": gpu.clocks()} if cuda else {})
+    file = config.getoption("--records")
+    keep = config.getoption("bench_record") and (file or scale in ("default", "full"))
 
     def save(records: list[dict[str, Any]]) -> None:
         # Row by row: an hour's run that is stopped keeps what it has measured.
         if keep:
-            record.append(records, words)
+            record.append(records, words, file)
 
     def say(line: str) -> None:
         if scale != "smoke":
@@ -67,7 +79,29 @@ def pytest_configure(config: pytest.Config) -> None:
             with capture.global_and_fixture_disabled():
                 print(f"  {line}", flush=True)
 
-    config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save)
+    config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save, device)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    bench = config.stash[BENCH]
+    interpreted = bench.scale.smoke and os.environ.get("TRITON_INTERPRET") == "1"
+    cuda = bench.device.type == "cuda"
+    for item in items:
+        if item.path.name.startswith("bench_gpu_"):
+            if not cuda and not interpreted:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        elif cuda or interpreted:
+            item.add_marker(pytest.mark.skip(reason="a CPU's row: --device cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels themselves where GPU rows run without a GPU."""
+    if request.path.name.startswith("bench_gpu_"):
+        from m3fast.kernels import triton_path
+
+        on_cpu = request.config.stash[BENCH].device.type == "cpu"
+        monkeypatch.setattr(triton_path, "interpreter", on_cpu)
 
 
 @pytest.fixture

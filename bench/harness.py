@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
-from bench import measure
+from bench import gpu, measure
 from bench.measure import OURS, Absent, Candidate, Sampled
 
 
@@ -19,11 +20,13 @@ class Scale:
     Attributes:
         rounds: most samples per candidate; None for what the bench file asks.
         budget: seconds per candidate after which it stops sampling.
+        gpu_rounds: as rounds, where samples are GPU time: microseconds each.
     """
 
     name: str
     rounds: int | None
     budget: float
+    gpu_rounds: int | None = None
 
     @property
     def smoke(self) -> bool:
@@ -31,8 +34,8 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale("smoke", 1, 5.0),
-    "quick": Scale("quick", 3, 10.0),
+    "smoke": Scale("smoke", 1, 5.0, 1),
+    "quick": Scale("quick", 3, 10.0, 20),
     "default": Scale("default", None, 60.0),
     "full": Scale("full", None, 300.0),
 }
@@ -47,7 +50,7 @@ class Aim:
     unit: str
 
     def __str__(self) -> str:
-        value = 100 * self.value if self.unit.strip() == "%" else self.value
+        value = self.value * {" %": 100, " µs": 1e6}.get(self.unit, 1)
         return f"{self.sign} {value:g}{self.unit}"
 
     def met(self, found: float) -> bool:
@@ -66,6 +69,10 @@ def at_most(value: float, unit: str) -> Aim:
     return Aim("≤", value, unit)
 
 
+def micros(value: float) -> Aim:
+    return Aim("≤", value / 1e6, " µs")
+
+
 @dataclass(frozen=True)
 class Row:
     """One workload.
@@ -75,7 +82,8 @@ class Row:
         shape: sizes in words.
         tokens: real tokens of one input, for `unit="tokens/s"`.
         padding: positions of the padded batch / real tokens.
-        unit: of the table: s, tokens/s or MiB. Records always hold seconds, or MiB.
+        unit: of the table: s, tokens/s, TFLOP/s or MiB. Records always hold seconds, or MiB.
+        work: floating-point operations of one input, for `unit="TFLOP/s"`.
     """
 
     name: str
@@ -85,6 +93,7 @@ class Row:
     padding: float | None = None
     unit: str = "s"
     note: str = ""
+    work: float | None = None
 
 
 class Bench:
@@ -97,8 +106,9 @@ class Bench:
         common: Mapping[str, Any],
         say: Callable[[str], None],
         save: Callable[[list[dict[str, Any]]], None],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
     ) -> None:
-        self.scale, self.threads = scale, threads
+        self.scale, self.threads, self.device = scale, threads, device
         self._common, self._say, self._save = dict(common), say, save
         self.groups: list[list[dict[str, Any]]] = []
 
@@ -126,6 +136,7 @@ class Bench:
         aims: Mapping[str, Aim] | None = None,
         warm: Any = None,
         judge: Callable[[str, Any, Any], str] = lambda name, truth, result: "",
+        ahead: float | None = None,
     ) -> None:
         """Make the candidates, time them in turn, record what came out.
 
@@ -133,7 +144,11 @@ class Bench:
             makers: by name, makes one candidate, or raises Absent or ImportError; the first that
                 is here is the truth.
             rounds: samples per candidate at the default scale.
+            ahead: samples are GPU time; seconds that the host may need to enqueue one. None for
+                wall time, which is what a CPU has.
         """
+        watch = gpu.Events(self.device, ahead) if ahead and self.device.type == "cuda" else None
+        most = self.scale.gpu_rounds if watch else self.scale.rounds
         ready: dict[str, Candidate] = {}
         absent: dict[str, str] = {}
         for name, make in makers.items():
@@ -146,11 +161,12 @@ class Bench:
         found = measure.interleave(
             ready,
             inputs,
-            rounds=min(rounds, self.scale.rounds or rounds),
+            rounds=min(rounds, most or rounds),
             budget=self.scale.budget,
             warm=warm,
             judge=judge,
             say=lambda line: self._say(f"{row.name}: {line}"),
+            watch=watch,
         )
         self.add(row, found, absent, aims or {})
 
@@ -201,6 +217,7 @@ class Bench:
             "tokens": row.tokens,
             "padding": row.padding,
             "note": row.note,
+            "work": row.work,
         }
         group = [
             self._common | {k: v for k, v in about.items() if v not in (None, "")} | r

@@ -12,10 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
 Candidate = Callable[[Any], Any]
+Watch = Callable[[], Callable[[], float]]
 OURS = "m3fast"
 P99_SAMPLES = 200  # fewer leave less than two of them above the 99th percentile
 
@@ -48,6 +50,7 @@ def interleave(
     judge: Callable[[str, Any, Any], str] = lambda name, truth, result: "",
     say: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.perf_counter,
+    watch: Watch | None = None,
 ) -> dict[str, Sampled]:
     """Time candidates side by side.
 
@@ -59,10 +62,12 @@ def interleave(
         warm: an input for one untimed call of each; None for the first of `inputs`.
         judge: (name, truth's result, result) of the first round -> difference, or "".
         say: takes a line of progress per round.
+        watch: starts a sample; what it returns ends it and says its seconds. Wall time if None.
 
     Returns:
         Samples by name. A peer that raises or is wrong has the reason and no samples.
     """
+    watch = watch or partial(_wall, clock)
     found = {name: Sampled() for name in candidates}
     names = list(candidates)
     for name, candidate in candidates.items():
@@ -74,9 +79,9 @@ def interleave(
             its = found[name]
             if its.wrong or (i >= least and sum(its.seconds) > budget):
                 continue
-            start = clock()
+            stop = watch()
             result, its.wrong = _call(candidates[name], inputs[i % len(inputs)])
-            its.seconds.append(clock() - start)
+            its.seconds.append(stop())
             if i == 0:
                 first[name] = result
         if i == 0:
@@ -90,6 +95,11 @@ def interleave(
         if its.wrong:
             its.seconds = []
     return found
+
+
+def _wall(clock: Callable[[], float]) -> Callable[[], float]:
+    start = clock()
+    return lambda: clock() - start
 
 
 def _call(candidate: Candidate, value: Any) -> tuple[Any, str]:

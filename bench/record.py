@@ -16,7 +16,7 @@ from bench.report import RESULTS, ROOT
 
 PACKAGES = (
     "torch", "numpy", "tokenizers", "transformers", "FlagEmbedding", "onnxruntime", "openvino",
-    "maxsim-cpu",
+    "maxsim-cpu", "triton", "late-interaction-kernels", "flash-maxsim",
 )  # fmt: skip
 
 
@@ -42,7 +42,10 @@ def device() -> str:
 
 
 def slug(words: str) -> str:
-    """`AMD EPYC, 2 cores, AVX2` -> `cpu-amd-epyc-2c-avx2`."""
+    """`AMD EPYC, 2 cores, AVX2` -> `cpu-amd-epyc-2c-avx2`; `NVIDIA H200, 132 SMs, sm_90` ->
+    `nvidia-h200`."""
+    if re.search(r", sm_\d+$", words):
+        return re.sub(r"[^a-z0-9]+", "-", words.lower().split(",")[0])
     short = re.sub(r"(\d+) cores", r"\1c", words.lower())
     return "cpu-" + re.sub(r"[^a-z0-9]+", "-", short).strip("-")
 
@@ -68,10 +71,11 @@ def commit() -> tuple[str, bool]:
     return head, bool(changes)
 
 
-def append(records: list[dict[str, Any]], words: str) -> Path:
-    """Add records to the device's file."""
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{slug(words)}.jsonl"
+def append(records: list[dict[str, Any]], words: str, file: Path | None = None) -> Path:
+    """Add records to `file`, or to the device's."""
+    if file is None:
+        RESULTS.mkdir(exist_ok=True)
+        file = RESULTS / f"{slug(words)}.jsonl"
     with file.open("a", encoding="utf-8") as out:
         out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
     return file

@@ -45,9 +45,12 @@ def figure(record: Record) -> str:
     p50, unit = record["p50"], record["unit"]
     if unit == "tokens/s":
         return f"{_digits(record['tokens'] / p50)} tokens/s"
+    if unit == "TFLOP/s":
+        return f"{_digits(record['work'] / p50 / 1e12)} TFLOP/s"
     if unit != "s":
         return f"{_digits(p50)} {unit}"
-    text = f"{_digits(p50)} s" if p50 >= 1 else f"{_digits(p50 * 1e3)} ms"
+    factor, unit = (1, "s") if p50 >= 1 else (1e3, "ms") if p50 >= 1e-3 else (1e6, "µs")
+    text = f"{_digits(p50 * factor)} {unit}"
     if "p99" in record:
         text += f" (p99 {_digits(record['p99'] * 1e3)} ms)"
     return text

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import hypothesis
+import contextlib
+
 import pytest
 
-# A slow, shared machine is no failing test, and a red run must be red again when repeated.
-hypothesis.settings.register_profile("m3fast", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("m3fast")
+with contextlib.suppress(ImportError):  # tests/gpu run where it is not installed
+    import hypothesis
+
+    # A slow, shared machine is no failing test, and a red run must be red again when repeated.
+    hypothesis.settings.register_profile("m3fast", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("m3fast")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
