@@ -13,19 +13,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from m3fast.runner import BatchResult
+    from m3fast.tokenizer import TokenIds
 
 
-class Results:
-    """Collects batches and puts their rows back into input order."""
+class Window:
+    """Texts that are planned together: takes in their batches, gives rows in input order."""
 
     def __init__(
         self,
-        lengths: NDArray[np.int64],
+        tokens: TokenIds,
         dense_dim: int | None,
         colbert_dim: int | None,
         sparse_width: int | None,
     ) -> None:
-        """Room for texts of `lengths` tokens; an output whose width is None is left out."""
+        """Room for the texts of `tokens`; an output whose width is None is left out."""
+        self.tokens = tokens
+        self.lengths = lengths = np.diff(tokens.offsets)
+        self._missing = len(lengths)
         self._offsets = np.concatenate([[0], np.cumsum(lengths - 1)])
         self._dense = self._colbert = None
         self._sparse: list[SparseRows] = []
@@ -39,6 +43,7 @@ class Results:
     def add(self, order: NDArray[np.int64], result: BatchResult) -> None:
         """Take in the batch made of texts `order`."""
         self._order.append(order)
+        self._missing -= len(order)
         if self._dense is not None and result.dense is not None:
             self._dense[order] = result.dense.numpy()
         if self._colbert is not None and result.colbert is not None:
@@ -47,12 +52,20 @@ class Results:
         if result.sparse is not None:
             self._sparse.append(result.sparse)
 
-    def finish(self, n_tokens: NDArray[np.int32], truncated: NDArray[np.bool_]) -> Embeddings:
-        """All of it in input order; every text must have been added once."""
+    @property
+    def done(self) -> bool:
+        """Whether every text has been added."""
+        return self._missing == 0
+
+    def finish(self) -> Embeddings:
+        """All of it in input order, once it is done."""
         colbert = None
         if self._colbert is not None:
             colbert = TokenVectors(self._colbert, self._offsets)
-        return Embeddings(self._dense, self._finish_sparse(), colbert, n_tokens, truncated)
+        n_tokens = self.lengths.astype(np.int32)
+        return Embeddings(
+            self._dense, self._finish_sparse(), colbert, n_tokens, self.tokens.truncated
+        )
 
     def _finish_sparse(self) -> SparseRows | None:
         if self._sparse_width is None:
@@ -78,3 +91,37 @@ def ragged_index(offsets: NDArray[np.int64], order: NDArray[np.int64]) -> NDArra
     starts, sizes = offsets[order], np.diff(offsets)[order]
     ends = np.cumsum(sizes)
     return np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def join(parts: list[Embeddings]) -> Embeddings:
+    """The texts of all parts, at least one, end to end. Empties the list, to hold nothing twice."""
+    if len(parts) == 1:
+        return parts.pop()
+    first = parts[0]
+    n_tokens = np.concatenate([part.n_tokens for part in parts])
+    truncated = np.concatenate([part.truncated for part in parts])
+    dense, sparse, colbert = None, None, None
+    if first.dense is not None:
+        dense = np.concatenate([part.dense for part in parts if part.dense is not None])
+    if first.sparse is not None:
+        rows = [part.sparse for part in parts if part.sparse is not None]
+        sparse = SparseRows(
+            join_offsets([r.indptr for r in rows]),
+            np.concatenate([r.indices for r in rows]),
+            np.concatenate([r.values for r in rows]),
+            first.sparse.vocab_size,
+        )
+    if first.colbert is not None:
+        vectors = [part.colbert for part in parts if part.colbert is not None]
+        offsets = join_offsets([v.offsets for v in vectors])
+        values = np.empty((int(offsets[-1]), first.colbert.values.shape[1]), np.float32)
+        end = len(values)
+        del first
+        while vectors:  # from the back, each part freed once it is copied
+            parts.pop()
+            block = vectors.pop().values
+            values[end - len(block) : end] = block
+            end -= len(block)
+        colbert = TokenVectors(values, offsets)
+    parts.clear()
+    return Embeddings(dense, sparse, colbert, n_tokens, truncated)

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from m3fast.assembly import Results
+from m3fast import pipeline
+from m3fast.assembly import Window, join
 from m3fast.checkpoint import load_weights, resolve
 from m3fast.config import ModelConfig
 from m3fast.errors import InputError, ProcessError
-from m3fast.packing import pack_texts
-from m3fast.runner import HeadOptions, Outputs, Runner, pick_device, pick_dtype
+from m3fast.runner import HeadOptions, Outputs, make_runner, pick_devices, pick_dtype
 from m3fast.scheduler import plan_batches
 from m3fast.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import torch
 
     from m3fast.config import Pooling
+    from m3fast.runner import Runner
     from m3fast.tokenizer import TokenIds
     from m3fast.types import Embeddings
+
+    Texts = Sequence[str | Sequence[int]]
 
 # Tokens per batch. On a CPU larger batches only outgrow the caches; a GPU wants them.
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 32768
 # encode_iter works on this much text at a time, so that memory does not grow with the corpus.
 WINDOW_TEXTS, WINDOW_CHARACTERS = 1024, 1 << 18
+# On a GPU every call does: one window is tokenised while the one before is computed.
+GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS = 8192, 1 << 19
 
 
 class Engine:
@@ -39,14 +46,15 @@ class Engine:
 
     Attributes:
         config: shape of the encoder; tokenizer: the checkpoint's own.
-        device, dtype: where and in what the encoder computes. Outputs are float32.
+        device, dtype: where (the first device) and in what the encoder computes. Outputs are
+            float32.
         outputs: which of dense, sparse, colbert the checkpoint has heads for.
         max_length: most tokens per text unless a call says less.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        runners: Sequence[Runner],
         tokenizer: Tokenizer,
         path: Path,
         *,
@@ -55,7 +63,8 @@ class Engine:
         options: HeadOptions,
     ) -> None:
         """Use `Engine.from_pretrained`."""
-        self.runner, self.tokenizer, self.path = runner, tokenizer, path
+        self.runners, self.tokenizer, self.path = list(runners), tokenizer, path
+        self.runner = runner = self.runners[0]
         self.config, self.device = runner.config, runner.device
         self.dtype = runner.weights.word.dtype
         self.token_budget, self.options = token_budget, options
@@ -72,7 +81,7 @@ class Engine:
         cls,
         model: str | Path = "m3fast-tiny",
         *,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         dtype: str | torch.dtype = "auto",
         max_length: int | None = None,
         token_budget: int | None = None,
@@ -86,7 +95,8 @@ class Engine:
 
         Args:
             model: `m3fast-tiny`, a local folder, or a hub id such as `BAAI/bge-m3`.
-            device: `auto`, `cpu` or `cuda[:n]`.
+            device: `auto`, `cpu` or `cuda[:n]`, or several of them: each then holds the model,
+                and all take batches from one queue.
             dtype: `auto` (bfloat16 where the hardware multiplies it, else float32), `float32`,
                 `float16` or `bfloat16`.
             max_length: most tokens per text; None for the model's limit (8,192 for BGE-M3), to
@@ -102,10 +112,10 @@ class Engine:
             CheckpointError: the model is missing or broken.
             InputError: an argument is out of range.
         """
-        on = pick_device(device)
-        as_dtype = pick_dtype(dtype, on)
+        devices = pick_devices(device)
+        as_dtype = pick_dtype(dtype, devices[0])
         if token_budget is None:
-            token_budget = CPU_TOKEN_BUDGET if on.type == "cpu" else GPU_TOKEN_BUDGET
+            token_budget = CPU_TOKEN_BUDGET if devices[0].type == "cpu" else GPU_TOKEN_BUDGET
         check_positive("token_budget", token_budget)
         if truncate_dim is not None:
             check_positive("truncate_dim", truncate_dim)
@@ -116,12 +126,15 @@ class Engine:
         path = resolve(model, cache_dir)
         config = ModelConfig.from_dir(path)
         tokenizer = Tokenizer.from_dir(path)
-        weights = load_weights(path, config, on, as_dtype, colbert_dim)
+        runners = [
+            make_runner(config, load_weights(path, config, on, as_dtype, colbert_dim), on)
+            for on in devices
+        ]
         options = HeadOptions(
-            pooling or config.pooling, normalize, truncate_dim, sorted(tokenizer.dropped_ids)
+            pooling or config.pooling, normalize, truncate_dim, tuple(sorted(tokenizer.dropped_ids))
         )
         return cls(
-            Runner(config, weights, on),
+            runners,
             tokenizer,
             path,
             max_length=max_length,
@@ -151,7 +164,7 @@ class Engine:
             max_texts: most texts per batch, beside the token budget.
             truncate_dim: leading dimensions to keep of dense and colbert vectors; None for the
                 engine's own.
-            show_progress: a tqdm bar over tokens; None shows it on a terminal only.
+            show_progress: a tqdm bar over texts; None shows it on a terminal only.
 
         Returns:
             Embeddings of N texts, in input order.
@@ -165,12 +178,17 @@ class Engine:
         limit = self.max_length if max_length is None else self._check_max_length(max_length)
         if max_texts is not None:
             check_positive("max_texts", max_texts)
-        tokens = self.tokenizer.encode(_check_texts(texts), limit)
         options = self.options
         if truncate_dim is not None:
             check_positive("truncate_dim", truncate_dim)
             options = replace(options, truncate_dim=truncate_dim)
-        return self._encode_tokens(tokens, outputs, options, max_texts, show_progress)
+        given = self.tokenizer.check(_check_texts(texts))
+        windows = [given]
+        if self.device.type != "cpu" and given:
+            windows = _windows(given, limit, GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
+        with _progress(len(given), show_progress) as progress:
+            parts = self._stream(windows, limit, outputs, options, max_texts, progress.update)
+            return join(list(parts))
 
     def encode_iter(
         self,
@@ -188,49 +206,85 @@ class Engine:
             texts: any iterable, a generator too; the rest as in `encode`.
 
         Yields:
-            Embeddings of up to 1,024 consecutive texts.
+            Embeddings of consecutive texts: up to 1,024 of them, 8,192 on a GPU.
         """
+        self._check_process()
+        outputs = self._check_outputs(dense, sparse, colbert)
         limit = self.max_length if max_length is None else self._check_max_length(max_length)
-        progress = _progress(None, "texts", show_progress)
-        with progress:
-            for window in _windows(texts, limit):
-                part = self.encode(
-                    window,
-                    dense=dense,
-                    sparse=sparse,
-                    colbert=colbert,
-                    max_length=limit,
-                    show_progress=False,
-                )
-                progress.update(len(window))
-                yield part
+        if isinstance(texts, str):
+            raise InputError("texts: expected an iterable of texts, found a single str")
+        size = (WINDOW_TEXTS, WINDOW_CHARACTERS)
+        if self.device.type != "cpu":
+            size = (GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
+        windows = _windows(texts, limit, *size)
+        with _progress(None, show_progress) as progress:
+            yield from self._stream(windows, limit, outputs, self.options, None, progress.update)
 
-    def _encode_tokens(
+    def warmup(
+        self, *, dense: bool | None = None, sparse: bool | None = None, colbert: bool | None = None
+    ) -> None:
+        """Make everything ready for calls with these outputs, so that no request waits for it.
+
+        On a GPU this compiles the kernels and captures the CUDA graphs of small batches.
+        """
+        self._check_process()
+        outputs = self._check_outputs(dense, sparse, colbert)
+        for runner in self.runners:
+            runner.warmup(outputs, self.options)
+
+    def _stream(
         self,
-        tokens: TokenIds,
+        windows: Iterable[Texts],
+        limit: int,
         outputs: Outputs,
         options: HeadOptions,
         max_texts: int | None,
-        show_progress: bool | None,
-    ) -> Embeddings:
-        lengths = np.diff(tokens.offsets)
+        progress: Callable[[int], Any],
+    ) -> Iterator[Embeddings]:
+        """Each window's Embeddings, in order."""
+        waiting: deque[Window] = deque()
+
+        def tasks() -> Iterator[pipeline.Task]:
+            for tokens in self._tokenised(windows, limit):
+                window = self._window(tokens, outputs, options)
+                waiting.append(window)
+                for order in plan_batches(window.lengths, self.token_budget, max_texts):
+                    yield pipeline.Task(window, order)
+
+        for task, result in pipeline.run(self.runners, tasks(), outputs, options):
+            task.window.add(task.order, result)
+            progress(len(task.order))
+            while waiting and waiting[0].done:
+                yield waiting.popleft().finish()
+        while waiting:  # windows without a text, which made no batch
+            yield waiting.popleft().finish()
+
+    def _tokenised(self, windows: Iterable[Texts], limit: int) -> Iterator[TokenIds]:
+        """Token ids of each window; beside a GPU, in a thread, one window ahead."""
+        if self.device.type == "cpu":
+            yield from (self.tokenizer.encode(window, limit) for window in windows)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead: Future[TokenIds] | None = None
+            for window in windows:
+                this, ahead = ahead, pool.submit(self.tokenizer.encode, window, limit)
+                if this is not None:
+                    yield this.result()
+            if ahead is not None:
+                yield ahead.result()
+
+    def _window(self, tokens: TokenIds, outputs: Outputs, options: HeadOptions) -> Window:
         weights, cut = self.runner.weights, options.truncate_dim
 
         def width(full: int) -> int:
             return full if cut is None else min(full, cut)
 
-        results = Results(
-            lengths,
+        return Window(
+            tokens,
             width(self.config.hidden_size) if outputs.dense else None,
             width(weights.colbert.weight.shape[0]) if outputs.colbert and weights.colbert else None,
             self.config.vocab_size if outputs.sparse else None,
         )
-        with _progress(int(lengths.sum()), "tokens", show_progress) as progress:
-            for order in plan_batches(lengths, self.token_budget, max_texts):
-                batch = pack_texts(tokens, order, self.config)
-                results.add(order, self.runner.run(batch, outputs, options))
-                progress.update(batch.n_tokens)
-        return results.finish(lengths.astype(np.int32), tokens.truncated)
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -289,25 +343,23 @@ def _check_texts(texts: Any) -> Sequence[str | Sequence[int]]:
 
 
 def _windows(
-    texts: Iterable[str | Sequence[int]], max_length: int
-) -> Iterator[list[str | Sequence[int]]]:
-    if isinstance(texts, str):
-        raise InputError("texts: expected an iterable of texts, found a single str")
+    texts: Iterable[str | Sequence[int]], max_length: int, most_texts: int, most_characters: int
+) -> Iterator[Texts]:
     window: list[str | Sequence[int]] = []
     characters = 0
     for text in texts:
         window.append(text)
         # A text costs memory for the tokens it keeps, however long it is.
         characters += min(len(text), 8 * max_length) if hasattr(text, "__len__") else 0
-        if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
+        if len(window) == most_texts or characters >= most_characters:
             yield window
             window, characters = [], 0
     if window:
         yield window
 
 
-def _progress(total: int | None, unit: str, show: bool | None) -> Any:
+def _progress(total: int | None, show: bool | None) -> Any:
     from tqdm import tqdm
 
     # disable=None makes tqdm print on a terminal only; short work stays silent there as well.
-    return tqdm(total=total, unit=unit, disable=None if show is None else not show, delay=1.0)
+    return tqdm(total=total, unit="texts", disable=None if show is None else not show, delay=1.0)

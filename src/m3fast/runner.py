@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from m3fast.encoder import Workspace, encode
 from m3fast.errors import InputError
 from m3fast.heads import colbert_head, dense_head, pool, pooled_rows, sparse_head
+from m3fast.packing import pack_texts
+from m3fast.tokenizer import TokenIds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import NDArray
 
     from m3fast.checkpoint import Weights
     from m3fast.config import ModelConfig, Pooling
@@ -45,7 +49,7 @@ class HeadOptions:
     pooling: Pooling
     normalize: bool
     truncate_dim: int | None
-    dropped: Sequence[int]
+    dropped: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,20 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
+def pick_devices(device: str | Sequence[str]) -> list[torch.device]:
+    """One device or several, each as `pick_device` takes it.
+
+    Raises:
+        InputError: none, or CPUs and GPUs together.
+    """
+    if isinstance(device, str) or not isinstance(device, Sequence):
+        return [pick_device(device)]
+    devices = [pick_device(each) for each in device]
+    if len({each.type for each in devices}) != 1:
+        raise InputError(f"device: expected one or more of one kind, found {list(device)}")
+    return devices
+
+
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it, else float32.
 
@@ -113,15 +131,45 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 class Runner:
-    """The encoder and heads of one checkpoint on one device. One batch at a time, any thread."""
+    """The encoder and heads of one checkpoint on one device. One batch at a time, any thread.
+
+    Attributes:
+        in_flight: batches worth starting before the first is waited for.
+    """
+
+    in_flight = 0
 
     def __init__(self, config: ModelConfig, weights: Weights, device: torch.device) -> None:
         self.config, self.weights, self.device = config, weights, device
         self._space = Workspace()
         self._lock = threading.Lock()
 
-    def run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
-        """Encode one batch; heads that are not in `outputs` are not computed."""
+    def submit(
+        self, tokens: TokenIds, order: NDArray[np.int64], outputs: Outputs, options: HeadOptions
+    ) -> Callable[[], BatchResult]:
+        """Start on texts `order` of `tokens`; what comes back waits for the result.
+
+        Heads that are not in `outputs` are not computed.
+
+        Raises:
+            InputError: a token id that the model has no row for.
+            torch.OutOfMemoryError: the device has no room for a batch of this size.
+        """
+        result = self._run(pack_texts(tokens, order, self.config), outputs, options)
+        return lambda: result
+
+    def free(self) -> None:
+        """Give back memory kept for later batches."""
+        with self._lock:
+            self._space = Workspace()
+
+    def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
+        """Run once what a first call would otherwise wait for."""
+        ids = np.full(4, self.config.pad_id, np.int32)
+        tokens = TokenIds(ids, np.array([0, 4]), np.zeros(1, np.bool_))
+        self.submit(tokens, np.array([0]), outputs, options)()
+
+    def _run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
         with self._lock, torch.inference_mode():
             cu_seqlens = torch.from_numpy(batch.cu_seqlens)
             rows = pooled_rows(cu_seqlens.to(self.device), options.pooling)
@@ -148,3 +196,8 @@ class Runner:
             if outputs.colbert and self.weights.colbert is not None:
                 colbert = colbert_head(hidden, cu_seqlens, self.weights.colbert, *vectors).cpu()
             return BatchResult(dense, sparse, colbert)
+
+
+def make_runner(config: ModelConfig, weights: Weights, device: torch.device) -> Runner:
+    """The runner made for this device."""
+    return Runner(config, weights, device)

@@ -98,7 +98,7 @@ class Tokenizer:
                 this vocabulary; nothing has been tokenised then.
         """
         limit = self._check_limit(max_length)
-        given = [self._check(i, text) for i, text in enumerate(texts)]
+        given = self.check(texts)
         parts = [self._rows(batch, limit) for batch in _batches(given, limit)]
         lengths = chain.from_iterable(lengths for _, lengths, _ in parts)
         return TokenIds(
@@ -106,6 +106,10 @@ class Tokenizer:
             np.fromiter(accumulate(lengths, initial=0), np.int64, len(given) + 1),
             np.fromiter(chain.from_iterable(cut for _, _, cut in parts), np.bool_, len(given)),
         )
+
+    def check(self, texts: Sequence[str | Sequence[int]]) -> list[str | list[int]]:
+        """The texts as a list, or the error that `encode` would raise for them."""
+        return [self._check(i, text) for i, text in enumerate(texts)]
 
     def decode(self, ids: int | Iterable[int]) -> str:
         """Text of one id or several, special tokens included."""
