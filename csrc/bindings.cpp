@@ -27,21 +27,27 @@ T* at(uintptr_t address) {
 }
 
 py::tuple pack_texts(const Array<int32_t>& ids, const Array<int64_t>& offsets,
-                     const Array<int64_t>& order, std::optional<int32_t> pad_id,
-                     int64_t vocab_size) {
+                     const Array<int64_t>& order, std::optional<int32_t> pad_id, int64_t vocab_size,
+                     std::optional<Array<int32_t>> out) {
   const Texts texts{ids.data(), offsets.data(), offsets.size() - 1, order.data(), order.size()};
   PackSize size;
   {
     py::gil_scoped_release unlocked;
     size = pack_size(texts);
   }
-  Array<int32_t> packed(size.tokens), positions(size.tokens), cu_seqlens(order.size() + 1);
-  int32_t *a = packed.mutable_data(), *b = positions.mutable_data(), *c = cu_seqlens.mutable_data();
+  const PackLayout layout(size.tokens, order.size());
+  if (!out) out.emplace(layout.entries);
+  M3_CHECK(out->size() >= layout.entries, "out: at least ", layout.entries,
+           " entries were expected, got ", out->size());
+  int32_t* to = out->mutable_data();
   {
     py::gil_scoped_release unlocked;
-    pack(texts, pad_id, vocab_size, a, b, c);
+    pack(texts, pad_id, vocab_size, layout, to);
   }
-  return py::make_tuple(packed, positions, cu_seqlens, size.longest);
+  const auto part = [&](int64_t start, int64_t n) { return Array<int32_t>(n, to + start, *out); };
+  return py::make_tuple(part(0, size.tokens), part(layout.positions, size.tokens),
+                        part(layout.texts, size.tokens), part(layout.cu_seqlens, order.size() + 1),
+                        size.longest);
 }
 
 Array<int32_t> to_attention_tiles(const Array<int32_t>& cu_seqlens, int32_t short_text,
@@ -151,7 +157,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("has_team", has_team, "Whether torch's OpenMP team was found");
 
   m.def("pack", pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(),
-        py::arg("order").noconvert(), py::arg("pad_id"), py::arg("vocab_size"));
+        py::arg("order").noconvert(), py::arg("pad_id"), py::arg("vocab_size"),
+        py::arg("out").noconvert() = py::none());
   m.def("attention_tiles", to_attention_tiles, py::arg("cu_seqlens").noconvert(), py::arg("short"),
         py::arg("rows"));
   m.def("sparse_rows", to_sparse_rows, py::arg("ids").noconvert(), py::arg("weights").noconvert(),

@@ -21,8 +21,10 @@ PackSize pack_size(const Texts& texts) {
   return size;
 }
 
-void pack(const Texts& texts, std::optional<int32_t> pad_id, int64_t vocab_size, int32_t* ids,
-          int32_t* positions, int32_t* cu_seqlens) {
+void pack(const Texts& texts, std::optional<int32_t> pad_id, int64_t vocab_size,
+          const PackLayout& at, int32_t* out) {
+  int32_t *ids = out, *positions = out + at.positions;
+  int32_t *owners = out + at.texts, *cu_seqlens = out + at.cu_seqlens;
   int32_t end = 0;
   cu_seqlens[0] = 0;
   for (int64_t n = 0; n < texts.packed; ++n) {
@@ -34,6 +36,7 @@ void pack(const Texts& texts, std::optional<int32_t> pad_id, int64_t vocab_size,
                " in text ", i);
       ids[end] = id;
       positions[end] = pad_id && id == *pad_id ? *pad_id : next++;
+      owners[end] = static_cast<int32_t>(n);
     }
     cu_seqlens[n + 1] = end;
   }

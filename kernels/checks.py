@@ -70,6 +70,14 @@ def array(name: str, value: object, dtype: type[np.generic]) -> NDArray[Any]:
     return np.ascontiguousarray(value)
 
 
+def writable(name: str, value: object, dtype: type[np.generic]) -> NDArray[Any]:
+    """A 1-d contiguous numpy array of exactly that dtype, to write into."""
+    checked = array(name, value, dtype)
+    if checked is not value or not checked.flags.writeable:
+        raise ValueError(f"{name}: a contiguous numpy array that can be written to was expected")
+    return checked
+
+
 def offsets(name: str, value: object, total: int, dtype: type[np.generic] | None) -> NDArray[Any]:
     """Offsets [N + 1] from a numpy array or CPU tensor: 0, ascending, ending at `total`.
 

@@ -24,16 +24,17 @@ def _spans(offsets: torch.Tensor) -> list[tuple[int, int]]:
 
 def pack_ref(
     texts: Sequence[Sequence[int]], order: Sequence[int], pad_id: int | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """m = ids != pad; positions = cumsum(m)·m + pad, or 0, 1, 2, … where `pad_id` is None.
 
     Returns:
-        ids int32 [T], positions int32 [T], cu_seqlens int32 [N + 1].
+        ids, positions and texts int32 [T], cu_seqlens int32 [N + 1].
     """
     ids: list[int] = []
     positions: list[int] = []
+    owners: list[int] = []
     ends = [0]
-    for i in order:
+    for n, i in enumerate(order):
         row = torch.tensor(texts[i], dtype=torch.int64)
         if pad_id is None:
             positions += range(len(row))
@@ -41,9 +42,9 @@ def pack_ref(
             real = (row != pad_id).long()
             positions += (real.cumsum(0) * real + pad_id).tolist()
         ids += row.tolist()
+        owners += [n] * len(row)
         ends.append(len(ids))
-    packed, places, cu = (torch.tensor(v, dtype=torch.int32) for v in (ids, positions, ends))
-    return packed, places, cu
+    return tuple(torch.tensor(v, dtype=torch.int32) for v in (ids, positions, owners, ends))
 
 
 def embed_layernorm_ref(
@@ -82,6 +83,21 @@ def add_layernorm_ref(
     if bias is not None:
         total = total + _wide(bias)
     return _layernorm(total, weight, shift, eps).to(x.dtype)
+
+
+def add_layernorm_dot_ref(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+    head_weight: torch.Tensor,
+    head_bias: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = add_layernorm_ref(…) [T, C] and relu(y·h + b), [T], in fp32."""
+    y = add_layernorm_ref(x, residual, bias, weight, shift, eps)
+    return y, torch.relu(_wide(y) @ _wide(head_weight) + _wide(head_bias))
 
 
 def _layernorm(

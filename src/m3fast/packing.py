@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     from m3fast.tokenizer import TokenIds
 
 
-def pack_texts(tokens: TokenIds, order: NDArray[np.int64], config: ModelConfig) -> PackedBatch:
+def pack_texts(
+    tokens: TokenIds,
+    order: NDArray[np.int64],
+    config: ModelConfig,
+    out: NDArray[np.int32] | None = None,
+) -> PackedBatch:
     """Gather texts `order` of `tokens` into one batch, without padding.
+
+    Its arrays are parts of `out`, as `m3fast.kernels.packing.pack` lays them out.
 
     Raises:
         InputError: a token id that the model has no row for, naming text and id.
     """
     try:
-        packed = pack(tokens.ids, tokens.offsets, order, config.position_pad_id, config.vocab_size)
+        pad_id, vocab_size = config.position_pad_id, config.vocab_size
+        packed = pack(tokens.ids, tokens.offsets, order, pad_id, vocab_size, out=out)
     except ValueError as error:  # a tokenizer larger than the model's vocabulary
         raise InputError(f"texts: {error}") from error
-    return PackedBatch(*packed)
+    return PackedBatch(
+        packed.ids, packed.positions, packed.cu_seqlens, packed.longest, packed.texts
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, overload
 
@@ -24,12 +24,19 @@ class PackedBatch:
         positions: int32 [T], rows of the position table.
         cu_seqlens: int32 [N + 1], text i owns tokens cu_seqlens[i]:cu_seqlens[i + 1].
         max_seqlen: longest text, in tokens.
+        texts: int32 [T], the text each token belongs to; made from cu_seqlens if not given.
     """
 
     ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     cu_seqlens: NDArray[np.int32]
     max_seqlen: int
+    texts: NDArray[np.int32] = field(default=None)  # pyright: ignore
+
+    def __post_init__(self) -> None:
+        if self.texts is None:  # pyright: ignore[reportUnnecessaryComparison]
+            texts = np.repeat(np.arange(self.n_texts, dtype=np.int32), np.diff(self.cu_seqlens))
+            object.__setattr__(self, "texts", texts)
 
     @property
     def n_texts(self) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from m3fast.kernels import native
-from m3fast.kernels.packing import pack
+from m3fast.kernels.packing import pack, packed_entries
 from m3fast.kernels.reference import pack_ref
 
 
@@ -28,20 +28,49 @@ def test_equals_reference(path, rng, pad_id):
 
 def test_literal_pad_does_not_advance(path):
     ids = np.array([0, 5, 1, 1, 7, 2, 0, 2], np.int32)
-    _, positions, cu, _ = pack(ids, np.array([0, 6, 8]), np.array([0, 1]), 1, 8)
-    assert positions.tolist() == [2, 3, 1, 1, 4, 5, 2, 3]
-    assert cu.tolist() == [0, 6, 8]
-    assert pack(ids, np.array([0, 8]), np.array([0]), None, 8)[1].tolist() == list(range(8))
+    packed = pack(ids, np.array([0, 6, 8]), np.array([0, 1]), 1, 8)
+    assert packed.positions.tolist() == [2, 3, 1, 1, 4, 5, 2, 3]
+    assert packed.texts.tolist() == [0] * 6 + [1] * 2
+    assert packed.cu_seqlens.tolist() == [0, 6, 8]
+    plain = pack(ids, np.array([0, 8]), np.array([0]), None, 8)
+    assert plain.positions.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("lengths", [[5, 0, 3], [1], [33, 64, 31, 1], [0], []])
+def test_writes_into_the_callers_buffer(path, rng, lengths):
+    _, ids, offsets = ragged_texts(rng, np.array(lengths, np.int64))
+    order = rng.permutation(len(lengths))
+    expected = pack(ids, offsets, order, 1, 40)
+    room = packed_entries(len(ids), len(order))
+    staging = np.full(room + 7, -9, np.int32)
+    packed = pack(ids, offsets, order, 1, 40, out=staging[4:])
+    step = -(-len(ids) // 4) * 4
+    for i, (part, same) in enumerate(zip(packed[:4], expected[:4], strict=True)):
+        np.testing.assert_array_equal(part, same)
+        np.testing.assert_array_equal(staging[4 + i * step :][: len(part)], same)
+    assert packed.longest == expected.longest
+    assert (staging[:4] == -9).all() and (staging[4 + room :] == -9).all()
+    with pytest.raises(ValueError, match=f"out: at least {room} entries were expected, got"):
+        pack(ids, offsets, order, 1, 40, out=staging[: room - 1])
+
+
+def test_bad_out(path):
+    ids, offsets, order = np.zeros(4, np.int32), np.array([0, 2, 4]), np.array([0, 1])
+    with pytest.raises(TypeError, match="out: dtype int32"):
+        pack(ids, offsets, order, 1, 9, out=np.empty(99))
+    fixed = np.empty(99, np.int32)
+    fixed.flags.writeable = False
+    for bad in (np.empty(99, np.int32)[::2], fixed):
+        with pytest.raises(ValueError, match="out: a contiguous numpy array that can be written"):
+            pack(ids, offsets, order, 1, 9, out=bad)
 
 
 def test_nothing_to_pack(path):
     for offsets, order in (([0], []), ([0, 0, 0], [1, 0]), ([0, 3], [])):
         ids = np.zeros(offsets[-1], np.int32)
-        packed, positions, cu, longest = pack(
-            ids, np.array(offsets, np.int64), np.array(order, np.int64), 1, 5
-        )
-        assert len(packed) == len(positions) == longest == 0
-        assert cu.tolist() == [0] * (len(order) + 1)
+        packed = pack(ids, np.array(offsets, np.int64), np.array(order, np.int64), 1, 5)
+        assert len(packed.ids) == len(packed.positions) == len(packed.texts) == packed.longest == 0
+        assert packed.cu_seqlens.tolist() == [0] * (len(order) + 1)
 
 
 def test_id_outside_the_vocabulary(path):
