@@ -1,7 +1,8 @@
 """Kernel configs measured on a device: tuned/<device>.json, looked up by the nearest shape.
 
 A kernel's own heuristic is the default. A file is a list of
-{"op": str, "key": {name: str | int}, "config": {field: value}}; `m3fast tune` writes it.
+{"op": str, "key": {name: str | int}, "config": {field: value}}, with what was measured beside
+them; `m3fast tune` writes it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +45,7 @@ def tuned(op: str, key: Key, default: Config, device: torch.device) -> Config:
     return nearest(_table(device), op, key, default)
 
 
-def nearest(table: list[dict[str, Any]], op: str, key: Key, default: Config) -> Config:
+def nearest(table: Sequence[Mapping[str, Any]], op: str, key: Key, default: Config) -> Config:
     """`tuned` on a given table."""
     best, distance = default, math.inf
     for row in table:
@@ -58,3 +61,79 @@ def nearest(table: list[dict[str, Any]], op: str, key: Key, default: Config) -> 
         if apart < distance:
             best, distance = replace(default, **row["config"]), apart  # type: ignore[type-var]
     return best
+
+
+def tune(
+    op: str,
+    key: Key,
+    configs: Sequence[Config],
+    launch: Callable[[Config], Any],
+    seconds: Callable[[Callable[[], Any]], float],
+    *,
+    rounds: int = 5,
+    same: Callable[[Any, Any], bool] = lambda first, result: True,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any] | None:
+    """Time the configs in turn, `rounds` times over, and pick the one of the least median.
+
+    Args:
+        op, key: of the row to make.
+        configs: the default first; frozen dataclasses.
+        launch: runs the op in one config.
+        seconds: times one call of what it is given.
+        same: whether a result equals the default's; a config whose does not is left out.
+        say: takes a line for each config, and for each that is left out the reason.
+
+    Returns:
+        The row for the table, with its "seconds" and the "default"'s, or None where none ran.
+    """
+    times: dict[int, list[float]] = {}
+    first: Any = None
+    for i, config in enumerate(configs):
+        try:
+            result = launch(config)
+        except Exception as error:  # too much shared memory, or more than Triton can compile
+            reason = " ".join(str(error).split())[:160]
+            say(f"{op} {_words(key)}: {config} left out: {type(error).__name__}: {reason}")
+            continue
+        first = result if first is None else first
+        if same(first, result):
+            times[i] = []
+        else:
+            say(f"{op} {_words(key)}: {config} left out: wrong result")
+    for turn in range(rounds):
+        order = sorted(times)
+        for i in order[turn % max(len(order), 1) :] + order[: turn % max(len(order), 1)]:
+            times[i].append(seconds(partial(launch, configs[i])))
+    if not times:
+        return None
+    median = {i: statistics.median(its) for i, its in times.items()}
+    for i, value in median.items():
+        say(f"{op} {_words(key)}: {configs[i]} {value * 1e6:.1f} µs")
+    best = min(median, key=median.__getitem__)
+    row = {"op": op, "key": dict(key), "config": asdict(configs[best])}  # type: ignore[call-overload]
+    return row | {"seconds": _short(median[best]), "default": _short(median.get(0))}
+
+
+def merged(
+    table: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """`table` with `rows` in the place of those of the same op and key."""
+    new = [(row["op"], row["key"]) for row in rows]
+    kept = [dict(row) for row in table if (row["op"], row["key"]) not in new]
+    return kept + [dict(row) for row in rows]
+
+
+def save(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table, one row a line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def _words(key: Key) -> str:
+    return " ".join(f"{name}={value}" for name, value in key.items())
+
+
+def _short(seconds: float | None) -> float | None:
+    return None if seconds is None else float(f"{seconds:.4g}")
