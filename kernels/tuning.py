@@ -33,7 +33,11 @@ def file_for(device: torch.device) -> Path:
 
 @functools.cache
 def _table(device: torch.device) -> list[dict[str, Any]]:
-    file = file_for(device)
+    return read(file_for(device))
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows of a table; none where there is no file."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
 

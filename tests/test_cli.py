@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import m3fast
 from m3fast.cli import main
 from m3fast.cli.table import fit, table, width
-from m3fast.kernels import native
+from m3fast.kernels import native, triton_path, tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("encode", "search", "score", "verify", "env")
@@ -152,6 +153,36 @@ def test_env_without_the_extension(
     report = json.loads(capsys.readouterr().out)
     assert report["native extension"] == {"available": False, "why": "it was not built"}
     assert not [path for path in report["operations"].values() if "native" in path]
+
+
+@pytest.mark.parametrize(
+    ("why", "attention", "gelu"),
+    [
+        ("", "Triton, sm_90, tuned nvidia-h200.json", "Triton, sm_90, default configs"),
+        ("triton is not installed", *2 * ["torch on cuda: triton is not installed"]),
+    ],
+)
+def test_env_on_a_gpu(
+    why: str,
+    attention: str,
+    gelu: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "nvidia-h200.json"
+    tuning.save(file, [{"op": "attention", "key": {}, "config": {}}])
+    monkeypatch.setattr("m3fast.cli.env.pick_device", lambda _: torch.device("cuda:0"))
+    monkeypatch.setattr("m3fast.cli.env.pick_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(tuning, "file_for", lambda _: file)
+    monkeypatch.setattr(triton_path, "why_not", lambda _: why)
+    monkeypatch.setattr(triton_path, "arch", lambda _: 90)
+    assert main(["env", "--json"]) == 0
+    operations = json.loads(capsys.readouterr().out)["operations"]
+    assert operations["attention"] == attention
+    assert {operations[name] for name in ("gelu", "layernorm", "vectors", "sparse rows")} == {gelu}
+    assert operations["linear layers"] == "torch on cuda"
+    assert operations["padded to packed"].startswith(("CUDA C++", "torch on cuda: "))
 
 
 def test_table_aligns_wide_characters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import m3fast
 from m3fast.cli.table import table
-from m3fast.kernels import native
+from m3fast.kernels import native, triton_path, tuning
 from m3fast.runner import pick_device, pick_dtype
 
 if TYPE_CHECKING:
@@ -105,21 +105,43 @@ def _native() -> dict[str, Any]:
 
 def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Asked of the dispatch itself, for the default device and dtype."""
-    on_device = native.available and native.library_for(torch.empty(1, dtype=dtype, device=device))
-    on_host = native.available
-    name = f"native {native.library().cpu_path()}" if native.available else ""
-    encoder = name if on_device else f"torch on {device.type}"
-    host = name if on_host else "numpy"
+    library = native.library() if native.available else None
+    name = f"native {library.cpu_path()}" if library else ""
+    gpu = device.type == "cuda"
+    on_cpu = not gpu and native.library_for(torch.empty(1, dtype=dtype)) if library else None
+    encoder = name if on_cpu else f"torch on {device.type}"
+    host = name or "numpy"
+    if gpu:
+        built = bool(library and library.has_cuda)
+        padding = "CUDA C++" if built else f"torch on cuda: {_no_cuda_half()}"
+    else:
+        padding = "torch on cpu"
     return {
-        "attention": encoder,
-        "layernorm": encoder,
-        "gelu": encoder,
+        "attention": _triton("attention", device) if gpu else encoder,
+        "layernorm": _triton("layernorm", device) if gpu else encoder,
+        "gelu": _triton("gelu", device) if gpu else encoder,
         "linear layers": f"torch on {device.type}",
+        "vectors": _triton("normalize", device) if gpu else "torch on cpu",
         "packing": host,
-        "sparse rows": host,
+        "padded to packed": padding,
+        "sparse rows": _triton("sparse", device) if gpu else host,
         "lexical scores": host,
-        "maxsim": name if on_host else "torch on cpu",
+        "maxsim": _triton("maxsim", device) if gpu else name or "torch on cpu",
     }
+
+
+def _triton(op: str, device: torch.device) -> str:
+    """Path of an op that has a Triton kernel, on a CUDA device."""
+    if reason := triton_path.why_not(device):
+        return f"torch on cuda: {reason}"
+    file = tuning.file_for(device)
+    measured = any(row["op"] == op for row in tuning.read(file))
+    configs = f"tuned {file.name}" if measured else "default configs"
+    return f"Triton, sm_{triton_path.arch(device)}, {configs}"
+
+
+def _no_cuda_half() -> str:
+    return "the extension was built without nvcc" if native.available else native.why
 
 
 def _shown(value: Any) -> str:
