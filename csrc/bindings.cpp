@@ -7,6 +7,9 @@
 #include <cstring>
 
 #include "check.h"
+#ifdef M3FAST_CUDA
+#include "cuda/launch.h"
+#endif
 #include "kernels.h"
 #include "lexical.h"
 #include "pack.h"
@@ -143,6 +146,38 @@ Array<float> paired_lexical_scores(const Rows& queries, const Rows& docs,
   return out;
 }
 
+#ifdef M3FAST_CUDA
+// Tensors as addresses of device memory, streams as torch's `stream.cuda_stream`.
+void define_cuda(py::module_& m) {
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def(
+      "unpad_ids",
+      [](uintptr_t ids, int id_bytes, uintptr_t mask, int mask_bytes, int64_t rows, int64_t width,
+         int64_t capacity, std::optional<int32_t> pad_id, uintptr_t state, uintptr_t out_ids,
+         uintptr_t positions, uintptr_t texts, uintptr_t cu_seqlens, uintptr_t slots, int device,
+         uintptr_t stream) {
+        cuda::unpad_ids({at<void>(ids), id_bytes, at<void>(mask), mask_bytes, rows, width, capacity,
+                         pad_id.has_value(), pad_id.value_or(0), at<uint64_t>(state),
+                         at<int32_t>(out_ids), at<int32_t>(positions), at<int32_t>(texts),
+                         at<int32_t>(cu_seqlens), at<int32_t>(slots)},
+                        {device, at<void>(stream)});
+      },
+      unlocked);
+  const auto define_copy = [&](const char* name, auto* copy) {
+    m.def(
+        name,
+        [copy](uintptr_t from, uintptr_t slots, uintptr_t to, int64_t rows, int64_t tokens,
+               int64_t row_bytes, int device, uintptr_t stream) {
+          copy(at<void>(from), at<int32_t>(slots), at<void>(to), rows, tokens, row_bytes,
+               {device, at<void>(stream)});
+        },
+        unlocked);
+  };
+  define_copy("gather_rows", cuda::gather_rows);
+  define_copy("scatter_rows", cuda::scatter_rows);
+}
+#endif
+
 std::string cpu_path(const std::optional<std::string>& force) {
   if (force) force_kernels(force->c_str());
   return kernels().name;
@@ -151,7 +186,12 @@ std::string cpu_path(const std::optional<std::string>& force) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+#ifdef M3FAST_CUDA
+  m.attr("has_cuda") = true;
+  define_cuda(m);
+#else
   m.attr("has_cuda") = false;
+#endif
   m.def("cpu_path", cpu_path, py::arg("force") = py::none(),
         "Instructions in use: avx512, avx2 or base; `force` sets them for tests, 'auto' resets");
   m.def("has_team", has_team, "Whether torch's OpenMP team was found");
