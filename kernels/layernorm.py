@@ -1,11 +1,14 @@
-"""LayerNorm with what comes before it: the residual sum, or the embedding lookup."""
+"""LayerNorm with what comes before it (the residual sum, or the embedding lookup) and after it."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-from . import checks, native
+from . import checks, native, triton_path
 from .reference import add_layernorm_ref, embed_layernorm_ref
+
+WIDEST = 4096  # columns that the GPU kernels hold in registers
 
 
 def add_layernorm(
@@ -36,15 +39,15 @@ def add_layernorm(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape.
     """
-    checks.tensor("x", x, 2, checks.FLOATS)
-    rows, width = x.shape
-    checks.shape("residual", checks.tensor("residual", residual, 2, (x.dtype,)), (rows, width))
-    for name, value in (("bias", bias), ("weight", weight), ("shift", shift)):
-        if value is not None or name != "bias":
-            checks.parameter(name, value, width, x)
-    if out is not None:
-        checks.output(out, (rows, width), x)
+    rows, width = _check(x, residual, bias, weight, shift, out)
 
+    given = (x, residual, bias, weight, shift, out)
+    if triton_path.takes("add_layernorm", *given, unsupported=_unsupported(width, *given)):
+        from ._triton.layernorm import launch_add_layernorm
+
+        out = torch.empty_like(x) if out is None else out
+        launch_add_layernorm(x, residual, bias, weight, shift, eps, out)
+        return out
     if lib := native.library_for(x, residual, bias, weight, shift, out):
         out = torch.empty_like(x) if out is None else out
         wide = [None if p is None else p.float() for p in (bias, weight, shift)]
@@ -57,6 +60,82 @@ def add_layernorm(
     return y if out is None else out.copy_(y)
 
 
+def add_layernorm_dot(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+    head_weight: torch.Tensor,
+    head_bias: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = add_layernorm(…); relu(y·h + b), row by row: the last LayerNorm and the sparse head.
+
+    Args:
+        x, residual, bias, weight, shift, eps, out: as for `add_layernorm`.
+        head_weight: h, [C].
+        head_bias: b, [1].
+        weights: fp32 [T] to write into; a new tensor if None.
+
+    Returns:
+        y [T, C] in the dtype of `x`, and fp32 [T]: the product of y as rounded to its dtype,
+        summed in fp32. On a CPU it is torch's own product, rounded to the dtype of `x`.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape.
+    """
+    rows, width = _check(x, residual, bias, weight, shift, out)
+    checks.parameter("head_weight", head_weight, width, x)
+    checks.parameter("head_bias", head_bias, 1, x)
+    if weights is not None:
+        checks.shape("weights", checks.tensor("weights", weights, 1, (torch.float32,)), (rows,))
+        checks.device("weights", weights, x)
+
+    given = (x, residual, bias, weight, shift, head_weight, head_bias, out, weights)
+    if triton_path.takes("add_layernorm_dot", *given, unsupported=_unsupported(width, *given)):
+        from ._triton.layernorm import launch_add_layernorm
+
+        out = torch.empty_like(x) if out is None else out
+        weights = x.new_empty(rows, dtype=torch.float32) if weights is None else weights
+        head = (head_weight, head_bias, weights)
+        launch_add_layernorm(x, residual, bias, weight, shift, eps, out, head)
+        return out, weights
+    y = add_layernorm(x, residual, bias, weight, shift, eps, out=out)
+    wide = torch.promote_types(torch.promote_types(x.dtype, head_weight.dtype), head_bias.dtype)
+    dot = F.linear(y.to(wide), head_weight.to(wide)[None], head_bias.to(wide))
+    found = torch.relu(dot).squeeze(-1).float()
+    return y, found if weights is None else weights.copy_(found)
+
+
+def _check(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    out: torch.Tensor | None,
+) -> tuple[int, int]:
+    rows, width = checks.tensor("x", x, 2, checks.FLOATS).shape
+    checks.shape("residual", checks.tensor("residual", residual, 2, (x.dtype,)), (rows, width))
+    checks.device("residual", residual, x)
+    for name, value in (("bias", bias), ("weight", weight), ("shift", shift)):
+        if value is not None or name != "bias":
+            checks.parameter(name, value, width, x)
+    if out is not None:
+        checks.output(out, (rows, width), x)
+    return rows, width
+
+
+def _unsupported(width: int, *tensors: torch.Tensor | None) -> str:
+    wide = f"rows of more than {WIDEST} columns" if width > WIDEST else ""
+    return wide or triton_path.unsupported(*tensors)
+
+
 def embed_layernorm(
     ids: torch.Tensor,
     positions: torch.Tensor,
@@ -66,6 +145,9 @@ def embed_layernorm(
     weight: torch.Tensor,
     shift: torch.Tensor,
     eps: float,
+    *,
+    out: torch.Tensor | None = None,
+    check_ids: bool = True,
 ) -> torch.Tensor:
     """y = word[ids] + position[positions] + type_row, then the LayerNorm of each row.
 
@@ -78,6 +160,9 @@ def embed_layernorm(
         weight: [C], the LayerNorm's factor.
         shift: [C], the LayerNorm's bias.
         eps: added to the variance.
+        out: [T, C] to write into; a new tensor if None.
+        check_ids: False promises that every id and position has its row, and on a GPU saves
+            waiting for it; a GPU kernel reads the nearest row where that is not so.
 
     Returns:
         [T, C] in the dtype of `word`; sums in fp32.
@@ -93,14 +178,28 @@ def embed_layernorm(
     checks.shape("positions", checks.tensor("positions", positions, 1, (torch.int32,)), ids.shape)
     for name, value in (("type_row", type_row), ("weight", weight), ("shift", shift)):
         checks.parameter(name, value, word.shape[1], word)
+    checks.device("position", position, word)
+    if out is not None:
+        checks.output(out, (len(ids), word.shape[1]), word)
     for name, index, table in (("ids", ids, word), ("positions", positions, position)):
+        checks.device(name, index, word)
+        if not check_ids and len(table):
+            continue
         low, high = (int(v) for v in index.aminmax()) if len(index) else (0, 0)
         if len(index) and not 0 <= low <= high < len(table):
             raise ValueError(f"{name}: 0 to {len(table) - 1} was expected, got {low} to {high}")
 
-    lib = native.library_for(word, position, type_row, weight, shift)
+    given = (word, position, type_row, weight, shift, out)
+    reason = _unsupported(word.shape[1], ids, positions, *given)
+    if triton_path.takes("embed_layernorm", *given, unsupported=reason):
+        from ._triton.layernorm import launch_embed_layernorm
+
+        out = word.new_empty(len(ids), word.shape[1]) if out is None else out
+        launch_embed_layernorm(ids, positions, word, position, type_row, weight, shift, eps, out)
+        return out
+    lib = native.library_for(*given)
     if lib and ids.is_contiguous() and positions.is_contiguous():
-        out = word.new_empty(len(ids), word.shape[1])
+        out = word.new_empty(len(ids), word.shape[1]) if out is None else out
         wide = [p.float() for p in (type_row, weight, shift)]
         lib.embed_layernorm(
             ids.data_ptr(), positions.data_ptr(), word.data_ptr(), position.data_ptr(),
@@ -108,4 +207,5 @@ def embed_layernorm(
             native.DTYPES[word.dtype], native.threads(),
         )  # fmt: skip
         return out
-    return embed_layernorm_ref(ids, positions, word, position, type_row, weight, shift, eps)
+    y = embed_layernorm_ref(ids, positions, word, position, type_row, weight, shift, eps)
+    return y if out is None else out.copy_(y)

@@ -37,6 +37,14 @@ def arch(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def unsupported(*tensors: torch.Tensor | None) -> str:
+    """Why an elementwise kernel does not take these tensors, or "" where it does."""
+    given = [t for t in tensors if t is not None]
+    if any(t.dtype == torch.float64 for t in given):
+        return "dtype float64"
+    return "" if all(t.is_contiguous() for t in given) else "a tensor that is not contiguous"
+
+
 def takes(op: str, *tensors: torch.Tensor | None, unsupported: str = "") -> bool:
     """Whether `op` runs as a Triton kernel on these tensors, the first of which sets the device.
 

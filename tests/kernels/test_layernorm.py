@@ -3,8 +3,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m3fast.kernels.layernorm import add_layernorm, embed_layernorm
-from m3fast.kernels.reference import add_layernorm_ref, embed_layernorm_ref
+from m3fast.kernels.layernorm import add_layernorm, add_layernorm_dot, embed_layernorm
+from m3fast.kernels.reference import (
+    add_layernorm_dot_ref,
+    add_layernorm_ref,
+    embed_layernorm_ref,
+)
 
 WIDTHS = [1, 3, 8, 20, 64, 100, 1024, 1031]
 EPS = 1e-5
@@ -75,6 +79,25 @@ def test_add_bf16(path, rng, gap, parameter_dtype):
     assert gap(out, exact) <= 2 * gap(plain, exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dot(path, rng, gap, dtype):
+    x, residual = torch.randn(41, 100).to(dtype), torch.randn(41, 100).to(dtype)
+    given, (h, *_) = parameters(100, dtype), parameters(100, dtype)
+    b = torch.zeros(1, dtype=dtype)
+    y, weights = add_layernorm_dot(x, residual, *given, EPS, h, b)
+    assert torch.equal(y, add_layernorm(x, residual, *given, EPS))
+    # what heads.sparse_head computes, to the bit
+    assert torch.equal(weights, torch.relu(F.linear(y, h[None], b)).squeeze(-1).float())
+    _, expected = add_layernorm_dot_ref(x, residual, *given, EPS, h, b)
+    assert gap(weights, expected) <= 5 * 100**0.5 * torch.finfo(dtype).eps * 4
+    out, kept = torch.full_like(x, float("nan")), torch.full((41,), float("nan"))
+    again = add_layernorm_dot(x, residual, *given, EPS, h.float(), b, out=out, weights=kept)
+    assert again[0] is out and again[1] is kept
+    assert torch.equal(out, y)
+    exact = torch.relu(y.double() @ h.double())
+    assert gap(kept, exact) < 1e-4
+
+
 def embedding(width, rows, dtype=torch.float32):
     ids = torch.randint(0, 50, (rows,), dtype=torch.int32)
     positions = torch.randint(0, 20, (rows,), dtype=torch.int32)
@@ -91,6 +114,9 @@ def test_embed_fp32(path, rng, gap, width):
     expected = normalise(w64[ids.numpy()] + p64[positions.numpy()] + t64, f64, s64)
     assert gap(out, expected) < 2e-5
     assert gap(out, embed_layernorm_ref(*args, EPS)) < 2e-5
+    target = torch.full_like(out, float("nan"))
+    assert embed_layernorm(*args, EPS, out=target, check_ids=False) is target
+    assert torch.equal(target, out)
 
 
 def test_embed_bf16(path, rng, gap):
@@ -105,6 +131,9 @@ def test_embed_bf16(path, rng, gap):
 def test_empty(path):
     assert add_layernorm(torch.empty(0, 8), torch.empty(0, 8), *parameters(8), EPS).shape == (0, 8)
     assert embed_layernorm(*embedding(8, 0), EPS).shape == (0, 8)
+    x, p = torch.empty(0, 8), parameters(8)
+    y, weights = add_layernorm_dot(x, x, *p, EPS, p[0], torch.zeros(1))
+    assert y.shape == (0, 8) and weights.shape == (0,)
 
 
 def test_same_bits(path, rng, same_bits):
@@ -135,6 +164,17 @@ def test_bad_arguments(path):
         add_layernorm(x, x, p, p, None, EPS)
     with pytest.raises(TypeError, match="out: dtype"):
         add_layernorm(x, x, p, p, p, EPS, out=x.double())
+    with pytest.raises(ValueError, match="residual: device cpu was expected, got meta"):
+        add_layernorm(x, x.to("meta"), p, p, p, EPS)
+    one = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"head_weight: shape \[8\]"):
+        add_layernorm_dot(x, x, p, p, p, EPS, p[None, 0], one)
+    with pytest.raises(ValueError, match=r"head_bias: shape \[1\]"):
+        add_layernorm_dot(x, x, p, p, p, EPS, p, p)
+    with pytest.raises(ValueError, match=r"weights: shape \[2\]"):
+        add_layernorm_dot(x, x, p, p, p, EPS, p, one, weights=p)
+    with pytest.raises(TypeError, match="weights: dtype"):
+        add_layernorm_dot(x, x, p, p, p, EPS, p, one, weights=p[:2].double())
     ids, table = torch.zeros(2, dtype=torch.int32), torch.zeros(5, 8)
     with pytest.raises(TypeError, match="ids: dtype"):
         embed_layernorm(ids.long(), ids, table, table, p, p, p, EPS)
@@ -144,3 +184,9 @@ def test_bad_arguments(path):
         embed_layernorm(ids + torch.tensor([0, 5]).int(), ids, table, table, p, p, p, EPS)
     with pytest.raises(ValueError, match="positions: 0 to 4 was expected, got -1 to -1"):
         embed_layernorm(ids, ids - 1, table, table, p, p, p, EPS)
+    with pytest.raises(ValueError, match="ids: device cpu was expected, got meta"):
+        embed_layernorm(ids.to("meta"), ids, table, table, p, p, p, EPS)
+    with pytest.raises(ValueError, match=r"out: shape \[2, 8\]"):
+        embed_layernorm(ids, ids, table, table, p, p, p, EPS, out=table)
+    with pytest.raises(ValueError, match="ids: 0 to -1 was expected"):
+        embed_layernorm(ids, ids, table[:0], table, p, p, p, EPS, check_ids=False)
