@@ -2,14 +2,94 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from . import checks, native
+from . import checks, native, reference, triton_path, tuning
+
+if TYPE_CHECKING:
+    from ._triton.attention import AttentionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """How a batch is cut for the GPU kernel: made once, used by every layer.
+
+    Attributes:
+        tiles: int32 [n, 4] on the device, `attention_tiles` with `short` and `rows` of the
+            batch's `attention_config`; tiles of 0 rows may follow.
+        texts: int32 [T] on the device, index of each token's text.
+        longest: tokens of the longest text, or a greater number: it picks the length class.
+    """
+
+    tiles: torch.Tensor
+    texts: torch.Tensor
+    longest: int
+
+
+def attention_class(longest: int) -> str:
+    """The length class of a batch: "32", "64", "128" or "longer"; each has tiles of its own."""
+    return next((str(n) for n in (32, 64, 128) if longest <= n), "longer")
+
+
+def attention_config(
+    dim: int, dtype: torch.dtype, longest: int, device: torch.device
+) -> AttentionConfig:
+    """The kernel's tiles for batches whose longest text has `longest` tokens; needs triton."""
+    return _config(dim, dtype, attention_class(longest), device)
+
+
+@functools.cache
+def _config(dim: int, dtype: torch.dtype, longest: str, device: torch.device) -> AttentionConfig:
+    from ._triton.attention import default_config
+
+    key = {"dtype": str(dtype), "dim": str(dim), "longest": longest}
+    default = default_config(triton_path.arch(device), dtype, dim, longest)
+    return tuning.tuned("attention", key, default, device)
+
+
+def attention_tiles(cu_seqlens: NDArray[np.int32], short: int, rows: int) -> NDArray[np.int32]:
+    """Row blocks of packed texts with the keys they look at, the longest first.
+
+    A text of more than `short` tokens gives blocks of up to `rows`, each with all its keys. Others
+    share a block with their neighbours while it has no more than `short`. Empty ones give none.
+
+    Returns:
+        int32 [n, 4] of row_begin, row_count, key_begin, key_count; n <= N + T // max(rows, 1).
+
+    Raises:
+        ValueError: `short` below 1, or `rows` of 0 with a text of more than `short` tokens.
+    """
+    if short < 1:
+        raise ValueError(f"short: at least 1 was expected, got {short}")
+    longest = int(np.diff(cu_seqlens).max(initial=0))
+    if rows < 1 and longest > short:
+        raise ValueError(f"rows: at least 1 was expected for {longest} tokens, got {rows}")
+    if lib := native.library():
+        return lib.attention_tiles(cu_seqlens, short, max(rows, 1))
+    return reference.attention_tiles_ref(cu_seqlens.tolist(), short, rows).numpy()
+
+
+def attention_plan(
+    cu_seqlens: NDArray[np.int32],
+    longest: int,
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> AttentionPlan:
+    """The plan of a batch whose offsets int32 [N + 1] are on the host."""
+    config = attention_config(dim, dtype, longest, device)
+    tiles = torch.from_numpy(attention_tiles(cu_seqlens, config.short, config.rows))
+    lengths = np.diff(cu_seqlens)
+    texts = torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths))
+    return AttentionPlan(tiles.to(device), texts.to(device), longest)
 
 
 def varlen_attention(
@@ -19,6 +99,7 @@ def varlen_attention(
     scale: float | None = None,
     *,
     out: torch.Tensor | None = None,
+    plan: AttentionPlan | None = None,
 ) -> torch.Tensor:
     """out[i] = softmax(Q[i]·K[i]ᵀ·scale)·V[i] for each text i and head, in both directions.
 
@@ -28,9 +109,15 @@ def varlen_attention(
         max_seqlen: length of the longest text, in tokens.
         scale: factor of the products, 1/√D if None.
         out: [T, H·D] to write into; a new tensor if None.
+        plan: the batch's plan, made if None. Where the GPU kernel runs, it stands in for
+            `cu_seqlens` and `max_seqlen`, which are not read, and what it holds is trusted. Tokens
+            that no tile names get no result.
 
     Returns:
         [T, H·D] in the dtype of `qkv`; sums are kept in fp32.
+
+    The GPU kernel is flash attention (Dao, arXiv 2307.08691), for D of 16, 32, 64 or 128. Weights
+    are rounded to the dtype of `qkv` before their sum divides.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -45,6 +132,19 @@ def varlen_attention(
     if out is not None:
         checks.output(out, (tokens, heads * dim), qkv)
 
+    unsupported = _unsupported(qkv, scale, out)
+    if triton_path.takes("varlen_attention", qkv, out, unsupported=unsupported):
+        from ._triton.attention import launch_attention
+
+        if plan is None:
+            ends = _offsets(cu_seqlens, tokens, max_seqlen)
+            plan = attention_plan(ends, max_seqlen, dim, qkv.dtype, qkv.device)
+        else:
+            _check_plan(plan, tokens, qkv.device)
+        out = qkv.new_empty(tokens, heads * dim) if out is None else out
+        config = attention_config(dim, qkv.dtype, plan.longest, qkv.device)
+        launch_attention(qkv, plan.tiles, plan.texts, scale, out, config)
+        return out
     if lib := native.library_for(qkv, out):
         ends = checks.array("cu_seqlens", cu_seqlens, np.int32)
         out = qkv.new_empty(tokens, heads * dim) if out is None else out
@@ -53,13 +153,45 @@ def varlen_attention(
             out.data_ptr(), native.DTYPES[qkv.dtype], native.threads(),
         )  # fmt: skip
         return out
+    ends = _offsets(cu_seqlens, tokens, max_seqlen)
+    result = _grouped_sdpa(qkv, ends, np.diff(ends), scale)
+    return result if out is None else out.copy_(result)
+
+
+def _offsets(cu_seqlens: object, tokens: int, max_seqlen: int) -> NDArray[np.int32]:
     ends = checks.offsets("cu_seqlens", cu_seqlens, tokens, np.int32)
-    lengths = np.diff(ends)
-    longest = int(lengths.max(initial=0))
+    longest = int(np.diff(ends).max(initial=0))
     if max_seqlen != longest:
         raise ValueError(f"max_seqlen: {longest} was expected from cu_seqlens, got {max_seqlen}")
-    result = _grouped_sdpa(qkv, ends, lengths, scale)
-    return result if out is None else out.copy_(result)
+    return ends
+
+
+def _unsupported(qkv: torch.Tensor, scale: float, out: torch.Tensor | None) -> str:
+    """Why the GPU kernel does not take these, or ""."""
+    _, _, heads, dim = qkv.shape
+    if qkv.dtype == torch.float64:
+        return "it has no float64"
+    if dim not in (16, 32, 64, 128):
+        return f"head size 16, 32, 64 or 128 was expected, got {dim}"
+    if heads * dim > 2**22:  # a tile's offsets are 32 bits wide
+        return f"a width of at most {2**22} was expected, got {heads * dim}"
+    if not qkv.is_contiguous() or (out is not None and not out.is_contiguous()):
+        return "qkv or out is strided"
+    return "" if 0 <= scale < math.inf else f"a finite scale >= 0 was expected, got {scale}"
+
+
+def _check_plan(plan: AttentionPlan, tokens: int, device: torch.device) -> None:
+    for name, tensor, shape in (
+        ("plan.tiles", plan.tiles, (len(plan.tiles), 4)),
+        ("plan.texts", plan.texts, (tokens,)),
+    ):
+        checks.tensor(name, tensor, len(shape), (torch.int32,))
+        checks.shape(name, tensor, shape)
+        if tensor.device != device or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}: a contiguous tensor on {device} was expected, "
+                f"got strides {tensor.stride()} on {tensor.device}"
+            )
 
 
 def _grouped_sdpa(

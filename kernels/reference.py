@@ -47,6 +47,53 @@ def pack_ref(
     return tuple(torch.tensor(v, dtype=torch.int32) for v in (ids, positions, owners, ends))
 
 
+def unpad_ref(
+    ids: torch.Tensor, mask: torch.Tensor, pad_id: int | None, capacity: int
+) -> tuple[torch.Tensor, ...]:
+    """Tokens of padded ids [B, L] where the mask is not 0, in order; dummies up to `capacity`.
+
+    Returns:
+        ids, positions and texts int32 [capacity], cu_seqlens int32 [B + 1], slots int32 [B, L].
+    """
+    rows, width = ids.shape
+    packed = [[0] * capacity, [0] * capacity, [rows] * capacity]
+    slots = [[-1] * width for _ in range(rows)]
+    ends, n_tokens, n_gaps = [0], 0, 0
+    for r in range(rows):
+        count = 0 if pad_id is None else pad_id + 1
+        for c, (token, there) in enumerate(zip(ids[r].tolist(), mask[r].tolist(), strict=True)):
+            position = count if token != pad_id else token
+            count += token != pad_id
+            if there:
+                to, n_tokens = n_tokens, n_tokens + 1
+            else:
+                to, n_gaps = rows * width - 1 - n_gaps, n_gaps + 1
+            if to < capacity:
+                slots[r][c] = to if there else -2 - to
+                if there:
+                    packed[0][to], packed[1][to], packed[2][to] = token, position, r
+        ends.append(min(n_tokens, capacity))
+    parts = (*packed, ends, slots)
+    result = [torch.tensor(part, dtype=torch.int32, device=ids.device) for part in parts]
+    return (*result[:4], result[4].view(rows, width))
+
+
+def pack_rows_ref(hidden: torch.Tensor, slots: torch.Tensor, total: int) -> torch.Tensor:
+    """packed[slots[b, l]] = hidden[b, l] where 0 <= slot < total, else 0: [total, C]."""
+    packed = hidden.new_zeros(total, hidden.shape[-1])
+    there = (slots >= 0) & (slots < total)
+    packed[slots[there].long()] = hidden[there]
+    return packed
+
+
+def pad_rows_ref(packed: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """padded[b, l] = packed[slots[b, l]] where the slot is in range, else 0: [B, L, C]."""
+    padded = packed.new_zeros(*slots.shape, packed.shape[-1])
+    there = (slots >= 0) & (slots < len(packed))
+    padded[there] = packed[slots[there].long()]
+    return padded
+
+
 def embed_layernorm_ref(
     ids: torch.Tensor,
     positions: torch.Tensor,
@@ -128,6 +175,29 @@ def varlen_attention_ref(
     if not out:
         return qkv.new_empty(0, heads * dim)
     return torch.cat(out, 1).transpose(0, 1).reshape(tokens, heads * dim).to(qkv.dtype)
+
+
+def attention_tiles_ref(cu_seqlens: Sequence[int], short: int, rows: int) -> torch.Tensor:
+    """Row blocks of packed texts with the keys they look at, the longest first.
+
+    A text of more than `short` tokens gives blocks of up to `rows`, each with all its keys. Others
+    share a block with their neighbours while it has no more than `short`. Empty ones give none.
+
+    Returns:
+        int32 [n, 4] of row_begin, row_count, key_begin, key_count.
+    """
+    tiles: list[tuple[int, int, int, int]] = []
+    for a, b in pairwise(cu_seqlens):
+        if b - a > short:
+            tiles += [(row, min(rows, b - row), a, b - a) for row in range(a, b, rows)]
+            continue
+        begin, count, _, keys = tiles[-1] if tiles else (0, 0, 0, 0)
+        if keys > 0 and keys + b - a <= short:
+            tiles[-1] = (begin, count + b - a, begin, count + b - a)
+        elif b > a:
+            tiles.append((a, b - a, a, b - a))
+    tiles.sort(key=lambda tile: -tile[3])
+    return torch.tensor(tiles, dtype=torch.int32).reshape(-1, 4)
 
 
 def sparse_rows_ref(

@@ -21,6 +21,23 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 DOT_DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 
 
+def _scalars_count_loops() -> None:
+    """numpy 2.4 refuses int(array of one value), by which Triton 3.6's interpreter counts."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED:
+    _scalars_count_loops()
+
+
 @pytest.fixture(autouse=True)
 def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     from m3fast.kernels import triton_path
