@@ -7,18 +7,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from m3fast.kernels.attention import varlen_attention
 from m3fast.kernels.gelu import bias_gelu_
-from m3fast.kernels.layernorm import add_layernorm, embed_layernorm
+from m3fast.kernels.layernorm import add_layernorm, add_layernorm_dot, embed_layernorm
 from m3fast.kernels.linear import linear
 
 if TYPE_CHECKING:
-    from m3fast.checkpoint import Layer, Weights
+    from m3fast.checkpoint import Layer, Linear, Weights
     from m3fast.config import ModelConfig
+    from m3fast.kernels.attention import AttentionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A packed batch as tensors, on the device of the weights.
+
+    Attributes:
+        ids: int32 [T], token ids; checked already where there is a plan.
+        positions: int32 [T], rows of the position table.
+        cu_seqlens: int32 [N + 1]; on the CPU where there is no plan.
+        max_seqlen: tokens of the longest text.
+        plan: how the attention kernel cuts a GPU's batch; None without that kernel.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    plan: AttentionPlan | None = None
 
 
 class Workspace:
@@ -42,63 +63,70 @@ class Workspace:
 def encode(
     config: ModelConfig,
     weights: Weights,
-    ids: torch.Tensor,
-    positions: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
+    tokens: Tokens,
     space: Workspace,
     rows: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Hidden states of packed tokens.
+    head: Linear | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Hidden states of packed tokens, and the token weights of the sparse head.
 
     Args:
-        ids: int32 [T]; positions: int32 [T]; cu_seqlens: int32 [N + 1].
-        max_seqlen: longest text of the batch.
-        space: buffers to compute in; the result does not live in it.
+        space: buffers to compute in; the hidden states live there until its next use.
         rows: int64 [R], the only tokens whose last hidden states are wanted; None for all. The
             last layer then does its out projection and feed-forward for these alone.
+        head: [1, H], the sparse head, fused with the last LayerNorm; None to leave it out.
 
     Returns:
-        Last hidden states [T, H] or [R, H], in the dtype of the weights.
+        Last hidden states [T, H] or [R, H], in the dtype of the weights; relu(h . w + b) float32
+        [T] or [R] where there is a head, else None.
     """
-    norm = weights.embedding_norm
+    norm, hidden = weights.embedding_norm, config.hidden_size
     x = embed_layernorm(
-        ids, positions, weights.word, weights.position, weights.type_row,
+        tokens.ids, tokens.positions, weights.word, weights.position, weights.type_row,
         norm.weight, norm.bias, config.layer_norm_eps,
+        out=space.take("x", len(tokens.ids), hidden, weights.word),
+        check_ids=tokens.plan is None,
     )  # fmt: skip
-    last = len(weights.layers) - 1
-    for i, layer in enumerate(weights.layers):
-        x = _layer(config, layer, x, cu_seqlens, max_seqlen, space, rows if i == last else None)
-    return x
+    for layer in weights.layers[:-1]:
+        x, _ = _layer(config, layer, x, tokens, space)
+    return _layer(config, weights.layers[-1], x, tokens, space, rows, head)
 
 
 def _layer(
     config: ModelConfig,
     layer: Layer,
     x: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
+    tokens: Tokens,
     space: Workspace,
-    rows: torch.Tensor | None,
-) -> torch.Tensor:
-    tokens, hidden = x.shape
-    qkv = space.take("qkv", tokens, 3 * hidden, x)
+    rows: torch.Tensor | None = None,
+    head: Linear | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    count, hidden = x.shape
+    # One buffer serves both halves of a layer: what attention leaves is used up before the
+    # feed-forward's wide activations are written.
+    wide = space.take("wide", count, max(4 * hidden, config.ffn_size), x).view(-1)
+    qkv = wide[: 3 * count * hidden].view(count, 3 * hidden)
+    attended = wide[3 * count * hidden : 4 * count * hidden].view(count, hidden)
     linear(x, layer.qkv.weight, layer.qkv.bias, out=qkv)
-    attended = varlen_attention(
-        qkv.view(tokens, 3, config.n_heads, config.head_dim),
-        cu_seqlens,
-        max_seqlen,
-        out=space.take("attended", tokens, hidden, x),
+    varlen_attention(
+        qkv.view(count, 3, config.n_heads, config.head_dim),
+        tokens.cu_seqlens,
+        tokens.max_seqlen,
+        out=attended,
+        plan=tokens.plan,
     )
     if rows is not None:
-        x, attended, tokens = x[rows], attended[rows], len(rows)
+        x, attended, count = x[rows], attended[rows], len(rows)
     # The biases of out, up and down ride in the next elementwise kernel.
-    projected = space.take("hidden", tokens, hidden, x)
+    projected = space.take("hidden", count, hidden, x)
     linear(attended, layer.out.weight, out=projected)
     norm, eps = layer.attention_norm, config.layer_norm_eps
     x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps, out=x)
-    inner = space.take("inner", tokens, config.ffn_size, x)
+    inner = wide[: count * config.ffn_size].view(count, config.ffn_size)
     bias_gelu_(linear(x, layer.up.weight, out=inner), layer.up.bias)
     linear(inner, layer.down.weight, out=projected)
     norm = layer.output_norm
-    return add_layernorm(projected, x, layer.down.bias, norm.weight, norm.bias, eps, out=x)
+    given = (projected, x, layer.down.bias, norm.weight, norm.bias, eps)
+    if head is None:
+        return add_layernorm(*given, out=x), None
+    return add_layernorm_dot(*given, head.weight[0], head.bias, out=x)

@@ -45,15 +45,10 @@ def dense_head(pooled: torch.Tensor, normalize: bool, truncate_dim: int | None) 
 
 
 def sparse_head(
-    hidden: torch.Tensor,
-    batch: PackedBatch,
-    linear: Linear,
-    dropped: Sequence[int],
-    vocab_size: int,
+    weights: torch.Tensor, batch: PackedBatch, dropped: Sequence[int], vocab_size: int
 ) -> SparseRows:
-    """Lexical weights: special ids `dropped`, zeros and NaN left out."""
-    weights = torch.relu(F.linear(hidden, linear.weight, linear.bias)).squeeze(-1)
-    rows = sparse_rows(batch.ids, weights.float().cpu().numpy(), batch.cu_seqlens, dropped)
+    """Lexical weights from those of tokens [T]: special ids `dropped`, zeros and NaN left out."""
+    rows = sparse_rows(batch.ids, weights.cpu().numpy(), batch.cu_seqlens, dropped)
     return SparseRows(*rows, vocab_size)
 
 

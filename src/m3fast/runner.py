@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from m3fast.encoder import Workspace, encode
+from m3fast.encoder import Tokens, Workspace, encode
 from m3fast.errors import InputError
 from m3fast.heads import colbert_head, dense_head, pool, pooled_rows, sparse_head
 from m3fast.packing import pack_texts
@@ -171,29 +171,24 @@ class Runner:
 
     def _run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
         with self._lock, torch.inference_mode():
-            cu_seqlens = torch.from_numpy(batch.cu_seqlens)
-            rows = pooled_rows(cu_seqlens.to(self.device), options.pooling)
-            only = None if outputs.sparse or outputs.colbert else rows
-            hidden = encode(
-                self.config,
-                self.weights,
-                torch.from_numpy(batch.ids).to(self.device),
-                torch.from_numpy(batch.positions).to(self.device),
-                cu_seqlens,
-                batch.max_seqlen,
-                self._space,
-                only,
+            ends = torch.from_numpy(batch.cu_seqlens)
+            ids, positions, cu_seqlens = (
+                t.to(self.device)
+                for t in (torch.from_numpy(batch.ids), torch.from_numpy(batch.positions), ends)
             )
-            cu_seqlens = cu_seqlens.to(self.device)
-            vectors = (options.normalize, options.truncate_dim)
+            tokens = Tokens(ids, positions, ends, batch.max_seqlen)
+            rows = pooled_rows(cu_seqlens, options.pooling)
+            only = None if outputs.sparse or outputs.colbert else rows
+            head = self.weights.sparse if outputs.sparse else None
+            hidden, weights = encode(self.config, self.weights, tokens, self._space, only, head)
             dense, sparse, colbert = None, None, None
             if outputs.dense:
                 pooled = pool(hidden, rows, cu_seqlens) if only is None else hidden
-                dense = dense_head(pooled, *vectors).cpu()
-            if outputs.sparse and self.weights.sparse is not None:
-                linear, vocab_size = self.weights.sparse, self.config.vocab_size
-                sparse = sparse_head(hidden, batch, linear, options.dropped, vocab_size)
+                dense = dense_head(pooled, options.normalize, options.truncate_dim).cpu()
+            if weights is not None:
+                sparse = sparse_head(weights, batch, options.dropped, self.config.vocab_size)
             if outputs.colbert and self.weights.colbert is not None:
+                vectors = (options.normalize, options.truncate_dim)
                 colbert = colbert_head(hidden, cu_seqlens, self.weights.colbert, *vectors).cpu()
             return BatchResult(dense, sparse, colbert)
 

@@ -1,0 +1,267 @@
+"""One model on one GPU: one upload, kernels without a host sync, one download, all asynchronous.
+
+    host             pack the next batch       put the last one's rows in place
+    compute stream   upload | encoder | heads
+    copy stream                                download
+
+A large batch takes exactly the memory it needs. A small one is padded to a bucket of tokens, with
+texts that nobody reads, so that few shapes occur and a CUDA graph can replay each: at that size
+launching kernels one by one takes longer than running them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from m3fast.encoder import Tokens, Workspace, encode
+from m3fast.graphs import Graphs
+from m3fast.heads import colbert_vectors, dense_vectors, pool, pooled_rows, sparse_weights
+from m3fast.kernels.attention import AttentionPlan, attention_config, attention_tiles
+from m3fast.packing import pack_texts
+from m3fast.runner import BatchResult, Outputs, Runner
+from m3fast.staging import Inputs, Results
+from m3fast.tokenizer import TokenIds
+from m3fast.types import SparseRows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from m3fast.checkpoint import Weights
+    from m3fast.config import ModelConfig
+    from m3fast.kernels._triton.attention import AttentionConfig
+    from m3fast.runner import HeadOptions
+
+# Tokens of padded batches; a batch of more is run as it is. An eager batch costs the host some ten
+# launches a layer, so that about here the kernels begin to take longer than their launches.
+BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+
+
+class GpuRunner(Runner):
+    """A runner whose batches overlap: while one is computed, its neighbours are moved."""
+
+    in_flight = 2
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, device: torch.device, *, graphs: bool = True
+    ) -> None:
+        """Take over weights that lie on `device`; without `graphs` all kernels run eagerly."""
+        super().__init__(config, weights, device)
+        self._on_gpu = device.type == "cuda"  # else the kernels are interpreted, in a test
+        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._download = torch.cuda.Stream(device) if self._on_gpu else None
+        self.graphs = Graphs(self._stream if graphs else None)
+        # What graphs read and write stays where it is, once it is there.
+        self._bucket_space = Workspace()
+        self._words: torch.Tensor | None = None  # the inputs of any bucket
+        self._out: torch.Tensor | None = None  # its results
+        if self._on_gpu:  # the weights were written on another stream
+            torch.cuda.synchronize(device)
+
+    def submit(
+        self, tokens: TokenIds, order: NDArray[np.int64], outputs: Outputs, options: HeadOptions
+    ) -> Callable[[], BatchResult]:
+        """As `Runner.submit`, without waiting for the GPU."""
+        lengths = np.diff(tokens.offsets)[order]
+        total, texts = int(lengths.sum()), len(order)
+        bucket = next((b for b in BUCKETS if b >= total and b // 2 >= texts), None)
+        with self._lock, torch.inference_mode(), torch.cuda.stream(self._stream):
+            if bucket is None:
+                return self._run_exact(tokens, order, int(lengths.max()), outputs, options)
+            return self._run_bucket(bucket, tokens, order, outputs, options)
+
+    def free(self) -> None:
+        """As `Runner.free`; memory that graphs use stays."""
+        super().free()
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+
+    def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
+        """Compile the kernels of every length class and capture the graph of every bucket."""
+        for bucket in reversed(BUCKETS):
+            for _ in range(3):  # eagerly, captured, replayed
+                self.submit(*_dummy(bucket, 2), outputs, options)()
+        for length in (32, 64, 128, 256):
+            self.submit(*_dummy(2 * BUCKETS[-1], length), outputs, options)()
+
+    def _run_exact(
+        self,
+        tokens: TokenIds,
+        order: NDArray[np.int64],
+        longest: int,
+        outputs: Outputs,
+        options: HeadOptions,
+    ) -> Callable[[], BatchResult]:
+        total, texts = int(np.diff(tokens.offsets)[order].sum()), len(order)
+        config = self._attention(longest)
+        inputs = Inputs(total, texts, most_tiles(total, texts, config))
+        host = self._pinned(inputs.words)
+        batch = pack_texts(tokens, order, self.config, host.numpy())  # lays out as Inputs does
+        tiles = attention_tiles(batch.cu_seqlens, config.short, config.rows)
+        inputs.split(host)[-1][: len(tiles)] = torch.from_numpy(tiles)
+        words = host.to(self.device, non_blocking=True)
+        *parts, device_tiles = inputs.split(words)
+
+        results = self._results(texts, total, total - texts, outputs, options)
+        out = torch.empty(results.words, device=self.device)
+        given = (*parts, device_tiles[: len(tiles)])
+        self._compute(given, longest, outputs, options, results.split(out), self._space)
+        if self._download is not None and self._stream is not None:
+            self._download.wait_stream(self._stream)
+            out.record_stream(self._download)
+        with torch.cuda.stream(self._download):
+            return self._fetch(out, results, texts, total - texts)
+
+    def _run_bucket(
+        self,
+        bucket: int,
+        tokens: TokenIds,
+        order: NDArray[np.int64],
+        outputs: Outputs,
+        options: HeadOptions,
+    ) -> Callable[[], BatchResult]:
+        if self._words is None or self._out is None:
+            self._words, self._out = self._bucket_buffers()
+            everything = Outputs(True, self.weights.sparse is not None, self.weights.colbert is not None)
+            self._run_bucket(BUCKETS[-1], *_dummy(BUCKETS[-1], 2), everything, options)
+        batch = pack_texts(tokens, order, self.config)
+        texts, total = batch.n_texts, batch.n_tokens
+        config, inputs = self._bucket(bucket)
+        room = inputs.texts
+        host = self._pinned(inputs.words).zero_()
+        ids, positions, owners, cu_seqlens, tiles = inputs.split(host)
+        ids[:total] = torch.from_numpy(batch.ids)
+        positions[:total] = torch.from_numpy(batch.positions)
+        owners.fill_(room)[:total] = torch.from_numpy(batch.texts)
+        cu_seqlens.fill_(total)[: texts + 1] = torch.from_numpy(batch.cu_seqlens)
+        found = attention_tiles(batch.cu_seqlens, config.short, config.rows)
+        tiles[: len(found)] = torch.from_numpy(found)
+
+        words = self._words[: inputs.words]
+        words.copy_(host, non_blocking=True)
+        results = self._results(room, bucket, bucket, outputs, options)
+        out = self._out[: results.words]
+        self.graphs.run(
+            (bucket, outputs, options),
+            lambda: self._compute(
+                inputs.split(words), bucket, outputs, options, results.split(out),
+                self._bucket_space,
+            ),
+        )  # fmt: skip
+        unused = (bucket - (total - texts)) * results.colbert
+        return self._fetch(out[: len(out) - unused], results, texts, total - texts)
+
+    def _compute(
+        self,
+        inputs: list[torch.Tensor] | tuple[torch.Tensor, ...],
+        longest: int,
+        outputs: Outputs,
+        options: HeadOptions,
+        results: list[torch.Tensor],
+        space: Workspace,
+    ) -> None:
+        """All kernels of one batch, on the current stream; nothing here waits for the GPU."""
+        ids, positions, owners, cu_seqlens, tiles = inputs
+        dense, csr, colbert = results
+        plan = AttentionPlan(tiles, owners, longest)
+        tokens = Tokens(ids, positions, cu_seqlens, longest, plan)
+        rows = pooled_rows(cu_seqlens, options.pooling, len(ids))
+        only = None if outputs.sparse or outputs.colbert else rows
+        head = self.weights.sparse if outputs.sparse else None
+        hidden, weights = encode(self.config, self.weights, tokens, space, only, head)
+        if outputs.dense:
+            dense_vectors(hidden, None if only is not None else rows, cu_seqlens, options, dense)
+        if weights is not None:
+            sparse_csr(ids, weights, cu_seqlens, owners, options.dropped, out=csr)
+        if outputs.colbert and self.weights.colbert is not None:
+            colbert_vectors(hidden, self.weights.colbert, owners, cu_seqlens, options, colbert)
+
+    def _fetch(
+        self, out: torch.Tensor, results: Results, texts: int, rows: int
+    ) -> Callable[[], BatchResult]:
+        """Start the download on the current stream; what comes back waits for it."""
+        host = torch.empty(results.words, pin_memory=self._on_gpu)
+        host[: len(out)].copy_(out, non_blocking=True)
+        done = torch.cuda.Event() if self._on_gpu else None
+        if done is not None:
+            done.record()
+
+        def wait() -> BatchResult:
+            if done is not None:
+                done.synchronize()
+            dense, csr, colbert = results.split(host)
+            return BatchResult(
+                dense[:texts] if results.dense else None,
+                self._rows(csr, results, texts) if results.sparse else None,
+                colbert[:rows] if results.colbert else None,
+            )
+
+        return wait
+
+    def _rows(self, csr: torch.Tensor, results: Results, texts: int) -> SparseRows:
+        indptr, indices, values = csr_views(csr, results.tokens, results.texts)
+        count = int(indptr[texts])
+        return SparseRows(
+            indptr[: texts + 1].numpy().astype(np.int64),
+            indices[:count].numpy().copy(),
+            values[:count].numpy().copy(),
+            self.config.vocab_size,
+        )
+
+    def _results(
+        self, texts: int, tokens: int, rows: int, outputs: Outputs, options: HeadOptions
+    ) -> Results:
+        head, cut = self.weights.colbert, options.truncate_dim
+        widths = [
+            self.config.hidden_size if outputs.dense else 0,
+            len(head.weight) if outputs.colbert and head is not None else 0,
+        ]
+        dense, colbert = (w if cut is None else min(w, cut) for w in widths)
+        return Results(texts, tokens, rows, dense, outputs.sparse, colbert)
+
+    def _attention(self, longest: int) -> AttentionConfig:
+        dtype = self.weights.word.dtype
+        return attention_config(self.config.head_dim, dtype, longest, self.device)
+
+    def _pinned(self, words: int) -> torch.Tensor:
+        # torch keeps pinned memory and hands it out again once copies from it are done.
+        return torch.empty(words, dtype=torch.int32, pin_memory=self._on_gpu)
+
+    def _bucket(self, tokens: int) -> tuple[AttentionConfig, Inputs]:
+        config, texts = self._attention(tokens), tokens // 2
+        return config, Inputs(tokens, texts, most_tiles(tokens, texts, config))
+
+    def _bucket_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for the inputs and for the results of every bucket."""
+        words = max(self._bucket(tokens)[1].words for tokens in BUCKETS)
+        heads = self.weights
+        width = len(heads.colbert.weight) if heads.colbert is not None else 0
+        texts, tokens = BUCKETS[-1] // 2, BUCKETS[-1]
+        results = Results(texts, tokens, tokens, self.config.hidden_size, True, width)
+        return (
+            torch.zeros(words, dtype=torch.int32, device=self.device),
+            torch.zeros(results.words, device=self.device),
+        )
+
+
+def most_tiles(tokens: int, texts: int, config: AttentionConfig) -> int:
+    """No batch of so many tokens and texts makes more attention tiles.
+
+    Two neighbouring short tiles of one run hold more than `short` tokens together; a longer text
+    ends a run and adds one tile to its full ones.
+    """
+    full = tokens // config.rows if config.rows else 0
+    return full + min(texts, 4 * (tokens // config.short) + 3)
+
+
+def _dummy(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:
+    """Texts of `length` tokens of id 0, so many tokens in all."""
+    count = tokens // length
+    offsets = np.arange(count + 1, dtype=np.int64) * length
+    return TokenIds(np.zeros(count * length, np.int32), offsets, np.zeros(count, np.bool_)), (
+        np.arange(count)
+    )
