@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def tensor(name: str, value: object, dims: int, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+def tensor(
+    name: str, value: object, dims: int, dtypes: tuple[torch.dtype, ...] | None
+) -> torch.Tensor:
     """`value` as it is, known to be a tensor of that many dimensions and one of those dtypes.
+
+    With `dtypes` None any dtype will do.
 
     Raises:
         TypeError: not a tensor, or another dtype.
@@ -20,7 +24,7 @@ def tensor(name: str, value: object, dims: int, dtypes: tuple[torch.dtype, ...])
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: a torch.Tensor was expected, got {type(value).__name__}")
-    if value.dtype not in dtypes:
+    if dtypes is not None and value.dtype not in dtypes:
         allowed = " or ".join(str(d) for d in dtypes)
         raise TypeError(f"{name}: dtype {allowed} was expected, got {value.dtype}")
     if value.ndim != dims:

@@ -16,6 +16,7 @@ except ImportError as error:
 
 available = _extension is not None
 _warned = False
+_said: set[str] = set()
 
 # Dtypes as the extension numbers them. Encoder operations take the first two; arithmetic is fp32.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -44,6 +45,36 @@ def library_for(*tensors: torch.Tensor | None) -> Any:
         if wants_gradient and t.requires_grad:
             return None
     return library()
+
+
+def cuda_library(op: str, *tensors: torch.Tensor) -> Any:
+    """The module whose CUDA kernels run `op` on these tensors, or None where torch must.
+
+    Where they are on a GPU and the kernel is not there, that is said once for each op. Gradients
+    take the torch path silently.
+    """
+    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not tensors[0].is_cuda or wants_gradient:
+        return None
+    reason = why_no_cuda(tensors[0].device)
+    if reason and op not in _said:
+        _said.add(op)
+        warnings.warn(
+            f"{op}: the slower torch path is used instead of the GPU kernel: {reason}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return None if reason else _extension
+
+
+def why_no_cuda(device: torch.device) -> str:
+    """Why the extension's CUDA kernels do not run on this GPU, or "" where they do."""
+    if _extension is None:
+        return why
+    if not _extension.has_cuda:
+        return "m3fast._C was built without CUDA; install m3fast where nvcc is"
+    major, minor = torch.cuda.get_device_capability(device)
+    return "" if major >= 8 else f"compute capability 8.0 is needed, {device} has {major}.{minor}"
 
 
 def threads() -> int:

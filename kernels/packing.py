@@ -1,4 +1,4 @@
-"""Ragged token ids to one packed row of tokens, with no padding."""
+"""Ragged token ids to one packed row of tokens, with no padding, on the host."""
 
 from __future__ import annotations
 
