@@ -31,6 +31,7 @@ class Kernel:
         unaligned: pointers and integers not known to be multiples of 16. Give every integer that
             the launcher declares in do_not_specialize.
         mma: the tensor-core instruction it must contain: "HGMMA", "HMMA", or "" for none.
+        tma: it must load by TMA.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Kernel:
     stages: int = 1
     unaligned: tuple[str, ...] = ()
     mma: str = ""
+    tma: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,4 +96,6 @@ def check(kernel: Kernel, arch: int) -> Report:
     assert report.shared <= SHARED_LIMIT[arch], f"{kernel.name}: {report.shared} bytes shared"
     if kernel.mma:
         assert report.count(kernel.mma), f"{kernel.name}: no {kernel.mma} in its machine code"
+    if kernel.tma:
+        assert report.count("UTMALDG"), f"{kernel.name}: no TMA load in its machine code"
     return report
