@@ -220,6 +220,40 @@ class Engine:
         with _progress(None, show_progress) as progress:
             yield from self._stream(windows, limit, outputs, self.options, None, progress.update)
 
+    def hidden_states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The encoder alone, for callers with padded batches, such as transformers' tokenizers make.
+
+        Padding is left out of the computation. On a GPU the call returns before the result is
+        there, as torch's own operations do.
+
+        Args:
+            input_ids: int32 or int64 [B, L], on any device.
+            attention_mask: bool or integers [B, L], 0 at padding on either side; None for none.
+
+        Returns:
+            Last hidden states [B, L, H] on the engine's device, in its dtype; 0 at padding.
+
+        Raises:
+            InputError: a wrong type, dtype or shape, an id without a row, a row that is too long.
+            ProcessError: called in a forked child.
+        """
+        self._check_process()
+        ids, mask = _check_padded(input_ids, attention_mask)
+        used = ids[mask != 0]
+        low, high = (int(v) for v in used.aminmax()) if len(used) else (0, 0)
+        if not 0 <= low <= high < self.config.vocab_size:
+            raise InputError(
+                f"input_ids: expected 0 to {self.config.vocab_size - 1}, found {low} to {high}"
+            )
+        if ids.shape[1] > self.config.max_length:
+            raise InputError(
+                f"input_ids: expected at most {self.config.max_length} columns, "
+                f"found {ids.shape[1]}"
+            )
+        return self.runner.hidden_states(ids, mask)
+
     def warmup(
         self, *, dense: bool | None = None, sparse: bool | None = None, colbert: bool | None = None
     ) -> None:
@@ -329,6 +363,20 @@ def check_positive(name: str, value: int) -> None:
     """InputError naming the argument unless it is an integer above 0."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}: expected a positive integer, found {value!r}")
+
+
+def _check_padded(ids: Any, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    for name, value in (("input_ids", ids), ("attention_mask", ids if mask is None else mask)):
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{name}: expected a tensor, found {type(value).__name__}")
+        if value.is_floating_point() or value.is_complex():
+            raise InputError(f"{name}: expected integers, found {value.dtype}")
+        if value.ndim != 2 or value.shape != ids.shape:
+            raise InputError(f"{name}: expected shape [B, L], found {list(value.shape)}")
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
+    return ids if ids.dtype == torch.int32 else ids.long(), mask.ne(0)
 
 
 def _check_texts(texts: Any) -> Sequence[str | Sequence[int]]:

@@ -19,7 +19,7 @@ import torch
 from m3fast.encoder import Tokens, Workspace, encode
 from m3fast.graphs import Graphs
 from m3fast.heads import colbert_vectors, dense_vectors, pool, pooled_rows, sparse_weights
-from m3fast.kernels.attention import AttentionPlan, attention_config, attention_tiles
+from m3fast.kernels.attention import AttentionPlan, attention_config, attention_plan, attention_tiles
 from m3fast.packing import pack_texts
 from m3fast.runner import BatchResult, Outputs, Runner
 from m3fast.staging import Inputs, Results
@@ -73,6 +73,22 @@ class GpuRunner(Runner):
             if bucket is None:
                 return self._run_exact(tokens, order, int(lengths.max()), outputs, options)
             return self._run_bucket(bucket, tokens, order, outputs, options)
+
+    def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """As `Runner.hidden_states`, ordered after the caller's stream and before its next work."""
+        if self._stream is None:
+            return super().hidden_states(ids, mask)
+        callers = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(callers)
+        with torch.cuda.stream(self._stream):
+            hidden = super().hidden_states(ids, mask)
+        callers.wait_stream(self._stream)
+        hidden.record_stream(callers)
+        return hidden
+
+    def _plan(self, cu_seqlens: torch.Tensor, longest: int) -> AttentionPlan:
+        dim, dtype = self.config.head_dim, self.weights.word.dtype
+        return attention_plan(cu_seqlens.numpy(), longest, dim, dtype, self.device)
 
     def free(self) -> None:
         """As `Runner.free`; memory that graphs use stays."""

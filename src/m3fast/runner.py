@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from m3fast.encoder import Tokens, Workspace, encode
 from m3fast.errors import InputError
 from m3fast.heads import colbert_head, dense_head, pool, pooled_rows, sparse_head
+from m3fast.kernels.padding import pad_rows, unpad
 from m3fast.packing import pack_texts
 from m3fast.tokenizer import TokenIds
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from m3fast.checkpoint import Weights
     from m3fast.config import ModelConfig, Pooling
+    from m3fast.kernels.attention import AttentionPlan
     from m3fast.types import PackedBatch, SparseRows
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -168,6 +171,30 @@ class Runner:
         ids = np.full(4, self.config.pad_id, np.int32)
         tokens = TokenIds(ids, np.array([0, 4]), np.zeros(1, np.bool_))
         self.submit(tokens, np.array([0]), outputs, options)()
+
+    def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [B, L, H] of a padded batch, 0 where the mask is, on this device.
+
+        Args:
+            ids: int64 or int32 [B, L], on any device; the model must have a row for each.
+            mask: bool or integers [B, L], not 0 for real tokens.
+        """
+        with self._lock, torch.inference_mode():
+            lengths = mask.ne(0).sum(1, dtype=torch.int32).cpu()
+            total, longest = int(lengths.sum()), int(lengths.max()) if len(lengths) else 0
+            packed = unpad(
+                ids.to(self.device), mask.to(self.device), self.config.position_pad_id, total=total
+            )
+            ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+            plan = self._plan(ends, longest)
+            given = packed.cu_seqlens if plan else ends
+            tokens = Tokens(packed.ids, packed.positions, given, longest, plan)
+            hidden, _ = encode(self.config, self.weights, tokens, self._space)
+            return pad_rows(hidden, packed.slots)
+
+    def _plan(self, cu_seqlens: torch.Tensor, longest: int) -> AttentionPlan | None:
+        """How the GPU's kernel cuts a batch with these offsets, which are on the CPU."""
+        return None
 
     def _run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
         with self._lock, torch.inference_mode():
