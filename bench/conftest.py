@@ -86,6 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     bench = config.stash[BENCH]
     interpreted = bench.scale.smoke and os.environ.get("TRITON_INTERPRET") == "1"
     cuda = bench.device.type == "cuda"
+    if interpreted:
+        gpu.let_scalars_count_loops()
     for item in items:
         if item.path.name.startswith("bench_gpu_"):
             if not cuda and not interpreted:

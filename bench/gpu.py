@@ -8,6 +8,7 @@ candidate that waits for the GPU in its middle pays for that wait, as its users 
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -22,25 +23,31 @@ class Events:
 
     Args:
         ahead: seconds that the host may need to enqueue the candidate.
+        stream: where candidates run; the current one if None.
     """
 
-    def __init__(self, device: torch.device, ahead: float) -> None:
+    def __init__(
+        self, device: torch.device, ahead: float, stream: torch.cuda.Stream | None = None
+    ) -> None:
         found = torch.cuda.get_device_properties(device)
         # Twice the cache, so that nothing of the last sample is left in it.
         self._flush = torch.empty(2 * found.L2_cache_size, dtype=torch.uint8, device=device)
         self._cycles = int(ahead * 2e9)  # of at most 2 GHz: slower clocks sleep longer
-        self._device = device
+        self._device, self._stream = device, stream
 
     def __call__(self) -> Callable[[], float]:
-        with torch.cuda.device(self._device):
-            torch.cuda.synchronize()
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._flush.random_(255)
-            torch.cuda._sleep(self._cycles)
-            begin.record()
+        # Left again in stop(): what runs in between is on this stream.
+        inside = contextlib.ExitStack()
+        inside.enter_context(torch.cuda.device(self._device))
+        inside.enter_context(torch.cuda.stream(self._stream))
+        torch.cuda.synchronize()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.random_(255)
+        torch.cuda._sleep(self._cycles)
+        begin.record()
 
         def stop() -> float:
-            with torch.cuda.device(self._device):
+            with inside:
                 end.record()
                 end.synchronize()
             return begin.elapsed_time(end) / 1e3
@@ -55,6 +62,19 @@ def copy_of(moved: int, device: torch.device) -> Callable[[Any], None]:
     source = torch.randn(max(moved // 8, 1), device=device)
     target = torch.empty_like(source)
     return lambda _: target.copy_(source)
+
+
+def let_scalars_count_loops() -> None:
+    """numpy 2.4 refuses int(array of one value), by which Triton 3.6's interpreter counts."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
 
 
 def words(device: torch.device) -> str:

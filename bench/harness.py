@@ -137,6 +137,7 @@ class Bench:
         warm: Any = None,
         judge: Callable[[str, Any, Any], str] = lambda name, truth, result: "",
         ahead: float | None = None,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         """Make the candidates, time them in turn, record what came out.
 
@@ -146,8 +147,11 @@ class Bench:
             rounds: samples per candidate at the default scale.
             ahead: samples are GPU time; seconds that the host may need to enqueue one. None for
                 wall time, which is what a CPU has.
+            stream: where they run; the current one if None.
         """
-        watch = gpu.Events(self.device, ahead) if ahead and self.device.type == "cuda" else None
+        watch = None
+        if ahead is not None and self.device.type == "cuda":
+            watch = gpu.Events(self.device, ahead, stream)
         most = self.scale.gpu_rounds if watch else self.scale.rounds
         ready: dict[str, Candidate] = {}
         absent: dict[str, str] = {}
