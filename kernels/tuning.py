@@ -75,6 +75,7 @@ def tune(
     seconds: Callable[[Callable[[], Any]], float],
     *,
     rounds: int = 5,
+    keep: Callable[[Any], Any] = lambda result: result,
     same: Callable[[Any, Any], bool] = lambda first, result: True,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any] | None:
@@ -85,7 +86,8 @@ def tune(
         configs: the default first; frozen dataclasses.
         launch: runs the op in one config.
         seconds: times one call of what it is given.
-        same: whether a result equals the default's; a config whose does not is left out.
+        keep: takes a copy of a result that the next launch overwrites.
+        same: whether a result equals the first's; a config whose does not is left out.
         say: takes a line for each config, and for each that is left out the reason.
 
     Returns:
@@ -95,7 +97,7 @@ def tune(
     first: Any = None
     for i, config in enumerate(configs):
         try:
-            result = launch(config)
+            result = keep(launch(config))
         except Exception as error:  # too much shared memory, or more than Triton can compile
             reason = " ".join(str(error).split())[:160]
             say(f"{op} {_words(key)}: {config} left out: {type(error).__name__}: {reason}")

@@ -17,7 +17,7 @@ from m3fast.cli.table import fit, table, width
 from m3fast.kernels import native, triton_path, tuning
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("encode", "search", "score", "verify", "env")
+COMMANDS = ("encode", "search", "score", "verify", "tune", "env")
 
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:
@@ -183,6 +183,14 @@ def test_env_on_a_gpu(
     assert {operations[name] for name in ("gelu", "layernorm", "vectors", "sparse rows")} == {gelu}
     assert operations["linear layers"] == "torch on cuda"
     assert operations["padded to packed"].startswith(("CUDA C++", "torch on cuda: "))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is something to tune")
+def test_tune_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("m3fast: error: tune: expected a CUDA device, found none")
+    assert error.count("\n") == 1
 
 
 def test_table_aligns_wide_characters(monkeypatch: pytest.MonkeyPatch) -> None:

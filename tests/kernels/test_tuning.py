@@ -66,7 +66,8 @@ def test_tune_picks_the_least_median_and_says_what_it_left_out() -> None:
     said: list[str] = []
     row = tuning.tune(
         "op", {"n": 5}, [Config(1), Config(666), Config(7), Config(2), Config(3)],
-        clock.launch, clock.seconds, rounds=3, same=lambda a, b: a == b, say=said.append,
+        clock.launch, clock.seconds, rounds=3, keep=lambda r: (r,), same=lambda a, b: a == b,
+        say=said.append,
     )  # fmt: skip
     assert row == {"op": "op", "key": {"n": 5}, "config": {"rows": 2, "warps": 4},
                    "seconds": 1e-6, "default": 3e-6}  # fmt: skip

@@ -77,6 +77,16 @@ prints versions, devices, the dtype that --dtype auto takes and why, whether the
 there, and which path each operation takes."""
 
 
+TUNE = """\
+times every config of the GPU kernels at BGE-M3's sizes and writes the best to the table that the
+kernels read, kernels/tuned/<device>.json in the installed package. Takes minutes: each config is
+compiled. Configs that do not compile or do not fit the GPU are named and left out.
+
+examples:
+  m3fast tune
+  m3fast tune --op attention --op maxsim --device cuda:1 --output nvidia-h200.json"""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line that starts like all others."""
 
@@ -111,6 +121,7 @@ def parser() -> Parser:
     command("search", "rank the texts of a file for queries", SEARCH, _search, _columns, _engine)
     command("score", "score pairs of query and passage", SCORE, _score, _engine)
     command("verify", "check a model's results on this machine", VERIFY, _verify)
+    command("tune", "measure the GPU kernels' configs on this GPU", TUNE, _tune)
     command("env", "show versions, devices and active kernels", ENV, _json)
     return root
 
@@ -217,6 +228,15 @@ def _verify(sub: Parser) -> None:
         "--skip-goldens", action="store_true", help="for a fine-tuned model in BGE-M3's shape"
     )
     _json(sub)
+
+
+def _tune(sub: Parser) -> None:
+    sub.add_argument(
+        "--op", action="append", default=[], metavar="OP",
+        help="attention, layernorm, gelu, maxsim, …; may be repeated (default: all)",
+    )  # fmt: skip
+    sub.add_argument("--device", default="cuda", help="cuda[:n] (default: %(default)s)")
+    sub.add_argument("--output", metavar="FILE", help="table to write, or to add to")
 
 
 def _json(sub: Parser) -> None:

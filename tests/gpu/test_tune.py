@@ -1,0 +1,138 @@
+"""`m3fast tune`: what it times are the kernels themselves, under the keys they look up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from m3fast.cli import tune
+from m3fast.cli.tuned import CASES, Sizes
+from m3fast.kernels import tuning
+
+# fp16 in the place of bf16, which the interpreter cannot multiply.
+SMALL = Sizes(tokens=64, few=3, hidden=128, ffn=256, documents=2, queries=(32,))
+
+
+def _cases(op: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    if device.type == "cpu":
+        monkeypatch.setattr("m3fast.cli.tuned.HALVES", (torch.float16,))
+    cases = list(CASES[op](device, SMALL))
+    return [c for c in cases if device.type != "cpu" or "bfloat16" not in str(c.key)]
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_configs_agree_and_a_row_comes_out(
+    op: str, device: torch.device, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = _cases(op, device, monkeypatch)
+    assert cases
+    for case in cases[:: 1 if device.type == "cuda" else 3]:
+        said: list[str] = []
+        few = case.configs[:3]  # the interpreter is slow
+        row = tuning.tune(
+            case.op, case.key, few, case.launch, lambda call: 1.0, rounds=1,
+            keep=tune.keep, same=tune.same, say=said.append,
+        )  # fmt: skip
+        assert row is not None, said
+        assert not [line for line in said if "left out" in line]
+        assert row["key"] == case.key
+        assert tuning.nearest([row], case.op, case.key, case.configs[0]) == case.configs[0]
+
+
+def _attention(device: torch.device) -> None:
+    from m3fast.kernels.attention import varlen_attention
+
+    for length in (20, 50, 100, 200):
+        qkv = torch.zeros(length, 3, 2, 64, dtype=torch.float16, device=device)
+        varlen_attention(qkv, np.array([0, length], np.int32), length)
+
+
+def _layernorm(device: torch.device) -> None:
+    from m3fast.kernels.layernorm import add_layernorm
+
+    for tokens in (3, 2050):
+        x = torch.zeros(tokens, 16, dtype=torch.float16, device=device)
+        row = torch.ones(16, dtype=torch.float16, device=device)
+        add_layernorm(x, x, row, row, row, 1e-5)
+
+
+def _gelu(device: torch.device) -> None:
+    from m3fast.kernels.gelu import bias_gelu_
+
+    x = torch.zeros(2, 48, dtype=torch.float16, device=device)
+    bias_gelu_(x, x[0].clone())
+
+
+def _maxsim(device: torch.device) -> None:
+    from m3fast.kernels.maxsim import maxsim
+
+    x = torch.zeros(4, 64, dtype=torch.float16, device=device)
+    maxsim(x, np.array([0, 4]), x, np.array([0, 4]))
+    maxsim(x, np.array([0, 4]), x, np.array([0, 4]), np.zeros((1, 2), np.int64))
+
+
+LOOKS_UP = {"attention": _attention, "layernorm": _layernorm, "gelu": _gelu, "maxsim": _maxsim}
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_keys_are_those_looked_up(
+    op: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look-up of the op itself finds a row of the table that `tune` makes."""
+    _forget_configs()
+    seen: list[tuple[str, Any]] = []
+
+    def tuned(name: str, key: Any, default: Any, device: torch.device) -> Any:
+        seen.append((name, key))
+        return default
+
+    monkeypatch.setattr(tuning, "tuned", tuned)
+    LOOKS_UP[op](device)
+    _forget_configs()
+    table = [
+        {"op": c.op, "key": c.key, "config": {}} for c in _cases(op, device, monkeypatch)
+    ]
+    assert seen and {name for name, _ in seen} == {row["op"] for row in table}
+    for name, key in seen:
+        rows = [row for row in table if row["op"] == name]
+        assert any(_fits(row["key"], key) for row in rows), f"{name}: nothing for {key}"
+
+
+def _fits(row: Any, key: Any) -> bool:
+    return row.keys() == key.keys() and all(
+        type(row[k]) is type(v) and (isinstance(v, int) or row[k] == v) for k, v in key.items()
+    )
+
+
+def _forget_configs() -> None:
+    """Configs are kept once looked up."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("m3fast.kernels") and hasattr(module, "_config"):
+            getattr(module._config, "cache_clear", lambda: None)()
+
+
+@pytest.mark.gpu
+def test_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from m3fast.cli import main
+
+    file = tmp_path / "table.json"
+    assert main(["tune", "--op", "layernorm", "--output", str(file)]) == 0
+    rows = tuning.read(file)
+    assert [row["key"]["many"] for row in rows] == [1, 0]
+    assert all(0 < row["seconds"] <= row["default"] for row in rows)
+    assert f"{file}: 2 rows" in capsys.readouterr().out
+
+
+def test_unknown_op(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from m3fast.cli import main
+
+    device: Callable[[str], torch.device] = lambda name: torch.device("cpu")  # noqa: E731
+    monkeypatch.setattr(tune, "_device", device)
+    assert main(["tune", "--op", "sorting"]) == 2
+    assert "--op: expected one of attention, " in capsys.readouterr().err
