@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from m3fast.kernels import native
-from m3fast.kernels.attention import varlen_attention
-from m3fast.kernels.reference import varlen_attention_ref
+from m3fast.kernels.attention import attention_tiles, varlen_attention
+from m3fast.kernels.reference import attention_tiles_ref, varlen_attention_ref
 
 
 def float64(qkv, cu, scale):
@@ -122,6 +122,43 @@ def test_strided_input_takes_torch(rng, gap):
     cu = np.array([0, 9], np.int32)
     assert native.library_for(qkv) is None
     assert gap(varlen_attention(qkv, cu, 9), float64(qkv, cu, 8**-0.5)) < 2e-6
+
+
+def offsets(lengths):
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+def test_tiles(path):
+    # Short texts of 3 + 4 and 2 + 6 tokens share a tile, across empty ones; 9 and 20 stand alone.
+    cu = offsets([0, 3, 0, 4, 2, 0, 6, 9, 1, 20, 8, 0])
+    assert attention_tiles(cu, 8, 8).tolist() == [
+        [25, 8, 25, 20], [33, 8, 25, 20], [41, 4, 25, 20],
+        [15, 8, 15, 9], [23, 1, 15, 9],
+        [7, 8, 7, 8], [45, 8, 45, 8], [0, 7, 0, 7], [24, 1, 24, 1],
+    ]  # fmt: skip
+
+
+def test_tiles_cover_each_token_once(path, rng):
+    for top, short, rows in ((30, 32, 0), (90, 64, 64), (400, 64, 128), (40, 1, 1)):
+        lengths = rng.integers(0, top, 50)
+        cu = offsets(lengths)
+        tiles = attention_tiles(cu, short, rows)
+        assert tiles.dtype == np.int32
+        assert np.array_equal(tiles, attention_tiles_ref(cu.tolist(), short, max(rows, 1)))
+        assert (np.diff(tiles[:, 3]) <= 0).all()
+        assert len(tiles) <= len(lengths) + cu[-1] // max(rows, 1)
+        seen = np.zeros(cu[-1], np.int64)
+        for row, count, key, keys in tiles:
+            seen[row : row + count] += 1
+            assert key in cu
+            assert key + keys in cu
+            assert (row, count) == (key, keys) if keys <= short else count <= rows
+        assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
+def test_no_tiles(path, lengths):
+    assert attention_tiles(offsets(lengths), 32, 0).shape == (0, 4)
 
 
 def test_bad_arguments(path):
