@@ -142,8 +142,8 @@ class Bench:
         """Make the candidates, time them in turn, record what came out.
 
         Args:
-            makers: by name, makes one candidate, or raises Absent or ImportError; the first that
-                is here is the truth.
+            makers: by name, makes one candidate, or raises Absent or ImportError (or whatever a
+                peer that is broken here raises); the first that is here is the truth.
             rounds: samples per candidate at the default scale.
             ahead: samples are GPU time; seconds that the host may need to enqueue one. None for
                 wall time, which is what a CPU has.
@@ -158,10 +158,13 @@ class Bench:
         for name, make in makers.items():
             try:
                 ready[name] = make()
-            except (Absent, ImportError) as error:
-                if name == OURS:
+            except Exception as error:
+                missing = isinstance(error, Absent | ImportError)
+                if name == OURS or (self.scale.smoke and not missing):
                     raise
-                absent[name] = str(error) or type(error).__name__
+                line = str(error).strip().split("\n")[0][:120]
+                kind = type(error).__name__
+                absent[name] = (line or kind) if missing else f"failed: {kind}: {line}"
         found = measure.interleave(
             ready,
             inputs,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds. All of them together end within 9 minutes: benchmarks take what the tests leave.
-BUILD, TESTS, FILE, ALL, BENCH_FILE = 150, 330, 150, 525, 120
+BUILD, TESTS, FILE, ALL, BENCH_FILE = 150, 300, 150, 525, 120
 SANITIZED_FILE = 150
 AT_ONCE = 4  # test files: most of their time is Triton compiling, on the CPU
 ENVIRONMENT = {

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +35,7 @@ def _package() -> ModuleType:
 
 
 _package()
-from bench import harness, measure, peers, record, report, workloads  # noqa: E402
+from bench import gpu, harness, measure, peers, record, report, strong, workloads  # noqa: E402
 
 
 class Clock:
@@ -88,6 +91,87 @@ def test_budget_stops_a_slow_candidate_after_the_least_rounds() -> None:
     assert len(found["slow"].seconds) == 3 and len(found["quick"].seconds) == 9
 
 
+class Device:
+    """torch.cuda as far as `gpu.Events` uses it: work takes time only once the sleep is over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.now = 0.0  # milliseconds
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                device.log.append("event")
+                self.at = device.now
+
+            def synchronize(self) -> None:
+                device.log.append("wait")
+
+            def elapsed_time(self, end: Any) -> float:
+                return end.at - self.at
+
+        def entered(what: Any) -> Any:
+            @contextlib.contextmanager
+            def inside() -> Any:
+                self.log.append(f"in {what}")
+                yield
+                self.log.append(f"out {what}")
+
+            return inside()
+
+        found = types.SimpleNamespace(L2_cache_size=100)
+        for name, fake in {
+            "get_device_properties": lambda device: found,
+            "Event": Event,
+            "synchronize": lambda: self.log.append("wait"),
+            "_sleep": lambda cycles: self.log.append(f"sleep {cycles}"),
+            "device": lambda device: entered("device"),
+            "stream": entered,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    def works(self, milliseconds: float) -> None:
+        self.log.append("work")
+        self.now += milliseconds
+
+
+def test_gpu_time_begins_after_the_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    watch = gpu.Events(torch.device("cpu"), 1e-3, "a stream")
+    assert watch._flush.nbytes == 200
+    before = watch._flush.clone()
+    stop = watch()
+    device.works(3.0)
+    assert stop() == pytest.approx(3e-3)
+    assert device.log == [
+        "in device", "in a stream", "wait", "sleep 2000000", "event",
+        "work", "event", "wait", "out a stream", "out device",
+    ]  # fmt: skip
+    assert not torch.equal(before, watch._flush), "the cache is flushed"
+
+
+def test_gpu_rows_are_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, kept = Device(monkeypatch), Kept("quick")
+    kept.bench.device = torch.device("cuda:0")
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: torch.zeros(*a, dtype=torch.uint8))
+    kept.bench.compare(
+        harness.Row("row", shape="s", unit="TFLOP/s", work=3e9),
+        {"m3fast": lambda: lambda _: device.works(2.0), "peer": lambda: lambda _: device.works(6)},
+        [0],
+        rounds=100,
+        aims={"m3fast": harness.micros(2000.5), "peer": harness.times(3.5)},
+        ahead=1e-3,
+    )
+    ours, peer = kept.records
+    assert ours["p50"] == pytest.approx(2e-3) and ours["samples"] == 20
+    assert (ours["aim"], ours["met"]) == ("≤ 2000.5 µs", True)
+    assert (peer["ratio"], peer["met"]) == (pytest.approx(3), False)
+    assert report.cells(kept.records)[0][1] == "1.5 TFLOP/s"
+
+
 def test_ratio_goes_pair_by_pair() -> None:
     # The machine is ten times slower in the last two rounds; the ratio of medians would be 10.
     assert measure.ratio([2.0, 20.0, 20.0], [1.0, 1.0 * 10, 10.0]) == 2.0
@@ -101,6 +185,36 @@ def test_p99_needs_two_hundred_samples() -> None:
     assert found["p99"] == pytest.approx(np.quantile(range(200), 0.99))
     assert found["p20"] == pytest.approx(np.quantile(range(200), 0.2))
     assert measure.quantiles([]) == {}
+
+
+def test_strong_baseline_is_the_same_model() -> None:
+    """What it returns on a CPU, and the half of a layer that it compiles."""
+    from m3fast import Engine
+    from m3fast.kernels.reference import pack_ref, varlen_attention_ref
+
+    engine = Engine.from_pretrained("m3fast-tiny", device="cpu", dtype="float32")
+    config, weights = engine.config, engine.runner.weights
+    rows = [[0, 17, 99, 2], [0, 5, 2]]
+    found = engine.encode(rows)
+    ids, positions, ends = pack_ref(rows, range(2), config.position_pad_id)
+
+    def attend(qkv: torch.Tensor) -> torch.Tensor:
+        return varlen_attention_ref(qkv, ends)
+
+    def layer(x: torch.Tensor, its: Any, attend: Any, config: Any) -> torch.Tensor:
+        qkv = torch.nn.functional.linear(x, its.qkv.weight, its.qkv.bias)
+        attended = attend(qkv.view(len(x), 3, config.n_heads, config.head_dim))
+        tensors = strong.layer_tensors(its)
+        return strong.after_attention(x, attended, *tensors, config.layer_norm_eps)
+
+    for way in (strong.plain_layer, layer):
+        dense, sparse, colbert = strong.encode(
+            config, weights, ids.long(), positions.long(), ends[:-1].long(), attend, way
+        )
+        assert np.allclose(dense, found.dense, atol=1e-5)
+        assert np.allclose(colbert[[1, 2, 3, 5, 6]], found.colbert.values, atol=1e-5)
+        weight_of = found.sparse.to_dicts()[0].get(17, 0.0)
+        assert sparse[1].item() == pytest.approx(weight_of, abs=1e-5)
 
 
 def test_texts_have_the_lengths_asked_for() -> None:
@@ -178,6 +292,18 @@ def test_records_say_ratio_aim_and_reasons() -> None:
     assert [line[2] for line in lines] == ["other", "gone"] and lines[1][3] == "skipped"
 
 
+def test_a_broken_peer_is_on_record_and_the_row_goes_on() -> None:
+    def broken() -> measure.Candidate:
+        raise AttributeError("no such option\nsecond line")
+
+    makers = {"m3fast": lambda: lambda _: 1, "peer": broken}
+    kept = Kept()
+    kept.bench.compare(harness.Row("row", shape="s"), makers, [0], rounds=3)
+    assert kept.records[1]["reason"] == "failed: AttributeError: no such option"
+    with pytest.raises(AttributeError):
+        Kept("smoke").bench.compare(harness.Row("row", shape="s"), makers, [0], rounds=3)
+
+
 def test_m3fast_being_wrong_fails_the_run_but_is_on_record() -> None:
     kept = Kept()
     with pytest.raises(pytest.fail.Exception, match="2 is not 1"):
@@ -197,6 +323,7 @@ def test_m3fast_being_wrong_fails_the_run_but_is_on_record() -> None:
     [
         (harness.times(5), "≥ 5×", 5.0, 4.9),
         (harness.share(0.85), "≥ 85 %", 0.85, 0.84),
+        (harness.micros(60), "≤ 60 µs", 6e-5, 6.1e-5),
         (harness.at_most(0.15, " s"), "≤ 0.15 s", 0.15, 0.16),
     ],
 )
@@ -260,13 +387,19 @@ def test_committed_results_are_complete() -> None:
 def test_device_slug() -> None:
     assert record.slug("AMD EPYC, 2 cores, AVX2") == "cpu-amd-epyc-2c-avx2"
     assert record.slug(record.device()).startswith("cpu-")
+    assert record.slug("NVIDIA H100 80GB HBM3, 132 SMs, sm_90") == "nvidia-h100-80gb-hbm3"
 
 
-def _pytest(*arguments: str) -> str:
+def test_short_times_are_in_microseconds() -> None:
+    shown = [report.figure({"p50": p50, "unit": "s"}) for p50 in (2.0, 0.0105, 0.0005, 1.234e-5)]
+    assert shown == ["2 s", "10.5 ms", "500 µs", "12.3 µs"]
+
+
+def _pytest(*arguments: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        env=os.environ | {"PYTHONSAFEPATH": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=600,
@@ -280,6 +413,23 @@ def test_smoke_round_of_every_row() -> None:
     before = {f: f.read_bytes() for f in report.RESULTS.glob("*")}
     assert "passed" in _pytest("bench/")
     assert {f: f.read_bytes() for f in report.RESULTS.glob("*")} == before
+
+
+@pytest.mark.slow
+def test_smoke_round_of_gpu_rows_with_interpreted_kernels() -> None:
+    shown = _pytest("bench/", TRITON_INTERPRET="1")
+    assert "passed" in shown and "a CPU's row" in shown
+    files = {file.name for file in (ROOT / "bench").glob("bench_gpu_*.py")}
+    shown = _pytest("bench/", "--collect-only", TRITON_INTERPRET="1")
+    assert {file for file in files if file in shown} == files
+
+
+@pytest.mark.slow
+def test_records_go_where_one_says(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    _pytest("bench/bench_import.py", "--benchmark", "--quick", "--device", "cpu",
+            "--records", str(file))  # fmt: skip
+    assert {r["row"] for r in report.read(file)} >= {"import"}
 
 
 @pytest.mark.slow
