@@ -196,7 +196,7 @@ def test_strong_baseline_is_the_same_model() -> None:
     config, weights = engine.config, engine.runner.weights
     rows = [[0, 17, 99, 2], [0, 5, 2]]
     found = engine.encode(rows)
-    ids, positions, ends = pack_ref(rows, range(2), config.position_pad_id)
+    ids, positions, _, ends = pack_ref(rows, range(2), config.position_pad_id)
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
         return varlen_attention_ref(qkv, ends)

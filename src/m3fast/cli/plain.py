@@ -45,7 +45,7 @@ def plain_vectors(
     ends: list[int] = tokens.offsets.tolist()
     texts = [tokens.ids[a:b].tolist() for a, b in pairwise(ends)]
     config, device = engine.config, engine.device
-    ids, positions, _ = pack_ref(texts, range(len(texts)), config.position_pad_id)
+    ids, positions, *_ = pack_ref(texts, range(len(texts)), config.position_pad_id)
     ids, positions = ids.long().to(device), positions.long().to(device)
     with torch.inference_mode():
         hidden, peaks = _encode(engine, ids, positions, ends, dtype)
