@@ -13,7 +13,7 @@ import torch
 
 from bench import gpupeers, peers, strong
 from bench.harness import OURS, Bench, Row, at_most, micros, share, times
-from bench.measure import P99_SAMPLES, Candidate
+from bench.measure import P99_SAMPLES, Candidate, Sampled
 from bench.workloads import Shape, checkpoint, padding_ratio, texts
 
 AHEAD = 40e-3  # an eager batch: some 250 launches by a host that is slow today
@@ -217,6 +217,32 @@ def test_query_gpu_time(bench: Bench, tokens: int) -> None:
         ahead=1e-3,
         stream=runners[0]._stream,
     )
+
+
+def test_memory(bench: Bench) -> None:
+    """What a batch of 32k tokens needs beside the weights."""
+    row = Row(
+        "GPU memory of 32,768 tokens, 24 layers, bf16",
+        shape="24 x 1024, passages, all three outputs",
+        dtype="bfloat16",
+        unit="MiB",
+        note="peak of torch's allocator less the weights, after two batches in flight",
+    )
+    if bench.device.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    shape = Shape(24)
+    config, weights = _model(bench, shape)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(bench.device)
+    torch.cuda.reset_peak_memory_stats(bench.device)
+    runner = _runner(bench, config, weights)
+    batch = _batch(config, _lengths(bench, "passages", 32768), bench.device, 0)
+    submit = _submits(runner, config)
+    for wait in [submit(batch), submit(batch)]:
+        wait()
+    peak = (torch.cuda.max_memory_allocated(bench.device) - before) / 2**20
+    bench.add(row, {OURS: Sampled([peak])}, {}, {OURS: at_most(800, " MiB")})
 
 
 def _engine(bench: Bench, shape: Shape) -> Any:
