@@ -27,8 +27,6 @@ class Texts:
     ends: torch.Tensor
     lengths: list[int]
     longest: int
-    padded: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
 
 
 def _texts(bench: Bench, lengths: list[int], heads: int, seed: int) -> Texts:
@@ -91,10 +89,10 @@ def test_attention_one_length(bench: Bench, length: int) -> None:
         [length] * count,
         varlen_attn=(partial(gpupeers.varlen_attn, device), times(2 if length <= 64 else 1.25)),
         cuDNN=(
-            partial(gpupeers.padded_sdpa, device, SDPBackend.CUDNN_ATTENTION),
+            partial(gpupeers.dense_sdpa, device, SDPBackend.CUDNN_ATTENTION),
             times(1) if length >= 512 else None,
         ),
-        SDPA=(partial(gpupeers.padded_sdpa, device), None),
+        SDPA=(partial(gpupeers.dense_sdpa, device), None),
     )
 
 

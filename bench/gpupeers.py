@@ -71,16 +71,13 @@ def cudnn_varlen(device: torch.device) -> Callable[[Any], torch.Tensor]:
     return run
 
 
-def padded_sdpa(device: torch.device, backend: SDPBackend | None = None) -> Any:
-    """torch's dense attention; texts of one length need no padding, others are padded before."""
+def dense_sdpa(device: torch.device, backend: SDPBackend | None = None) -> Any:
+    """torch's dense attention, for texts of one length, which need no padding."""
     cuda_only(device)
 
     def run(x: Any) -> torch.Tensor:
-        if x.padded is not None:
-            q, k, v = x.padded.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=x.mask).transpose(1, 2)
         heads, dim = x.qkv.shape[2:]
-        q, k, v = x.qkv.view(-1, x.longest, 3, heads, dim).permute(2, 0, 3, 1, 4)
+        q, k, v = x.qkv.view(-1, x.longest, 3, heads, dim).permute(2, 0, 3, 1, 4)  # [N, H, L, D]
         out = F.scaled_dot_product_attention(q, k, v)
         return out.transpose(1, 2).reshape(len(x.qkv), heads * dim)
 
@@ -97,7 +94,9 @@ def segment_max(device: torch.device) -> Callable[[Any], torch.Tensor]:
 
     def run(x: Any) -> torch.Tensor:
         products = x.docs @ x.queries.T  # [Td, Tq]
-        best = torch.segment_reduce(products.float(), "max", offsets=x.ends.long(), axis=0)
+        ends = x.ends.long()
+        # unsafe: without the checks, which would wait for the GPU.
+        best = torch.segment_reduce(products.float(), "max", offsets=ends, axis=0, unsafe=True)
         return best.view(len(best), x.n_queries, -1).mean(-1).T
 
     return run
@@ -138,7 +137,7 @@ def dense_scatter(device: torch.device, vocab_size: int) -> Callable[[Any], torc
         rows.view(-1).scatter_reduce_(0, flat, x.weights, "amax")
         rows[:, x.dropped] = 0
         where = rows.nonzero()  # it waits for the GPU: the size is not known before
-        return torch.cat([where[:, 0], where[:, 1], rows[where[:, 0], where[:, 1]]])
+        return torch.stack([*where.T, rows[where[:, 0], where[:, 1]]])
 
     return run
 

@@ -35,7 +35,17 @@ def _package() -> ModuleType:
 
 
 _package()
-from bench import gpu, harness, measure, peers, record, report, strong, workloads  # noqa: E402
+from bench import (  # noqa: E402
+    gpu,
+    gpupeers,
+    harness,
+    measure,
+    peers,
+    record,
+    report,
+    strong,
+    workloads,
+)
 
 
 class Clock:
@@ -215,6 +225,48 @@ def test_strong_baseline_is_the_same_model() -> None:
         assert np.allclose(colbert[[1, 2, 3, 5, 6]], found.colbert.values, atol=1e-5)
         weight_of = found.sparse.to_dicts()[0].get(17, 0.0)
         assert sparse[1].item() == pytest.approx(weight_of, abs=1e-5)
+
+
+@pytest.fixture
+def any_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """GPU peers that are plain torch run on a CPU too, if they are let."""
+    monkeypatch.setattr(gpupeers, "cuda_only", lambda device: None)
+    torch.manual_seed(0)
+    return torch.device("cpu")
+
+
+def test_attention_peer(any_device: torch.device) -> None:
+    from m3fast.kernels.reference import varlen_attention_ref
+
+    qkv, ends = torch.randn(12, 3, 2, 8), torch.tensor([0, 4, 8, 12], dtype=torch.int32)
+    found = gpupeers.dense_sdpa(any_device)(types.SimpleNamespace(qkv=qkv, longest=4))
+    judge = gpupeers.near(varlen_attention_ref(qkv, ends), 1e-5)
+    assert judge("", None, found) == "" and judge("", None, None) == ""
+    assert "off by" in judge("", None, found + 1)
+    assert "off by" in judge("", None, found * float("nan"))
+    assert judge("", None, found[1:]) == "shape [11, 16], not [12, 16]"
+
+
+def test_maxsim_peer(any_device: torch.device) -> None:
+    from m3fast.kernels.reference import maxsim_ref
+
+    queries, docs = torch.randn(6, 8), torch.randn(9, 8)
+    q_ends, ends = torch.tensor([0, 3, 6]), torch.tensor([0, 2, 9], dtype=torch.int32)
+    x = types.SimpleNamespace(queries=queries, docs=docs, ends=ends, n_queries=2)
+    found = gpupeers.segment_max(any_device)(x)
+    assert torch.allclose(found, maxsim_ref(queries, q_ends, docs, ends), atol=1e-5)
+
+
+def test_sparse_peer(any_device: torch.device) -> None:
+    x = types.SimpleNamespace(
+        ids=torch.tensor([0, 5, 5, 7, 0, 7], dtype=torch.int32),
+        weights=torch.tensor([9.0, 0.2, 0.5, 0.0, 9.0, 0.1]),
+        texts=torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.int32),
+        n_texts=2,
+        dropped=[0],
+    )
+    found = gpupeers.dense_scatter(any_device, 10)(x)
+    assert torch.equal(found, torch.tensor([[0.0, 1.0], [5.0, 7.0], [0.5, 0.1]]))
 
 
 def test_texts_have_the_lengths_asked_for() -> None:
