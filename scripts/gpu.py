@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
     "HF_HUB_OFFLINE": "1",
+    "CUDA_HOME": os.environ.get("CUDA_HOME", "/usr/local/cuda"),  # nvcc may be off the PATH
 }
 NO_DEVICE = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
 DEVICE = (

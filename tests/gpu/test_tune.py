@@ -32,9 +32,9 @@ def test_configs_agree_and_a_row_comes_out(
 ) -> None:
     cases = _cases(op, device, monkeypatch)
     assert cases
-    for case in cases[:: 1 if device.type == "cuda" else 3]:
+    for case in cases[::3]:  # some of them, in some configs: each takes seconds to compile
         said: list[str] = []
-        few = case.configs[:3]  # the interpreter is slow
+        few = case.configs[:3]
         row = tuning.tune(
             case.op, case.key, few, case.launch, lambda call: 1.0, rounds=1,
             keep=tune.keep, same=tune.same, say=said.append,
