@@ -15,9 +15,7 @@ def test_error_bound(path):
     x = torch.cat([near, far])[None]
     wide = x.double().numpy()
     out = bias_gelu_(x.clone(), torch.zeros(x.shape[1])).double().numpy()
-    # torch's own kernel, taken without the extension, errs by up to 4e-7
-    bound = 6e-7 if path == "torch" else 2e-7
-    assert (np.abs(out - wide * ndtr(wide)) / np.maximum(1, np.abs(wide))).max() <= bound
+    assert (np.abs(out - wide * ndtr(wide)) / np.maximum(1, np.abs(wide))).max() <= 2e-7
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (65, 100), (33, 4096)])
