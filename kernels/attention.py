@@ -17,6 +17,8 @@ from . import checks, native, reference, triton_path, tuning
 if TYPE_CHECKING:
     from ._triton.attention import AttentionConfig
 
+HEAD_SIZES = (16, 32, 64, 128)  # of the GPU kernel
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
@@ -171,7 +173,7 @@ def _unsupported(qkv: torch.Tensor, scale: float, out: torch.Tensor | None) -> s
     _, _, heads, dim = qkv.shape
     if qkv.dtype == torch.float64:
         return "it has no float64"
-    if dim not in (16, 32, 64, 128):
+    if dim not in HEAD_SIZES:
         return f"head size 16, 32, 64 or 128 was expected, got {dim}"
     if heads * dim > 2**22:  # a tile's offsets are 32 bits wide
         return f"a width of at most {2**22} was expected, got {heads * dim}"

@@ -237,3 +237,24 @@ def maxsim_ref(
                 products = _wide(queries[a:b]) @ _wide(docs[c:d]).T
                 out[i, j] = products.amax(1).mean()
     return out
+
+
+def vectors_of_rows_ref(
+    x: torch.Tensor, rows: torch.Tensor | None, normalize: bool, dim: int | None = None
+) -> torch.Tensor:
+    """x[rows, :dim], each row divided by max(its norm, 1e-12): fp32 [N, dim]."""
+    v = _wide(x if rows is None else x[rows])[:, :dim]
+    return v / v.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12) if normalize else v
+
+
+def vectors_of_tokens_ref(
+    x: torch.Tensor,
+    texts: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    normalize: bool,
+    dim: int | None = None,
+) -> torch.Tensor:
+    """`vectors_of_rows_ref` of every token but each text's first: fp32 [T - N, dim]."""
+    row = torch.arange(len(x), device=x.device)
+    kept = (row < cu_seqlens[-1]) & (row != cu_seqlens[texts.long()])
+    return vectors_of_rows_ref(x, kept.nonzero().view(-1), normalize, dim)

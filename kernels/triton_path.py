@@ -13,11 +13,15 @@ interpreter = False
 _said: set[tuple[str, str]] = set()
 
 
-@functools.cache
 def why_not(device: torch.device) -> str:
     """Why no Triton kernel runs on this device, or "" where they do."""
     if device.type != "cuda":
         return "" if interpreter else f"device {device.type} has none"
+    return _why_not_cuda(device)
+
+
+@functools.cache
+def _why_not_cuda(device: torch.device) -> str:
     if torch.version.hip:
         return "they are made for NVIDIA's processors"
     major, minor = torch.cuda.get_device_capability(device)

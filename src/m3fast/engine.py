@@ -16,7 +16,8 @@ from m3fast.assembly import Window, join
 from m3fast.checkpoint import load_weights, resolve
 from m3fast.config import ModelConfig
 from m3fast.errors import InputError, ProcessError
-from m3fast.runner import HeadOptions, Outputs, make_runner, pick_devices, pick_dtype
+from m3fast.gpurunner import make_runner
+from m3fast.runner import HeadOptions, Outputs, pick_devices, pick_dtype
 from m3fast.scheduler import plan_batches
 from m3fast.tokenizer import Tokenizer
 
@@ -223,7 +224,7 @@ class Engine:
     def hidden_states(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The encoder alone, for callers with padded batches, such as transformers' tokenizers make.
+        """The encoder alone, for padded batches such as transformers' tokenizers make.
 
         Padding is left out of the computation. On a GPU the call returns before the result is
         there, as torch's own operations do.

@@ -18,8 +18,15 @@ import torch
 
 from m3fast.encoder import Tokens, Workspace, encode
 from m3fast.graphs import Graphs
-from m3fast.heads import colbert_vectors, dense_vectors, pool, pooled_rows, sparse_weights
-from m3fast.kernels.attention import AttentionPlan, attention_config, attention_plan, attention_tiles
+from m3fast.heads import colbert_head, dense_head, pooled_rows
+from m3fast.kernels import triton_path
+from m3fast.kernels.attention import (
+    HEAD_SIZES,
+    AttentionPlan,
+    attention_config,
+    attention_plan,
+    attention_tiles,
+)
 from m3fast.packing import pack_texts
 from m3fast.runner import BatchResult, Outputs, Runner
 from m3fast.staging import Inputs, Results
@@ -142,7 +149,8 @@ class GpuRunner(Runner):
     ) -> Callable[[], BatchResult]:
         if self._words is None or self._out is None:
             self._words, self._out = self._bucket_buffers()
-            everything = Outputs(True, self.weights.sparse is not None, self.weights.colbert is not None)
+            has_heads = self.weights.colbert is not None
+            everything = Outputs(dense=True, sparse=has_heads, colbert=has_heads)
             self._run_bucket(BUCKETS[-1], *_dummy(BUCKETS[-1], 2), everything, options)
         batch = pack_texts(tokens, order, self.config)
         texts, total = batch.n_texts, batch.n_tokens
@@ -189,12 +197,18 @@ class GpuRunner(Runner):
         only = None if outputs.sparse or outputs.colbert else rows
         head = self.weights.sparse if outputs.sparse else None
         hidden, weights = encode(self.config, self.weights, tokens, space, only, head)
+        vectors = (options.normalize, options.truncate_dim)
         if outputs.dense:
-            dense_vectors(hidden, None if only is not None else rows, cu_seqlens, options, dense)
+            rows = rows if only is None else None
+            dense_head(hidden, rows, cu_seqlens, options.pooling, *vectors, dense)
         if weights is not None:
+            from m3fast.kernels.sparse import sparse_csr
+
             sparse_csr(ids, weights, cu_seqlens, owners, options.dropped, out=csr)
-        if outputs.colbert and self.weights.colbert is not None:
-            colbert_vectors(hidden, self.weights.colbert, owners, cu_seqlens, options, colbert)
+        if outputs.colbert and (head := self.weights.colbert) is not None:
+            # The out projection's buffer is free again.
+            product = space.take("hidden", len(hidden), len(head.weight), hidden)
+            colbert_head(hidden, head, owners, cu_seqlens, *vectors, product, colbert)
 
     def _fetch(
         self, out: torch.Tensor, results: Results, texts: int, rows: int
@@ -219,6 +233,8 @@ class GpuRunner(Runner):
         return wait
 
     def _rows(self, csr: torch.Tensor, results: Results, texts: int) -> SparseRows:
+        from m3fast.kernels.sparse import csr_views
+
         indptr, indices, values = csr_views(csr, results.tokens, results.texts)
         count = int(indptr[texts])
         return SparseRows(
@@ -262,6 +278,13 @@ class GpuRunner(Runner):
             torch.zeros(words, dtype=torch.int32, device=self.device),
             torch.zeros(results.words, device=self.device),
         )
+
+
+def make_runner(config: ModelConfig, weights: Weights, device: torch.device) -> Runner:
+    """The runner made for this device: the GPU's where its kernels take this model."""
+    if not triton_path.why_not(device) and config.head_dim in HEAD_SIZES:
+        return GpuRunner(config, weights, device)
+    return Runner(config, weights, device)
 
 
 def most_tiles(tokens: int, texts: int, config: AttentionConfig) -> int:

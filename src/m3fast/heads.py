@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
+from m3fast.kernels.linear import linear
+from m3fast.kernels.normalize import vectors_of_rows, vectors_of_tokens
 from m3fast.kernels.sparse import sparse_rows
 from m3fast.types import SparseRows
 
@@ -23,25 +24,35 @@ if TYPE_CHECKING:
     from m3fast.types import PackedBatch
 
 
-def pooled_rows(cu_seqlens: torch.Tensor, pooling: Pooling) -> torch.Tensor | None:
-    """int64 [N], the token that stands for each text; None where it is the mean of all."""
+def pooled_rows(cu_seqlens: torch.Tensor, pooling: Pooling, tokens: int) -> torch.Tensor | None:
+    """int64 [N], the token that stands for each text; None where it is the mean of all.
+
+    A text without tokens, which fills up a bucket, gets the row of another.
+    """
     if pooling == "cls":
-        return cu_seqlens[:-1].long()
+        return cu_seqlens[:-1].long().clamp_(max=tokens - 1)
     return cu_seqlens[1:].long() - 1 if pooling == "last_token" else None
 
 
-def pool(
-    hidden: torch.Tensor, rows: torch.Tensor | None, cu_seqlens: torch.Tensor
+def dense_head(
+    hidden: torch.Tensor,
+    rows: torch.Tensor | None,
+    cu_seqlens: torch.Tensor,
+    pooling: Pooling,
+    normalize: bool,
+    truncate_dim: int | None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[N, H] of hidden states [T, H]: the rows of `pooled_rows`, or each text's mean."""
-    if rows is not None:
-        return hidden[rows]
-    return torch.segment_reduce(hidden.float(), "mean", lengths=cu_seqlens.diff().long())
+    """Vectors float32 [N, min(H, truncate_dim)] of hidden states [T, H], or of those of `rows`.
 
-
-def dense_head(pooled: torch.Tensor, normalize: bool, truncate_dim: int | None) -> torch.Tensor:
-    """Vectors float32 [N, min(H, truncate_dim)] of pooled hidden states [N, H]."""
-    return _finish(pooled.float(), normalize, truncate_dim)
+    Args:
+        rows: those of `pooled_rows`; None where `hidden` holds them alone.
+        out: where to write.
+    """
+    if pooling == "mean":
+        lengths = cu_seqlens.diff().long()
+        hidden = torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)
+    return vectors_of_rows(hidden, rows, normalize, truncate_dim, out=out)
 
 
 def sparse_head(
@@ -54,19 +65,19 @@ def sparse_head(
 
 def colbert_head(
     hidden: torch.Tensor,
+    head: Linear,
+    texts: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    linear: Linear,
     normalize: bool,
     truncate_dim: int | None,
+    space: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Vectors float32 [T - N, min(D, truncate_dim)] of all tokens but each text's first."""
-    keep = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-    keep[cu_seqlens[:-1].long()] = False
-    vectors = F.linear(hidden[keep], linear.weight, linear.bias)
-    return _finish(vectors.float(), normalize, truncate_dim)
+    """Vectors float32 [T - N, min(D, truncate_dim)] of all tokens but each text's first.
 
-
-def _finish(x: torch.Tensor, normalize: bool, truncate_dim: int | None) -> torch.Tensor:
-    if truncate_dim is not None:
-        x = x[..., :truncate_dim]
-    return F.normalize(x, dim=-1) if normalize else x
+    Args:
+        texts: int32 [T], index of each token's text.
+        space: [T, D] for the product; out: where to write.
+    """
+    vectors = linear(hidden, head.weight, head.bias, out=space)
+    return vectors_of_tokens(vectors, texts, cu_seqlens, normalize, truncate_dim, out=out)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from m3fast.encoder import Tokens, Workspace, encode
 from m3fast.errors import InputError
-from m3fast.heads import colbert_head, dense_head, pool, pooled_rows, sparse_head
+from m3fast.heads import colbert_head, dense_head, pooled_rows, sparse_head
 from m3fast.kernels.padding import pad_rows, unpad
 from m3fast.packing import pack_texts
 from m3fast.tokenizer import TokenIds
@@ -199,27 +199,23 @@ class Runner:
     def _run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
         with self._lock, torch.inference_mode():
             ends = torch.from_numpy(batch.cu_seqlens)
-            ids, positions, cu_seqlens = (
+            ids, positions, texts, cu_seqlens = (
                 t.to(self.device)
-                for t in (torch.from_numpy(batch.ids), torch.from_numpy(batch.positions), ends)
+                for t in (*map(torch.from_numpy, (batch.ids, batch.positions, batch.texts)), ends)
             )
             tokens = Tokens(ids, positions, ends, batch.max_seqlen)
-            rows = pooled_rows(cu_seqlens, options.pooling)
+            rows = pooled_rows(cu_seqlens, options.pooling, len(ids))
             only = None if outputs.sparse or outputs.colbert else rows
             head = self.weights.sparse if outputs.sparse else None
             hidden, weights = encode(self.config, self.weights, tokens, self._space, only, head)
+            vectors = (options.normalize, options.truncate_dim)
             dense, sparse, colbert = None, None, None
             if outputs.dense:
-                pooled = pool(hidden, rows, cu_seqlens) if only is None else hidden
-                dense = dense_head(pooled, options.normalize, options.truncate_dim).cpu()
+                rows = rows if only is None else None
+                dense = dense_head(hidden, rows, cu_seqlens, options.pooling, *vectors).cpu()
             if weights is not None:
                 sparse = sparse_head(weights, batch, options.dropped, self.config.vocab_size)
             if outputs.colbert and self.weights.colbert is not None:
-                vectors = (options.normalize, options.truncate_dim)
-                colbert = colbert_head(hidden, cu_seqlens, self.weights.colbert, *vectors).cpu()
+                head = self.weights.colbert
+                colbert = colbert_head(hidden, head, texts, cu_seqlens, *vectors).cpu()
             return BatchResult(dense, sparse, colbert)
-
-
-def make_runner(config: ModelConfig, weights: Weights, device: torch.device) -> Runner:
-    """The runner made for this device."""
-    return Runner(config, weights, device)

@@ -1,0 +1,264 @@
+"""The whole path to the host and back: the engine on GPU kernels against the CPU's engine."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import TEXTS, make_checkpoint
+from test_engine import same
+
+from m3fast import Engine, gpurunner
+from m3fast.gpurunner import GpuRunner, most_tiles
+from m3fast.kernels import triton_path
+from m3fast.runner import Outputs
+
+ALL = Outputs(True, True, True)
+SHAPE = dict(hidden=64, heads=2, ffn=96, layers=1, seed=8)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"), **SHAPE)
+
+
+def cpu_engine(path: Path, monkeypatch: pytest.MonkeyPatch, **options) -> Engine:
+    """The path without GPU kernels."""
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_path, "interpreter", False)
+        return Engine.from_pretrained(path, device="cpu", dtype="float32", **options)
+
+
+def encode(engine: Engine, monkeypatch: pytest.MonkeyPatch, texts=TEXTS, **options):
+    with monkeypatch.context() as patch:
+        if not isinstance(engine.runner, GpuRunner):
+            patch.setattr(triton_path, "interpreter", False)
+        return engine.encode(texts, max_length=options.pop("max_length", 128), **options)
+
+
+@pytest.fixture
+def pair(path, device, monkeypatch) -> tuple[Engine, Engine]:
+    """GPU kernels and CPU; buckets that a few texts fill, and one text more than the last holds."""
+    monkeypatch.setattr(gpurunner, "BUCKETS", (32, 128, 192))
+    ours = Engine.from_pretrained(path, device=str(device), dtype="float32")
+    assert isinstance(ours.runner, GpuRunner)
+    return ours, cpu_engine(path, monkeypatch)
+
+
+def test_all_outputs(pair, monkeypatch) -> None:
+    """Batches of one text to all of them: buckets, and beyond the last one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a slower path would be said
+        for texts in (TEXTS, TEXTS[:1], TEXTS[1:3], TEXTS[3:7], TEXTS[10:11]):
+            found, expected = (encode(engine, monkeypatch, texts) for engine in pair)
+            same(expected, found, 1e-5)
+
+
+@pytest.mark.parametrize("only", ["dense", "sparse", "colbert"])
+def test_one_output(pair, monkeypatch, only) -> None:
+    chosen = {name: name == only for name in ("dense", "sparse", "colbert")}
+    for texts in (TEXTS[3:5], TEXTS):
+        found, whole = (encode(e, monkeypatch, texts, **o) for e, o in
+                        zip(pair, (chosen, {}), strict=True))  # fmt: skip
+        assert [getattr(found, name) is not None for name in chosen] == list(chosen.values())
+        if only == "sparse":
+            np.testing.assert_array_equal(found.sparse.indices, whole.sparse.indices)
+            np.testing.assert_allclose(found.sparse.values, whole.sparse.values, atol=1e-5)
+        elif only == "dense":
+            np.testing.assert_allclose(found.dense, whole.dense, atol=1e-5)
+        else:
+            np.testing.assert_allclose(found.colbert.values, whole.colbert.values, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last_token", "mean"])
+def test_pooling_and_widths(path, device, monkeypatch, pooling) -> None:
+    monkeypatch.setattr(gpurunner, "BUCKETS", (32, 64))
+    options = dict(pooling=pooling, normalize=False, truncate_dim=24)
+    ours = Engine.from_pretrained(path, device=str(device), dtype="float32", **options)
+    plain = cpu_engine(path, monkeypatch, **options)
+    for texts in (TEXTS[3:5], TEXTS[3:6]):
+        same(encode(plain, monkeypatch, texts), encode(ours, monkeypatch, texts), 2e-5)
+    only = dict(sparse=False, colbert=False)
+    found, expected = (encode(e, monkeypatch, TEXTS[3:5], **only) for e in (ours, plain))
+    np.testing.assert_allclose(found.dense, expected.dense, atol=2e-5)
+
+
+def test_streaming_and_windows(pair, monkeypatch) -> None:
+    """Texts of several windows, tokenised ahead, joined in order."""
+    ours, plain = pair
+    monkeypatch.setattr("m3fast.engine.GPU_WINDOW_TEXTS", 3)
+    monkeypatch.setattr(ours, "device", torch.device("cuda"))  # windows as on a GPU
+    texts = [TEXTS[i] for i in (3, 4, 8, 9, 0, 7, 1)]
+    expected = encode(plain, monkeypatch, texts)
+    same(expected, ours.encode(texts), 1e-5)
+    parts = list(ours.encode_iter(iter(texts)))
+    assert [len(part) for part in parts] == [3, 3, 1]
+    for i, part in enumerate(parts):
+        same(expected[3 * i : 3 * i + 3], part, 1e-5)
+
+
+def test_token_ids_of_any_length(pair, monkeypatch) -> None:
+    """More texts than half a bucket's tokens, and texts of one token."""
+    texts = [[0], [0, 5, 2], [7], *[[5]] * 40]
+    found, expected = (encode(engine, monkeypatch, texts) for engine in pair)
+    same(expected, found, 1e-5)
+
+
+def test_hidden_states(pair, monkeypatch) -> None:
+    ours, plain = pair
+    ids = torch.tensor([[0, 5, 6, 2, 1, 1], [1, 0, 9, 7, 8, 2], [0, 2, 1, 1, 1, 1]])
+    mask = ids != 1
+    found = ours.hidden_states(ids.to(ours.device), mask.to(ours.device)).cpu()
+    monkeypatch.setattr(triton_path, "interpreter", False)
+    expected = plain.hidden_states(ids, mask)
+    assert (found - expected).abs().max() < 1e-5 and (found[~mask] == 0).all()
+
+
+def test_out_of_memory_frees_and_splits(pair, monkeypatch) -> None:
+    """The runner's own allocations fail above a size."""
+    ours, plain = pair
+    run = GpuRunner._run_exact
+
+    def limited(self, tokens, order, *rest):
+        if len(order) > 3:
+            raise torch.OutOfMemoryError("as on a full device")
+        return run(self, tokens, order, *rest)
+
+    monkeypatch.setattr(GpuRunner, "_run_exact", limited)
+    with pytest.warns(RuntimeWarning, match="out of memory for 12 texts"):
+        found = encode(ours, monkeypatch)
+    same(encode(plain, monkeypatch), found, 1e-5)
+
+
+def test_warmup(pair, monkeypatch) -> None:
+    monkeypatch.setattr(gpurunner, "BUCKETS", (32,))
+    pair[0].warmup(sparse=False)
+
+
+@pytest.mark.parametrize(("short", "rows"), [(32, 0), (64, 64), (64, 128), (32, 128), (16, 16)])
+def test_most_tiles(rng, short, rows) -> None:
+    from m3fast.kernels._triton.attention import AttentionConfig
+    from m3fast.kernels.attention import attention_tiles
+
+    config = AttentionConfig(short, rows, 64, 4, 1)
+    for _ in range(200):
+        longest = short if rows == 0 else int(rng.choice([2, short, short + 1, 4 * rows + 1]))
+        lengths = rng.integers(0 if rng.random() < 0.5 else longest, longest + 1, 40)
+        cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        tiles = attention_tiles(cu, short, rows)
+        assert len(tiles) <= most_tiles(int(cu[-1]), len(lengths), config)
+
+
+# What only a GPU can show.
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory) -> Path:
+    """BGE-M3's width and heads, four layers."""
+    folder = tmp_path_factory.mktemp("big")
+    return make_checkpoint(
+        folder, hidden=1024, heads=16, ffn=4096, layers=4, positions=8194, seed=9
+    )
+
+
+def random_ids(rng, vocab: int, texts: int, longest: int) -> list[list[int]]:
+    lengths = rng.integers(2, longest + 1, texts)
+    return [[0, *rng.integers(4, vocab, n - 2).tolist(), 2] for n in lengths]
+
+
+@pytest.mark.gpu
+def test_full_width_against_the_cpu(big, rng, monkeypatch) -> None:
+    """bf16 on the GPU is as near to fp32 as bf16 on the CPU, twice over (FlashAttention's rule)."""
+    ours = Engine.from_pretrained(big, device="cuda", dtype="bfloat16")
+    exact, rough = (
+        Engine.from_pretrained(big, device="cpu", dtype=d) for d in ("float32", "bfloat16")
+    )
+    texts = random_ids(rng, ours.config.vocab_size, 24, 400)
+    a, b, c = (engine.encode(texts) for engine in (exact, rough, ours))
+    for name in ("dense", "colbert"):
+        e, r, o = (v if isinstance(v, np.ndarray) else v.values for v in
+                   (getattr(x, name) for x in (a, b, c)))  # fmt: skip
+        assert np.abs(o - e).max() <= 2 * np.abs(r - e).max()
+    e, r, o = (x.sparse.to_scipy() for x in (a, b, c))
+    assert abs(o - e).max() <= 2 * abs(r - e).max() + 1e-3
+
+
+@pytest.mark.gpu
+def test_graphs_equal_eager(big, rng) -> None:
+    graphed = Engine.from_pretrained(big, device="cuda")
+    eager = Engine.from_pretrained(big, device="cuda")
+    eager.runners = [
+        GpuRunner(eager.config, eager.runner.weights, eager.device, graphs=False)
+    ]
+    for texts, longest in [(1, 20), (1, 60), (8, 30), (3, 500), (1, 4000)] * 3:
+        ids = random_ids(rng, graphed.config.vocab_size, texts, longest)
+        same(eager.encode(ids), graphed.encode(ids), 0.0)
+    assert len(graphed.runner.graphs) >= 3 and len(eager.runners[0].graphs) == 0
+
+
+@pytest.mark.gpu
+def test_a_thousand_ragged_batches(path, rng) -> None:
+    ours = Engine.from_pretrained(path, device="cuda", dtype="float32")
+    plain = Engine.from_pretrained(path, device="cpu", dtype="float32")
+    for _ in range(1000):
+        ids = random_ids(rng, ours.config.vocab_size, int(rng.integers(1, 40)), 128)
+        same(plain.encode(ids), ours.encode(ids), 2e-4)
+
+
+@pytest.mark.gpu
+def test_8192_tokens(big, rng) -> None:
+    ours = Engine.from_pretrained(big, device="cuda")
+    ids = random_ids(rng, ours.config.vocab_size, 3, 50)
+    long = [0, *rng.integers(4, ours.config.vocab_size, 8190).tolist(), 2]
+    alone, among = ours.encode([long]), ours.encode([*ids, long])
+    assert (alone.dense[0] * among.dense[3]).sum() > 0.999
+    assert len(alone.colbert[0]) == 8191
+
+
+@pytest.mark.gpu
+def test_no_memory_growth(path, rng) -> None:
+    ours = Engine.from_pretrained(path, device="cuda")
+    ours.warmup()
+    ids = random_ids(rng, ours.config.vocab_size, 200, 60)
+    for text in ids:
+        ours.encode([text])
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for i in range(10_000):
+        ours.encode([ids[i % 200]])
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+@pytest.mark.gpu
+def test_no_compilation_after_warmup(big, rng, monkeypatch) -> None:
+    import triton
+
+    ours = Engine.from_pretrained(big, device="cuda")
+    ours.warmup()
+    compiled = []
+
+    def count(*args, **kwargs):
+        compiled.append(kwargs.get("repr", args))
+
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", count)
+    for _ in range(1000):
+        longest = int(rng.choice([8, 20, 60, 128, 500]))
+        ours.encode(random_ids(rng, ours.config.vocab_size, int(rng.integers(1, 60)), longest))
+    assert not compiled
+
+
+@pytest.mark.gpu
+def test_peak_memory_of_32k_tokens(tmp_path) -> None:
+    """Weights and 0.8 GB, at BGE-M3's width; layers share their buffers, so four stand for 24."""
+    folder = make_checkpoint(
+        tmp_path, hidden=1024, heads=16, ffn=4096, layers=4, positions=8194, colbert_dim=1024
+    )
+    ours = Engine.from_pretrained(folder, device="cuda", dtype="bfloat16")
+    weights = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    ours.encode([[0, *[9] * 510, 2]] * 64)
+    assert torch.cuda.max_memory_allocated() - weights <= 0.8e9

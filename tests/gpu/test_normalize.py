@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from m3fast.kernels.normalize import vectors_of_rows, vectors_of_tokens
+from m3fast.kernels.reference import vectors_of_rows_ref, vectors_of_tokens_ref
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def ragged(lengths, device):
+    """texts int32 [T] and cu_seqlens int32 [N + 1]."""
+    cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    texts = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return torch.from_numpy(texts).to(device), torch.from_numpy(cu).to(device)
+
+
+def poisoned(rows, cols, device):
+    return torch.full((rows, cols), float("nan"), device=device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("width", "dim"), [(1024, None), (40, 7), (1, 5), (130, 129), (2048, 2000)])
+def test_rows(device, rng, gap, dtype, width, dim):
+    x = (torch.randn(50, width) * 3).to(device, dtype)
+    rows = torch.from_numpy(rng.integers(0, 50, 9)).to(device)
+    for normalize in (True, False):
+        for picked in (rows, None):
+            out = poisoned(9 if picked is rows else 50, min(width, dim or width), device)
+            assert vectors_of_rows(x, picked, normalize, dim, out=out) is out
+            exact = vectors_of_rows_ref(x.double(), picked, normalize, dim)
+            assert gap(out, exact) < (2e-7 if normalize else 1e-30)
+            assert torch.equal(out, vectors_of_rows(x, picked, normalize, dim))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tokens(device, rng, gap, dtype):
+    lengths = [1, 2, 31, 33, 63, 65, 129, 2]
+    texts, cu = ragged(lengths, device)
+    x = torch.randn(len(texts), 72).to(device, dtype)
+    for normalize, dim in ((True, None), (False, 24), (True, 24)):
+        exact = vectors_of_tokens_ref(x.double(), texts, cu, normalize, dim)
+        found = vectors_of_tokens(x, texts, cu, normalize, dim)
+        assert found.shape == (len(texts) - len(lengths), dim or 72)
+        assert gap(found, exact) < 2e-7
+
+
+def test_tokens_of_a_padded_bucket(device, rng, gap):
+    """Empty texts at the end, tokens of no text, more room than rows."""
+    texts, cu = ragged([4, 2, 9, 0, 0], device)
+    x = torch.randn(20, 16, device=device)
+    owners = torch.cat([texts, torch.full((5,), 5, dtype=torch.int32, device=device)])
+    out = poisoned(20, 16, device)
+    vectors_of_tokens(x, owners, cu, True, out=out)
+    assert gap(out[:12], vectors_of_tokens_ref(x, owners, cu, True)) < 2e-7
+    assert out[12:].isnan().all()
+
+
+def test_zeros_and_nan(device):
+    x = torch.zeros(3, 8, device=device)
+    x[1] = float("nan")
+    out = vectors_of_rows(x, None, True)
+    assert out[1].isnan().all() and (out[[0, 2]] == 0).all()
+
+
+def test_nothing(device):
+    x, none = torch.zeros(0, 8, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    assert vectors_of_rows(x, None, True).shape == (0, 8)
+    assert vectors_of_rows(torch.zeros(4, 8, device=device), none, True, 3).shape == (0, 3)
+    texts, cu = ragged([0, 0], device)
+    assert vectors_of_tokens(x, texts, cu, True).shape == (0, 8)
+
+
+def test_bad_arguments(device):
+    x = torch.zeros(4, 8, device=device)
+    texts, cu = ragged([4], device)
+    rows = torch.zeros(2, dtype=torch.int64, device=device)
+    for call, error, name in [
+        (lambda: vectors_of_rows(x.long(), rows, True), TypeError, "x: dtype"),
+        (lambda: vectors_of_rows(x, rows.int(), True), TypeError, "rows: dtype"),
+        (lambda: vectors_of_rows(x, rows, True, 0), ValueError, "dim: at least 1"),
+        (lambda: vectors_of_rows(x, rows, True, out=x), ValueError, r"out: shape \[2, 8\]"),
+        (lambda: vectors_of_rows(x, rows, True, out=x.half()[:2]), TypeError, "out: dtype"),
+        (lambda: vectors_of_tokens(x, texts[:3], cu, True), ValueError, r"texts: shape \[4\]"),
+        (lambda: vectors_of_tokens(x, texts.long(), cu, True), TypeError, "texts: dtype"),
+        (lambda: vectors_of_tokens(x, texts, cu[:0], True), ValueError, "cu_seqlens: at least"),
+    ]:
+        with pytest.raises(error, match=name):
+            call()
