@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import tuning
+from .. import triton_path, tuning
 
 MAX_WIDTH = 4096
 FEW_TOKENS = 2048
@@ -60,7 +60,7 @@ def _layernorm(y, weight, shift, eps, C: tl.constexpr, BLOCK: tl.constexpr):
     return centred * tl.rsqrt(variance + eps)[:, None] * w[None, :] + s[None, :]
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["dots"])
 def add_layernorm_kernel(
     x, residual, bias, weight, shift, head_weight, head_bias, out, dots, eps, tokens,
     C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
@@ -155,6 +155,4 @@ def launch_embed_layernorm(
 
 
 def _config_for(x: torch.Tensor, tokens: int) -> LayerNormConfig:
-    from .. import triton_path
-
     return _config(x.shape[1], tokens > FEW_TOKENS, x.device, triton_path.arch(x.device))

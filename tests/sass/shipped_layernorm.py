@@ -36,7 +36,7 @@ def kernels(arch: int) -> list[Kernel]:
             found.append(
                 Kernel(
                     f"add_layernorm_dot {label}", add_layernorm_kernel, base | head, sizes,
-                    warps=config.warps, unaligned=("tokens",),
+                    warps=config.warps, unaligned=("tokens", "dots"),
                 )
             )  # fmt: skip
             index = {n: "*i32" for n in ("ids", "positions")}
