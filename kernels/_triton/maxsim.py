@@ -197,7 +197,8 @@ def maxsim_mean_kernel(
 def tokens_at_once(tokens: int, n_docs: int) -> int:
     """Query tokens in each of equal passes whose keys fit the workspace, but 32 at least."""
     limit = max(min(SLICE, WORKSPACE // n_docs) // 32 * 32, 32)
-    return triton.cdiv(tokens, 32 * triton.cdiv(tokens, limit)) * 32
+    passes = -(-tokens // limit)
+    return -(-tokens // (32 * passes)) * 32
 
 
 def launch_maxsim(

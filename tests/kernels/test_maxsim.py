@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3fast.kernels.maxsim import maxsim
+from m3fast.kernels.maxsim import maxsim, quantize_vectors
 from m3fast.kernels.reference import maxsim_ref
 
 
@@ -104,6 +104,58 @@ def test_same_bits(path, rng, same_bits):
     assert torch.equal(chosen, whole[pairs[:, 0], pairs[:, 1]])
 
 
+@pytest.mark.parametrize(("dtype", "top"), [(torch.int8, 127), (torch.float8_e4m3fn, 448)])
+def test_quantize(rng, dtype, top):
+    x = torch.randn(50, 33)
+    values, scales = quantize_vectors(x, dtype)
+    assert (values.dtype, scales.dtype, scales.shape) == (dtype, torch.float32, (50,))
+    torch.testing.assert_close(scales.double(), x.double().abs().amax(1) / top)
+    assert values.float().abs().amax(1).eq(top).all()
+    steps = x.double() / scales.double()[:, None]
+    if dtype == torch.int8:
+        assert (values.double() - steps).abs().max() < 0.5 + 1e-5
+    else:  # three bits after the first, and 2^-9 where numbers are subnormal
+        off = (values.double() - steps).abs()
+        assert (off <= steps.abs() / 16 + 2.0**-10 + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantize_extremes(dtype):
+    x = torch.tensor([[0.0, 0], [1e-44, 0], [3e38, -1], [float("nan"), 1], [float("inf"), 1]])
+    values, scales = quantize_vectors(x, dtype)
+    wide = values.float() * scales[:, None]
+    assert wide[:2].abs().max() <= 1e-44
+    torch.testing.assert_close(wide[2, 0], x[2, 0])
+    assert wide[3:].isnan().all()
+    assert quantize_vectors(x.half()[:, :0])[0].shape == (5, 0)
+    assert quantize_vectors(x.bfloat16()[:0])[1].shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_documents(path, rng, gap, dtype):
+    q_ends, d_ends = ends([8, 0, 3]), ends([5, 70, 0, 20])
+    q, (d, scales) = vectors(11, 100), quantize_vectors(vectors(95, 100), dtype)
+    expected = float64(q, q_ends, d.double() * scales.double()[:, None], d_ends)
+    assert gap(maxsim(q, q_ends, d, d_ends, doc_scales=scales), expected) < 1e-6
+    pairs = np.array([[2, 1], [0, 3], [1, 0], [0, 2]])
+    scores = maxsim(q, q_ends, d, d_ends, pairs, doc_scales=scales)
+    assert gap(scores, expected[pairs[:, 0], pairs[:, 1]]) < 1e-6
+
+
+def test_top_k(path, rng):
+    q_ends, d_ends = ends([3, 2]), ends([10] * 6)
+    q, d = vectors(5, 16), vectors(60, 16)
+    scores = maxsim(q, q_ends, d, d_ends)
+    best, places = maxsim(q, q_ends, d, d_ends, top_k=2)
+    assert torch.equal(best, scores.sort(1, descending=True).values[:, :2])
+    assert torch.equal(scores.gather(1, places), best)
+    assert maxsim(q, q_ends, d, d_ends, top_k=9)[0].shape == (2, 6)
+    pairs = torch.tensor([[0, 1], [1, 2], [0, 3]])
+    best, places = maxsim(q, q_ends, d, d_ends, pairs, top_k=1)
+    assert torch.equal(best, scores[tuple(pairs.T)].max(0, keepdim=True).values)
+    assert places.shape == (1,)
+
+
 def test_bad_arguments(path):
     q, d = torch.zeros(2, 4), torch.zeros(3, 4)
     q_ends, d_ends = ends([2]), ends([3])
@@ -121,3 +173,23 @@ def test_bad_arguments(path):
         maxsim(q, q_ends, d, np.array([0.0, 3.0]))
     with pytest.raises(ValueError, match="pairs: queries below 1 and documents below 1"):
         maxsim(q, q_ends, d, d_ends, np.array([[0, 1]]))
+    with pytest.raises(TypeError, match=r"pairs: dtype torch\.int64"):
+        maxsim(q, q_ends, d, d_ends, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"pairs: shape \[1, 2\]"):
+        maxsim(q, q_ends, d, d_ends, torch.zeros(1, 3, dtype=torch.int64))
+    for wrong in (0, -1, 1.0):
+        with pytest.raises(ValueError, match="top_k: a number from 1 on"):
+            maxsim(q, q_ends, d, d_ends, top_k=wrong)
+    with pytest.raises(ValueError, match="doc_scales: None was expected"):
+        maxsim(q, q_ends, d, d_ends, doc_scales=torch.ones(3))
+    values, scales = quantize_vectors(d)
+    with pytest.raises(ValueError, match=r"doc_scales: fp32 \[3\] was expected"):
+        maxsim(q, q_ends, values, d_ends)
+    with pytest.raises(TypeError, match=r"doc_scales: dtype torch\.float32"):
+        maxsim(q, q_ends, values, d_ends, doc_scales=scales.double())
+    with pytest.raises(ValueError, match=r"doc_scales: shape \[3\] was expected, got \[2\]"):
+        maxsim(q, q_ends, values, d_ends, doc_scales=scales[:2])
+    with pytest.raises(TypeError, match=r"dtype: torch\.int8 or torch\.float8_e4m3fn"):
+        quantize_vectors(d, torch.uint8)
+    with pytest.raises(TypeError, match="x: dtype"):
+        quantize_vectors(values)
