@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -212,6 +213,42 @@ def sparse_rows_ref(
                 row[token] = max(w, row.get(token, 0.0))
         rows.append(row)
     return rows
+
+
+def sparse_csr_ref(
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    texts: torch.Tensor,
+    dropped: Sequence[int],
+    sort: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows of `sparse_rows_ref` as CSR, in that order or by id; the host does not wait.
+
+    Returns:
+        indptr int32 [N + 1], indices int32 [T], values fp32 [T], set up to indptr[N].
+    """
+    good = (weights > 0) & (torch.arange(len(ids), device=ids.device) < cu_seqlens[-1])
+    for i in dropped:
+        good &= ids != i
+    # Text and id as one number; the stable sort leaves the first position of each in front.
+    none = 2**63 - 1
+    keys, order = torch.where(good, (texts.long() << 32) + ids, none).sort(stable=True)
+    first = keys != none
+    first[1:] &= keys[1:] != keys[:-1]
+    group = (first.cumsum(0) - 1).clamp(min=0)
+    values = torch.where(good, weights, 0.0)[order]
+    values = torch.zeros_like(values).scatter_reduce(0, group, values, "amax")[group]
+    kept = torch.zeros_like(first).scatter(0, order, first)
+    indptr = F.pad(kept.cumsum(0), (1, 0))[cu_seqlens.long()].int()
+    if sort:
+        kept, ids = first, ids[order]
+    else:
+        values = torch.zeros_like(values).scatter(0, order, values)
+    # What is not kept goes one beyond the end.
+    place = torch.where(kept, kept.cumsum(0) - 1, len(ids))
+    indices, values = (x.new_zeros(len(ids) + 1).scatter(0, place, x)[:-1] for x in (ids, values))
+    return indptr, indices, values
 
 
 def lexical_scores_ref(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import checks, native
+from . import checks, native, triton_path
+from .reference import sparse_csr_ref
 
 # indptr int64 [N + 1], indices int32 [nnz], values fp32 [nnz]; ids are unique within a row.
 Rows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
@@ -68,6 +70,83 @@ def _sparse_rows_numpy(
     indptr = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(np.bincount(rows[first], minlength=len(lengths)), out=indptr[1:])
     return indptr, ids[kept[first[order]]], best[order]
+
+
+def sparse_csr(
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    texts: torch.Tensor,
+    dropped: Sequence[int],
+    *,
+    sort: bool = False,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `sparse_rows`, where the tokens are: on a GPU, which the host does not wait for.
+
+    Args:
+        ids: int32 [T], as all tensors here on one device.
+        weights: fp32 [T]; what is not > 0, NaN too, is left out.
+        cu_seqlens: int32 [N + 1]; tokens from cu_seqlens[N] on belong to no text.
+        texts: int32 [T], index of each token's text.
+        dropped: a few ids left out. The GPU kernel is compiled for them.
+        sort: order rows by id instead.
+        out: int32 [N + 1 + 2T] to write into; a new tensor if None.
+
+    Returns:
+        `csr_views` of `out`: indptr int32 [N + 1], indices int32 [T] and values fp32 [T], of which
+        the first indptr[N] are set.
+
+    That the offsets ascend from 0 to at most T and the texts fit them is the caller's promise. On
+    a GPU a broken one gives wrong rows, but no access outside of the tensors.
+    Values are exact. Time grows with Σ length².
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device.
+    """
+    (total,) = checks.tensor("ids", ids, 1, (torch.int32,)).shape
+    checks.shape("weights", checks.tensor("weights", weights, 1, (torch.float32,)), (total,))
+    checks.shape("texts", checks.tensor("texts", texts, 1, (torch.int32,)), (total,))
+    checks.tensor("cu_seqlens", cu_seqlens, 1, (torch.int32,))
+    if len(cu_seqlens) == 0:
+        raise ValueError("cu_seqlens: shape [N + 1] was expected, got [0]")
+    if isinstance(dropped, torch.Tensor):  # to read it would be to wait for it
+        raise TypeError("dropped: a sequence of ints was expected, got Tensor")
+    n_texts = len(cu_seqlens) - 1
+    if out is None:
+        out = ids.new_empty(n_texts + 1 + 2 * total)
+    checks.shape("out", checks.tensor("out", out, 1, (torch.int32,)), (n_texts + 1 + 2 * total,))
+    for name, given in (
+        ("weights", weights), ("cu_seqlens", cu_seqlens), ("texts", texts), ("out", out)
+    ):  # fmt: skip
+        checks.device(name, given, ids)
+
+    drop = tuple(sorted({operator.index(i) for i in dropped}))
+    given = (ids, weights, cu_seqlens, texts, out)
+    if triton_path.takes("sparse_csr", *given, unsupported=triton_path.unsupported(*given)):
+        from ._triton.sparse import launch_sparse_csr
+
+        launch_sparse_csr(ids, weights, cu_seqlens, texts, drop, sort, out)
+        return csr_views(out, total, n_texts)
+    views = csr_views(out, total, n_texts)
+    found = sparse_csr_ref(ids, weights, cu_seqlens, texts, drop, sort)
+    for view, part in zip(views, found, strict=True):
+        view.copy_(part)
+    return views
+
+
+def csr_views(
+    out: torch.Tensor, tokens: int, texts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """indptr [N + 1], indices [T], values fp32 [T] in the int32 buffer of `sparse_csr`, or a copy.
+
+    Raises:
+        ValueError: a buffer of another size.
+    """
+    checks.shape("out", out, (texts + 1 + 2 * tokens,))
+    indptr, indices, values = out.split([texts + 1, tokens, tokens])
+    return indptr, indices, values.view(torch.float32)
 
 
 def fill_dicts(
