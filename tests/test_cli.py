@@ -180,7 +180,8 @@ def test_env_on_a_gpu(
     assert main(["env", "--json"]) == 0
     operations = json.loads(capsys.readouterr().out)["operations"]
     assert operations["attention"] == attention
-    assert {operations[name] for name in ("gelu", "layernorm", "vectors", "sparse rows")} == {gelu}
+    assert {operations[name] for name in ("gelu", "layernorm", "maxsim", "sparse rows")} == {gelu}
+    assert operations["vectors"] == gelu.removesuffix(", default configs")
     assert operations["linear layers"] == "torch on cuda"
     assert operations["padded to packed"].startswith(("CUDA C++", "torch on cuda: "))
 

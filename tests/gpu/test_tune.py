@@ -77,7 +77,18 @@ def _maxsim(device: torch.device) -> None:
     maxsim(x, np.array([0, 4]), x, np.array([0, 4]), np.zeros((1, 2), np.int64))
 
 
-LOOKS_UP = {"attention": _attention, "layernorm": _layernorm, "gelu": _gelu, "maxsim": _maxsim}
+def _sparse(device: torch.device) -> None:
+    from m3fast.kernels.sparse import sparse_csr
+
+    ids = torch.tensor([5, 6], dtype=torch.int32, device=device)
+    ends, texts = torch.tensor([0, 2]).to(ids), torch.zeros_like(ids)
+    sparse_csr(ids, ids.float(), ends, texts, (0,))
+
+
+LOOKS_UP = {
+    "attention": _attention, "layernorm": _layernorm, "gelu": _gelu, "maxsim": _maxsim,
+    "sparse": _sparse,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("op", CASES)

@@ -233,7 +233,7 @@ def _verify(sub: Parser) -> None:
 def _tune(sub: Parser) -> None:
     sub.add_argument(
         "--op", action="append", default=[], metavar="OP",
-        help="attention, layernorm, gelu, maxsim, …; may be repeated (default: all)",
+        help="attention, layernorm, gelu, maxsim or sparse; may be repeated (default: all)",
     )  # fmt: skip
     sub.add_argument("--device", default="cuda", help="cuda[:n] (default: %(default)s)")
     sub.add_argument("--output", metavar="FILE", help="table to write, or to add to")

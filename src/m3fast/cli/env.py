@@ -121,19 +121,21 @@ def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         "layernorm": _triton("layernorm", device) if gpu else encoder,
         "gelu": _triton("gelu", device) if gpu else encoder,
         "linear layers": f"torch on {device.type}",
-        "vectors": _triton("normalize", device) if gpu else "torch on cpu",
+        "vectors": _triton("", device) if gpu else "torch on cpu",
         "packing": host,
         "padded to packed": padding,
-        "sparse rows": _triton("sparse", device) if gpu else host,
+        "sparse rows": _triton("sparse_csr", device) if gpu else host,
         "lexical scores": host,
         "maxsim": _triton("maxsim", device) if gpu else name or "torch on cpu",
     }
 
 
 def _triton(op: str, device: torch.device) -> str:
-    """Path of an op that has a Triton kernel, on a CUDA device."""
+    """Path of an op that has a Triton kernel, on a CUDA device; "" where nothing is to be tuned."""
     if reason := triton_path.why_not(device):
         return f"torch on cuda: {reason}"
+    if not op:
+        return f"Triton, sm_{triton_path.arch(device)}"
     file = tuning.file_for(device)
     measured = any(row["op"] == op for row in tuning.read(file))
     configs = f"tuned {file.name}" if measured else "default configs"

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 def keep(result: torch.Tensor) -> torch.Tensor:
     """A copy; what the next config does not write itself shows as NaN."""
     copy = result.clone()
-    result.fill_(float("nan"))
+    result.fill_(float("nan") if result.is_floating_point() else -1)
     return copy
 
 

@@ -166,6 +166,28 @@ def maxsim(device: torch.device, sizes: Sizes) -> Iterator[Case]:
         yield Case("maxsim_pairs", key, configs, launch_pairs)
 
 
+def sparse(device: torch.device, sizes: Sizes) -> Iterator[Case]:
+    from m3fast.kernels._triton.sparse import candidates, default_config, launch_sparse_csr
+
+    random = np.random.default_rng(0)
+    lengths = random.gamma(3, 60, max(sizes.tokens // 180, 1)).clip(5, 512).astype(int)
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    texts = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    # Half of a text's tokens repeat an id, as in real text.
+    ids = (4 + 249998 * random.random(len(texts)) ** 8).astype(np.int32)
+    weights = random.random(len(texts), dtype=np.float32) + 1e-3
+    given = [torch.from_numpy(a).to(device) for a in (ids, weights, ends, texts)]
+    out = torch.zeros(len(ends) + 2 * len(ids), dtype=torch.int32, device=device)
+
+    def launch(config: Any) -> torch.Tensor:
+        out.zero_()  # what follows the last entry is not written
+        launch_sparse_csr(*given, (0, 1, 2, 3), False, out, config)  # pyright: ignore
+        return out[: len(ends)]
+
+    arch = triton_path.arch(device)
+    yield Case("sparse_csr", {}, _first(default_config(arch), candidates(arch)), launch)
+
+
 def _first(default: Any, configs: Sequence[Any]) -> list[Any]:
     return [default, *(c for c in configs if c != default)]
 
@@ -175,4 +197,5 @@ CASES: dict[str, Callable[[torch.device, Sizes], Iterator[Case]]] = {
     "layernorm": layernorm,
     "gelu": gelu,
     "maxsim": maxsim,
+    "sparse": sparse,
 }
