@@ -91,7 +91,7 @@ def launch_attention(
 ) -> None:
     """Fill the rows of `out` [T, H·D] that `tiles` names; contiguous qkv [T, 3, H, D]."""
     tokens, _, heads, dim = qkv.shape
-    if tokens == 0 or len(tiles) == 0:
+    if len(tiles) == 0:
         return
     desc = None
     if config.tma and qkv.data_ptr() % 16 == 0:
@@ -136,7 +136,7 @@ def _short_tile(
     acc, _, total, p = _masked(q, k, v, text[:, None] == text[None, :], scale, PRECISION)
     if first != last:  # noqa: SIM102 (Triton's `and` would reduce in every tile)
         # 0·NaN and 0·inf of a neighbour's V are NaN. Where any came out, each text goes by itself.
-        if tl.min(tl.min((tl.abs(acc) < float("inf")).to(tl.int32), 1), 0) == 0:
+        if tl.max(tl.max((acc != acc).to(tl.int32), 1), 0) == 1:
             for one in tl.range(first, last + 1, num_stages=1):
                 own = (text == one)[:, None]
                 v = tl.load(v_from + cells, mask=own, other=0.0)
@@ -184,7 +184,7 @@ def _long_tile(
     tl.store(to + (rows[:, None] * width + dims[None, :]), acc.to(q.dtype), mask=inside)
 
 
-@triton.jit(do_not_specialize=["heads"])
+@triton.jit(do_not_specialize=["heads"], do_not_specialize_on_alignment=["tiles", "texts"])
 def attention_kernel(
     qkv, out, tiles, texts, desc, heads, scale,
     D: tl.constexpr, SHORT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,

@@ -187,6 +187,7 @@ def test_padded_bucket(device, dtype, rng, gap):
     qkv[:real] = torch.randn(real, 3, 2, 32, device=device).to(dtype)
     plan = attention_plan(cu, 500, 32, dtype, device)
     tiles = torch.zeros(len(plan.tiles) + 5, 4, dtype=torch.int32, device=device)
+    tiles[:, 0::2] = 2**30  # nothing else of an unused tile is read
     tiles[: len(plan.tiles)] = plan.tiles
     texts = torch.full((capacity,), 4, dtype=torch.int32, device=device)
     texts[:real] = plan.texts
@@ -216,6 +217,8 @@ def test_no_tiles(device):
     none = torch.zeros(0, 4, dtype=torch.int32, device=device)
     plan = AttentionPlan(none, torch.zeros(2, dtype=torch.int32, device=device), 0)
     assert varlen_attention(qkv, None, 0, plan=plan).shape == (2, 16)
+    config = kernel.AttentionConfig(32, 64, 64, 4, 2, tma=True)
+    kernel.launch_attention(qkv[:0], none, plan.texts, 1.0, poisoned(qkv), config)
 
 
 def untouched(count, device):
@@ -244,14 +247,14 @@ def test_addresses_beyond_32_bits(device, rng, gap, lengths):
 
 
 def test_a_text_beyond_32_bits(device, rng, gap):
-    """One text whose rows lie 2²⁴ values apart, so that its own blocks pass 2³¹."""
-    length, dim, heads = 150, 16, 2**24 // 48
+    """One text whose rows lie 2²⁵ values apart, so that its second block begins beyond 2³¹."""
+    length, dim, heads = 150, 16, 2**25 // 48 + 1
     qkv = untouched(length * 3 * heads * dim, device).view(length, 3, heads, dim)
     out = untouched(length * heads * dim, device).view(length, heads * dim)
     mine = torch.randn(length, 3, 1, dim, device=device).half()
     qkv[:, :, :1] = mine
     tiles = torch.from_numpy(attention_tiles(offsets([length]), 16, 64)).to(device)
-    # One head of many: a grid of three tiles' first heads, which are programs 0, heads, 2·heads.
+    # A launch for each tile: the full grid has all the heads.
     for tile in tiles:
         kernel.attention_kernel[(1,)](
             qkv, out, tile, tile, None, heads, dim**-0.5 * math.log2(math.e),

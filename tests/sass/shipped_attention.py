@@ -24,7 +24,7 @@ def kernel(arch: int, dtype: torch.dtype, dim: int, config: AttentionConfig, nam
     wide = arch >= 90 and config.warps >= 4 and config.short >= 64
     return Kernel(
         f"attention {element} D{dim} {name}", attention_kernel, signature, constexprs,
-        config.warps, config.stages, ("heads",),
+        config.warps, config.stages, ("heads", "tiles", "texts"),
         mma="" if dtype == torch.float32 else "HGMMA" if wide else "HMMA", tma=config.tma,
     )  # fmt: skip
 
