@@ -27,6 +27,7 @@ from m3fast.kernels.attention import (
     attention_plan,
     attention_tiles,
 )
+from m3fast.kernels.sparse import csr_views, sparse_csr
 from m3fast.packing import pack_texts
 from m3fast.runner import BatchResult, Outputs, Runner
 from m3fast.staging import Inputs, Results
@@ -202,8 +203,6 @@ class GpuRunner(Runner):
             rows = rows if only is None else None
             dense_head(hidden, rows, cu_seqlens, options.pooling, *vectors, dense)
         if weights is not None:
-            from m3fast.kernels.sparse import sparse_csr
-
             sparse_csr(ids, weights, cu_seqlens, owners, options.dropped, out=csr)
         if outputs.colbert and (head := self.weights.colbert) is not None:
             # The out projection's buffer is free again.
@@ -233,8 +232,6 @@ class GpuRunner(Runner):
         return wait
 
     def _rows(self, csr: torch.Tensor, results: Results, texts: int) -> SparseRows:
-        from m3fast.kernels.sparse import csr_views
-
         indptr, indices, values = csr_views(csr, results.tokens, results.texts)
         count = int(indptr[texts])
         return SparseRows(

@@ -18,6 +18,8 @@ from m3fast.runner import Outputs
 
 ALL = Outputs(True, True, True)
 SHAPE = dict(hidden=64, heads=2, ffn=96, layers=1, seed=8)
+# 1 to 120 tokens and all kinds of special ones; the interpreter is slow.
+TEXTS = [*TEXTS[:3], *TEXTS[5:7], TEXTS[8], TEXTS[10]]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def encode(engine: Engine, monkeypatch: pytest.MonkeyPatch, texts=TEXTS, **optio
 @pytest.fixture
 def pair(path, device, monkeypatch) -> tuple[Engine, Engine]:
     """GPU kernels and CPU; buckets that a few texts fill, and one text more than the last holds."""
-    monkeypatch.setattr(gpurunner, "BUCKETS", (32, 128, 192))
+    monkeypatch.setattr(gpurunner, "BUCKETS", (16, 48, 64))
     ours = Engine.from_pretrained(path, device=str(device), dtype="float32")
     assert isinstance(ours.runner, GpuRunner)
     return ours, cpu_engine(path, monkeypatch)
@@ -52,7 +54,7 @@ def test_all_outputs(pair, monkeypatch) -> None:
     """Batches of one text to all of them: buckets, and beyond the last one."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a slower path would be said
-        for texts in (TEXTS, TEXTS[:1], TEXTS[1:3], TEXTS[3:7], TEXTS[10:11]):
+        for texts in (TEXTS, TEXTS[:1], TEXTS[1:5]):
             found, expected = (encode(engine, monkeypatch, texts) for engine in pair)
             same(expected, found, 1e-5)
 
@@ -60,7 +62,7 @@ def test_all_outputs(pair, monkeypatch) -> None:
 @pytest.mark.parametrize("only", ["dense", "sparse", "colbert"])
 def test_one_output(pair, monkeypatch, only) -> None:
     chosen = {name: name == only for name in ("dense", "sparse", "colbert")}
-    for texts in (TEXTS[3:5], TEXTS):
+    for texts in (TEXTS[3:5], TEXTS[3:]):
         found, whole = (encode(e, monkeypatch, texts, **o) for e, o in
                         zip(pair, (chosen, {}), strict=True))  # fmt: skip
         assert [getattr(found, name) is not None for name in chosen] == list(chosen.values())
@@ -75,11 +77,11 @@ def test_one_output(pair, monkeypatch, only) -> None:
 
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
 def test_pooling_and_widths(path, device, monkeypatch, pooling) -> None:
-    monkeypatch.setattr(gpurunner, "BUCKETS", (32, 64))
+    monkeypatch.setattr(gpurunner, "BUCKETS", (32, 48))
     options = dict(pooling=pooling, normalize=False, truncate_dim=24)
     ours = Engine.from_pretrained(path, device=str(device), dtype="float32", **options)
     plain = cpu_engine(path, monkeypatch, **options)
-    for texts in (TEXTS[3:5], TEXTS[3:6]):
+    for texts in (TEXTS[:2], TEXTS[3:6]):
         same(encode(plain, monkeypatch, texts), encode(ours, monkeypatch, texts), 2e-5)
     only = dict(sparse=False, colbert=False)
     found, expected = (encode(e, monkeypatch, TEXTS[3:5], **only) for e in (ours, plain))
@@ -91,7 +93,7 @@ def test_streaming_and_windows(pair, monkeypatch) -> None:
     ours, plain = pair
     monkeypatch.setattr("m3fast.engine.GPU_WINDOW_TEXTS", 3)
     monkeypatch.setattr(ours, "device", torch.device("cuda"))  # windows as on a GPU
-    texts = [TEXTS[i] for i in (3, 4, 8, 9, 0, 7, 1)]
+    texts = [TEXTS[i] for i in (3, 4, 5, 0, 1, 2, 0)]
     expected = encode(plain, monkeypatch, texts)
     same(expected, ours.encode(texts), 1e-5)
     parts = list(ours.encode_iter(iter(texts)))
@@ -102,7 +104,7 @@ def test_streaming_and_windows(pair, monkeypatch) -> None:
 
 def test_token_ids_of_any_length(pair, monkeypatch) -> None:
     """More texts than half a bucket's tokens, and texts of one token."""
-    texts = [[0], [0, 5, 2], [7], *[[5]] * 40]
+    texts = [[0], [0, 5, 2], [7], *[[5]] * 20]
     found, expected = (encode(engine, monkeypatch, texts) for engine in pair)
     same(expected, found, 1e-5)
 
@@ -123,12 +125,12 @@ def test_out_of_memory_frees_and_splits(pair, monkeypatch) -> None:
     run = GpuRunner._run_exact
 
     def limited(self, tokens, order, *rest):
-        if len(order) > 3:
+        if len(order) > 4:
             raise torch.OutOfMemoryError("as on a full device")
         return run(self, tokens, order, *rest)
 
     monkeypatch.setattr(GpuRunner, "_run_exact", limited)
-    with pytest.warns(RuntimeWarning, match="out of memory for 12 texts"):
+    with pytest.warns(RuntimeWarning, match="out of memory for 7 texts"):
         found = encode(ours, monkeypatch)
     same(encode(plain, monkeypatch), found, 1e-5)
 
