@@ -26,9 +26,8 @@ MEAN_ROWS, MEAN_COLS = 16, 32
 
 @triton.jit
 def _span(offsets, i, rows):
-    """Start and end of text i, inside [0, rows] whatever the offsets say."""
-    start = tl.minimum(tl.maximum(tl.load(offsets + i), 0), rows)
-    return start, tl.minimum(tl.maximum(tl.load(offsets + i + 1), start), rows)
+    """Start and end of text i: between them no row outside [0, rows), whatever the offsets say."""
+    return tl.maximum(tl.load(offsets + i), 0), tl.minimum(tl.load(offsets + i + 1), rows)
 
 
 @triton.jit
@@ -111,12 +110,11 @@ def maxsim_kernel(
         )  # fmt: skip
         rows = row + tl.arange(0, BLOCK_D)
         tokens = token + tl.arange(0, BLOCK_Q)
-        stop = tl.minimum(row + BLOCK_D, d_rows)
         start = tl.load(d_offsets + doc)
-        while (doc < n_docs) & (start < stop):
+        while (doc < n_docs) & (start < row + BLOCK_D):
             end = tl.load(d_offsets + doc + 1)
             if end > start:
-                own = (rows >= start) & (rows < tl.minimum(end, d_rows))
+                own = (rows >= start) & (rows < end)
                 top = _best(products, own)
                 at = best + doc.to(tl.int64) * q_rows + tokens
                 tl.atomic_max(at, top, mask=tokens < q_rows, sem="relaxed")
@@ -189,7 +187,7 @@ def maxsim_mean_kernel(
         key = tl.load(best + row.to(tl.int64)[:, None] * width + cols, mask=mask, other=0)
         value = (key ^ ((key >> 31) & HIGHEST)).to(tl.float32, bitcast=True)
         total += tl.sum(value, 1)
-    mean = tl.where((end > start) & (d_end > d_start), total / tl.maximum(end - start, 1), 0.0)
+    mean = tl.where(d_end > d_start, total / tl.maximum(end - start, 1), 0.0)
     mean += tl.load(at, mask=(row < n_rows) & (first > 0), other=0.0)
     tl.store(at, tl.where(exists, mean, float("nan")), mask=row < n_rows)
 

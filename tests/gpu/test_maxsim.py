@@ -1,3 +1,5 @@
+import ctypes
+import mmap
 from itertools import pairwise
 
 import numpy as np
@@ -224,11 +226,11 @@ def test_padding_and_wrong_offsets_on_the_device(device, gap, rng):
     d[50:] = float("nan")
     q_ends, d_ends = ends([3, 2]), ends([30, 20])
     expected = reference(q, q_ends, d[:50], d_ends)
-    padded = on(device, ends([3, 2, 0]), ends([30, 20, 0, 0]))
+    padded = on(device, ends([0, 3, 2]), ends([30, 20, 0, 0]))
     scores = launch.launch_maxsim(q, padded[0], d, padded[1])
-    assert gap(scores[:2, :2], expected) < 2e-5
-    assert not scores[2:].any() and not scores[:, 2:].any()
-    pairs = torch.tensor([[1, 1], [2, 0], [0, 3], [-1, 0], [3, 0], [0, -1], [0, 4]], device=device)
+    assert gap(scores[1:, :2], expected) < 2e-5
+    assert not scores[:1].any() and not scores[:, 2:].any()
+    pairs = torch.tensor([[2, 1], [0, 0], [1, 3], [-1, 0], [3, 0], [0, -1], [0, 4]], device=device)
     scores = launch.launch_maxsim_pairs(q, padded[0], d, padded[1], pairs, 5)
     assert gap(scores[:3], torch.stack([expected[1, 1], *torch.zeros(2)])) < 2e-5
     assert scores[3:].isnan().all()
@@ -236,6 +238,36 @@ def test_padding_and_wrong_offsets_on_the_device(device, gap, rng):
     for _ in range(2):
         launch.launch_maxsim(q, wild[0], d, wild[1])
         launch.launch_maxsim_pairs(q, wild[0], d, wild[1], pairs[:4], 5)
+
+
+def guarded(x, front):
+    """A copy whose first byte, or last, lies beside a page that must not be touched."""
+    size = -(-x.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (start, start + mmap.PAGESIZE + size):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
+    offset = mmap.PAGESIZE + (0 if front else size - x.nbytes)
+    copy = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=offset)
+    return copy.copy_(x.reshape(-1)).view(x.shape)
+
+
+@pytest.mark.parametrize("front", [False, True])
+@pytest.mark.parametrize("kind", [torch.float16, torch.int8], ids=str)
+def test_no_other_memory_is_read(device, rng, kind, front):
+    """A read beside a matrix or an index is a crash here."""
+    if device.type == "cuda":
+        pytest.skip("compute-sanitizer's matter")
+    q, d = (vectors(n, 17, torch.float16, device) for n in (5, 90))
+    d, scales = quantize_vectors(d) if kind == torch.int8 else (d, None)
+    scales = scales if scales is None else guarded(scales, front)
+    q, d, q_ends, d_ends, pairs = (
+        guarded(x, front)
+        for x in (q, d, *on(device, ends([3, 2]), ends([30, 60])), torch.tensor([[-1, 0], [1, 1]]))
+    )
+    assert not launch.launch_maxsim(q, q_ends, d, d_ends, scales).isnan().any()
+    scores = launch.launch_maxsim_pairs(q, q_ends, d, d_ends, pairs, 3, scales)
+    assert scores.isnan().tolist() == [True, False]
 
 
 def test_layouts(device, rng, gap):
