@@ -267,12 +267,12 @@ def test_tuned_config_is_used(device, monkeypatch, gap, rng):
     row = {
         "op": "attention",
         "key": {"dtype": "torch.float32", "dim": "16", "longest": "longer"},
-        "config": {"short": 16, "rows": 32, "keys": 16},
+        "config": {"short": 16, "rows": 64, "keys": 16},
     }
     monkeypatch.setattr(tuning, "_table", lambda device: [row])
     attention._config.cache_clear()
     try:
-        assert attention_config(16, torch.float32, 200, device).rows == 32
+        assert attention_config(16, torch.float32, 200, device).rows == 64
         assert attention_config(16, torch.float32, 100, device).rows == 32  # the fp32 default
         cu = offsets([12, 140, 9])
         qkv = torch.randn(cu[-1], 3, 1, 16, device=device)
