@@ -184,38 +184,35 @@ def test_encode_batch(bench: Bench, mix: str) -> None:
 
 @pytest.mark.parametrize("tokens", [20, 8 * 20])
 def test_query_gpu_time(bench: Bench, tokens: int) -> None:
-    """One query, and eight of them, as a CUDA graph and launched kernel by kernel."""
+    """One query, and eight of them: what the GPU does in it, launches aside."""
     shape = bench.pick(Shape(24), Shape(1, 128))
     if bench.scale.smoke and tokens > 20:
         pytest.skip("one toy size is enough")
     config, weights = _model(bench, shape)
     lengths = [20] * (tokens // 20)
     inputs = [_batch(config, lengths, bench.device, seed) for seed in range(4)]
-    on_gpu = bench.device.type == "cuda"
-    runners = [_runner(bench, config, weights, graphs=graphs) for graphs in (on_gpu, False)]
-    for runner in runners:
-        for _ in range(3):  # eager, captured, replayed
-            _submits(runner, config)(inputs[0])()
-    graph, eager = (_submits(runner, config) for runner in runners)
+    runner = _runner(bench, config, weights, graphs=bench.device.type == "cuda")
+    submit = _submits(runner, config)
+    for _ in range(bench.pick(3, 1)):  # eager, captured, replayed
+        submit(inputs[0])()
     bench.compare(
         Row(
             f"{len(lengths)} x 20 tokens on the GPU, {shape.layers} layers, bf16",
             shape=f"{shape}, texts of 20 tokens, all three outputs",
             dtype=str(weights.word.dtype).removeprefix("torch."),
             tokens=tokens,
-            note="GPU time from upload to download; the weights come from memory",
+            note="GPU time from upload to download; weights come from memory, not from L2",
         ),
         {
-            OURS: lambda: lambda x: graph(x)().dense,
-            "without graphs": lambda: lambda x: eager(x)().dense,
+            OURS: lambda: submit,
             STRONG: partial(strong.compiled, config, weights, inputs[0], bench.device),
         },
         inputs,
         rounds=P99_SAMPLES,
         aims={OURS: micros(400)} if tokens == 20 else {},
         judge=partial(_judge, _expected(config, weights, inputs[0])),
-        ahead=1e-3,
-        stream=runners[0]._stream,
+        ahead=2e-3,
+        stream=runner._stream,
     )
 
 
@@ -306,9 +303,12 @@ def test_text_to_numpy(bench: Bench) -> None:
 
 
 def test_query_latency(bench: Bench) -> None:
-    """A str in, three arrays out."""
+    """A str in, three arrays out, with CUDA graphs and launched kernel by kernel."""
+    from m3fast.graphs import Graphs
+
     shape = bench.pick(Shape(24), Shape(1, 128))
-    engine = _engine(bench, shape)
+    engine, eager = _engine(bench, shape), _engine(bench, shape)
+    eager.runner.graphs = Graphs(None)
     if bench.device.type == "cuda":
         engine.warmup()
     bench.compare(
@@ -320,6 +320,7 @@ def test_query_latency(bench: Bench) -> None:
         ),
         {
             OURS: lambda: lambda x: torch.from_numpy(engine.encode(x).dense),
+            "without graphs": lambda: lambda x: torch.from_numpy(eager.encode(x).dense),
             "FlagEmbedding": partial(_flag, bench, shape),
             "sentence-transformers": partial(_sentence_transformers, bench, shape),
         },

@@ -79,10 +79,9 @@ def test_sparse_csr(bench: Bench) -> None:
     inputs = [_weighted(bench, lengths, vocab, seed) for seed in range(2)]
     first = inputs[0]
     expected = sparse_rows_ref(first.ids.cpu(), first.weights.cpu(), first.ends.cpu(), SPECIAL)
-    dropped = torch.tensor(SPECIAL, dtype=torch.int32, device=bench.device)
 
     def ours(x: Weighted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return sparse_csr(x.ids, x.weights, x.ends, x.texts, dropped)
+        return sparse_csr(x.ids, x.weights, x.ends, x.texts, SPECIAL)
 
     tokens = sum(lengths)
     bench.compare(
@@ -125,12 +124,11 @@ def test_sparse_fused(bench: Bench) -> None:
     head_bias = make(1)
     out = torch.empty_like(inputs[0][0])
     weights = torch.empty(tokens, device=bench.device)
-    dropped = torch.tensor(SPECIAL, dtype=torch.int32, device=bench.device)
     norm = (bias, weight, shift, 1e-5)
 
     def ours(x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         found = add_layernorm_dot(*x, *norm, head, head_bias, out=out, weights=weights)
-        sparse_csr(text.ids, found[1], text.ends, text.texts, dropped)
+        sparse_csr(text.ids, found[1], text.ends, text.texts, SPECIAL)
         return found[1]
 
     def dot_only(x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

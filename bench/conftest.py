@@ -36,7 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
            help="append there instead, at any size, --quick too")  # fmt: skip
     option("--device", choices=("auto", "cpu", "cuda"), default="auto",
            help="whose rows to run; auto is cuda where there is such a device")  # fmt: skip
-    option("--threads", type=int, default=2, help="threads of every candidate")
+    option("--threads", type=int,
+           help="threads of every candidate: 2 unless given, with a GPU all cores")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,15 +46,16 @@ def pytest_configure(config: pytest.Config) -> None:
         scale = "smoke"
     else:
         scale = "quick" if config.getoption("--quick") else config.getoption("--suite")
-    threads = min(config.getoption("--threads"), len(os.sched_getaffinity(0)))
-    # Read by the tokenizers' thread pool at first use, for us and for every peer alike.
-    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    torch.set_num_threads(threads)
     name = config.getoption("--device")
     cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     if cuda and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch finds no CUDA device")
+    cores = len(os.sched_getaffinity(0))
+    threads = min(config.getoption("--threads") or (cores if cuda else 2), cores)
+    # Read by the tokenizers' thread pool at first use, for us and for every peer alike.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(threads)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     words = gpu.words(device) if cuda else record.device()
     commit, dirty = record.commit()
@@ -100,10 +102,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels themselves where GPU rows run without a GPU."""
     if request.path.name.startswith("bench_gpu_"):
+        from m3fast import gpurunner
         from m3fast.kernels import triton_path
 
-        on_cpu = request.config.stash[BENCH].device.type == "cpu"
-        monkeypatch.setattr(triton_path, "interpreter", on_cpu)
+        if request.config.stash[BENCH].device.type == "cpu":
+            monkeypatch.setattr(triton_path, "interpreter", True)
+            # A runner begins with its largest bucket, of 4,096 tokens: minutes to interpret.
+            monkeypatch.setattr(gpurunner, "BUCKETS", (32, 64))
 
 
 @pytest.fixture
