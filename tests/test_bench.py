@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -469,11 +470,10 @@ def test_smoke_round_of_every_row() -> None:
 
 @pytest.mark.slow
 def test_smoke_round_of_gpu_rows_with_interpreted_kernels() -> None:
-    shown = _pytest("bench/", TRITON_INTERPRET="1")
-    assert "passed" in shown and "a CPU's row" in shown
-    files = {file.name for file in (ROOT / "bench").glob("bench_gpu_*.py")}
-    shown = _pytest("bench/", "--collect-only", TRITON_INTERPRET="1")
-    assert {file for file in files if file in shown} == files
+    shown = _pytest("bench/", "-vv", TRITON_INTERPRET="1")
+    assert "a CPU's row" in shown
+    for file in (ROOT / "bench").glob("bench_gpu_*.py"):
+        assert re.search(rf"{file.name}::.* PASSED", shown), file.name
 
 
 @pytest.mark.slow
