@@ -170,7 +170,7 @@ def launch_sparse_csr(
 ) -> None:
     """Fill `out`, as `sparse_csr` lays it out; takes 4 bytes a token from torch's allocator."""
     tokens, n_texts = len(ids), len(cu_seqlens) - 1
-    if not tokens or not n_texts:
+    if not tokens:
         out[: n_texts + 1].zero_()
         return
     config = config or _config(ids.device, triton_path.arch(ids.device))
