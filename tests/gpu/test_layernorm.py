@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from m3fast.kernels import triton_path
 from m3fast.kernels._triton.layernorm import (
     candidates,
     default_config,
@@ -116,7 +117,9 @@ def test_dot(device, rng, gap, dtype, width):
     assert (weights == 0).any() and (weights > 0).any()
     if dtype == torch.float32:
         assert gap(weights, expected) <= 1e-5 * width**0.5
-    assert torch.equal(add_layernorm(x, residual, *given, EPS), out)
+    # compiled apart, so not the same bits everywhere
+    bare = add_layernorm(x, residual, *given, EPS)
+    assert gap(bare, out) <= 2 * torch.finfo(dtype).eps * max(1, y.abs().max().item())
     fresh = add_layernorm_dot(x, residual, *given, EPS, *head)
     assert torch.equal(fresh[0], out) and torch.equal(fresh[1], weights)
 
@@ -168,7 +171,8 @@ def test_empty(device):
     assert embed_layernorm(*args, EPS, check_ids=False).shape == (0, 8)
 
 
-def test_what_the_kernel_does_not_take(device, rng, gap):
+def test_what_the_kernel_does_not_take(device, rng, gap, monkeypatch):
+    monkeypatch.setattr(triton_path, "_said", set())
     given = parameters(8, torch.float64, device)
     x, residual = pair(3, 8, torch.float64, device)
     with pytest.warns(RuntimeWarning, match="add_layernorm: .* float64"):
@@ -198,7 +202,6 @@ def test_full_size(device, rng, gap, width):
 
 @pytest.mark.gpu
 def test_full_vocabulary(device, rng, gap):
-    """The last word's cells lie beyond 2**28 bytes, its table's beyond 2**29."""
     word = torch.randn(250_002, 1024, device=device, dtype=torch.bfloat16)
     position = torch.randn(8194, 1024, device=device, dtype=torch.bfloat16)
     ids = torch.randint(0, len(word), (30_000,), dtype=torch.int32, device=device)
@@ -207,4 +210,4 @@ def test_full_vocabulary(device, rng, gap):
     args = (ids, positions, word, position, *parameters(1024, torch.bfloat16, device))
     exact = embed_layernorm_ref(ids, positions, *(t.float() for t in args[2:]), EPS)
     out = embed_layernorm(*args, EPS)
-    assert gap(out, exact) <= 0.04  # half a bf16 step of values up to 8
+    assert gap(out, exact) <= 2 * gap(exact.bfloat16(), exact)
