@@ -54,6 +54,9 @@ def takes(op: str, *tensors: torch.Tensor | None, unsupported: str = "") -> bool
 
     Where a GPU is there and the kernel is not, for the reason `unsupported` or the device's own,
     that is said once for each op and reason. Gradients take the torch path silently.
+
+    Raises:
+        ValueError: tensors on another GPU than the current one, where Triton would launch.
     """
     first = tensors[0]
     if first is None or not (first.is_cuda or interpreter):
@@ -67,5 +70,10 @@ def takes(op: str, *tensors: torch.Tensor | None, unsupported: str = "") -> bool
             f"{op}: the slower torch path is used instead of the GPU kernel: {reason}",
             RuntimeWarning,
             stacklevel=3,
+        )
+    if first.is_cuda and not reason and first.device.index != torch.cuda.current_device():
+        raise ValueError(
+            f"{op}: tensors on the current device were expected, which is "
+            f"cuda:{torch.cuda.current_device()}, got {first.device}: use torch.cuda.device"
         )
     return not reason

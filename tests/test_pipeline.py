@@ -1,4 +1,4 @@
-"""Batches through one runner or several: order, memory that runs out, errors, callers that leave."""
+"""Batches through one runner or several: order, lack of memory, errors, callers that leave."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_source_that_breaks_is_raised(engine, pair) -> None:
 
 def test_devices_of_two_kinds(path) -> None:
     for device in ([], ["cpu", "cuda:99"], ["cpu", 3], 3):
-        with pytest.raises(InputError, match="^device"):
+        with pytest.raises(InputError, match=r"^device"):
             Engine.from_pretrained(path, device=device)
 
 

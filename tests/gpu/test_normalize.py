@@ -20,7 +20,7 @@ def poisoned(rows, cols, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("width", "dim"), [(1024, None), (40, 7), (1, 5), (130, 129), (2048, 2000)])
+@pytest.mark.parametrize(("width", "dim"), [(1024, None), (40, 7), (1, 5), (1100, 1090)])
 def test_rows(device, rng, gap, dtype, width, dim):
     x = (torch.randn(50, width) * 3).to(device, dtype)
     rows = torch.from_numpy(rng.integers(0, 50, 9)).to(device)
