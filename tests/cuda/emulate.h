@@ -64,6 +64,7 @@ enum State { READY, AT_BARRIER, AT_WARP, DONE };
 enum Op { BALLOT, SUM, SYNC };
 
 inline std::atomic<uint64_t> seed{0};
+inline std::atomic<int64_t> words_read{0};  // by load_relaxed, other than 0
 inline std::atomic<const char*> failure{nullptr};
 inline std::atomic<int> patience{30};  // seconds that one launch may take
 inline std::chrono::steady_clock::time_point deadline;
@@ -223,7 +224,9 @@ inline uint64_t load_relaxed(const uint64_t* p) {
   sched_yield();  // whoever waits for another block lets it run
   if (emulate::failure || std::chrono::steady_clock::now() > emulate::deadline)
     throw "blocks wait for one another";
-  return __atomic_load_n(p, __ATOMIC_RELAXED);
+  const uint64_t v = __atomic_load_n(p, __ATOMIC_RELAXED);
+  emulate::words_read += v != 0;
+  return v;
 }
 inline void store_relaxed(uint64_t* p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 inline uint64_t fetch_add_acq_rel(uint64_t* p, uint64_t v) {

@@ -19,11 +19,18 @@ const char* caught(Call&& call) {
   }
 }
 
+void look_back_kernel(const uint64_t* words, int64_t row, int32_t* before) {
+  const int lane = threadIdx.x;
+  const int32_t found = look_back(words, row, lane);
+  if (lane == 0) *before = found;
+}
+
 }  // namespace
 
 extern "C" {
 
 void set_seed(uint64_t seed) { emulate::seed = seed; }
+int64_t words_read() { return emulate::words_read; }
 void set_patience(int seconds) { emulate::patience = seconds; }
 
 const char* emulated_unpad_ids(const void* ids, int id_bytes, const void* mask, int mask_bytes,
@@ -36,6 +43,10 @@ const char* emulated_unpad_ids(const void* ids, int id_bytes, const void* mask, 
                out_ids, positions, texts, cu_seqlens, slots},
               {});
   });
+}
+
+const char* emulated_look_back(const uint64_t* words, int64_t row, int32_t* before) {
+  return caught([&] { launch("look_back", look_back_kernel, 1, 32, Stream{}, words, row, before); });
 }
 
 const char* emulated_gather_rows(const void* hidden, const int32_t* slots, void* packed,

@@ -30,8 +30,9 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     options = ["-O1", "-shared", "-fPIC", "-o", str(path)]
     subprocess.run([CXX, *COMPILE, *options, str(HERE / "pad_emulated.cpp")], check=True)
     lib = ctypes.CDLL(str(path))
-    for name in ("unpad_ids", "gather_rows", "scatter_rows"):
+    for name in ("unpad_ids", "look_back", "gather_rows", "scatter_rows"):
         getattr(lib, f"emulated_{name}").restype = ctypes.c_char_p
+    lib.words_read.restype = ctypes.c_int64
     return lib
 
 
@@ -127,6 +128,26 @@ def test_rows_all_real_or_all_masked(library, rng, fill):
     found = unpad(library, ids, mask, 1, ids.numel(), state)
     for a, b in zip(found, unpad_ref(ids, mask, 1, ids.numel()), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("row", [1, 31, 32, 33, 64, 65, 200])
+def test_look_back_over_many_rows_in_flight(library, rng, row):
+    own, prefix = 1 << 32, 2 << 32
+    tokens = torch.from_numpy(rng.integers(0, 9000, row + 1))
+    for known in {0, row - 1, row - 32, row - 33, row // 2} & set(range(row)):
+        words = own + tokens
+        words[known] = prefix + tokens[: known + 1].sum()
+        words[:known] = own + 12345  # nobody asks for it
+        before = torch.full((1,), POISON, dtype=torch.int32)
+        call(library.emulated_look_back, words, row, before)
+        assert before.item() == tokens[:row].sum()
+
+
+def test_look_back_ends_at_a_known_prefix(library, rng):
+    before, rows = library.words_read(), 300
+    ids = torch.ones(rows, 1, dtype=torch.int32)
+    unpad(library, ids, ids, 1, rows, torch.zeros(rows + 2, dtype=torch.int64))
+    assert library.words_read() - before <= 32 * rows  # with no prefix about 150 for each row
 
 
 def test_id_beyond_32_bits_is_no_valid_one(library, rng):
