@@ -178,7 +178,7 @@ def test_encode_batch(bench: Bench, mix: str) -> None:
         aims=aims,
         judge=partial(_judge, _expected(config, weights, inputs[0])),
         ahead=AHEAD,
-        stream=runner._stream,
+        stream=runner.stream,
     )
 
 
@@ -212,7 +212,7 @@ def test_query_gpu_time(bench: Bench, tokens: int) -> None:
         aims={OURS: micros(400)} if tokens == 20 else {},
         judge=partial(_judge, _expected(config, weights, inputs[0])),
         ahead=2e-3,
-        stream=runner._stream,
+        stream=runner.stream,
     )
 
 

@@ -50,7 +50,12 @@ BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
 class GpuRunner(Runner):
-    """A runner whose batches overlap: while one is computed, its neighbours are moved."""
+    """A runner whose batches overlap: while one is computed, its neighbours are moved.
+
+    Attributes:
+        stream: what kernels run on; None where they are interpreted.
+        graphs: those of small batches.
+    """
 
     in_flight = 2
 
@@ -60,9 +65,9 @@ class GpuRunner(Runner):
         """Take over weights that lie on `device`; without `graphs` all kernels run eagerly."""
         super().__init__(config, weights, device)
         self._on_gpu = device.type == "cuda"  # else the kernels are interpreted, in a test
-        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self.stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._download = torch.cuda.Stream(device) if self._on_gpu else None
-        self.graphs = Graphs(self._stream if graphs else None)
+        self.graphs = Graphs(self.stream if graphs else None)
         # What graphs read and write stays where it is, once it is there.
         self._bucket_space = Workspace()
         self._words: torch.Tensor | None = None  # the inputs of any bucket
@@ -77,20 +82,20 @@ class GpuRunner(Runner):
         lengths = np.diff(tokens.offsets)[order]
         total, texts = int(lengths.sum()), len(order)
         bucket = next((b for b in BUCKETS if b >= total and b // 2 >= texts), None)
-        with self._lock, torch.inference_mode(), torch.cuda.stream(self._stream):
+        with self._lock, torch.inference_mode(), torch.cuda.stream(self.stream):
             if bucket is None:
                 return self._run_exact(tokens, order, int(lengths.max()), outputs, options)
             return self._run_bucket(bucket, tokens, order, outputs, options)
 
     def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """As `Runner.hidden_states`, ordered after the caller's stream and before its next work."""
-        if self._stream is None:
+        if self.stream is None:
             return super().hidden_states(ids, mask)
         callers = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(callers)
-        with torch.cuda.stream(self._stream):
+        self.stream.wait_stream(callers)
+        with torch.cuda.stream(self.stream):
             hidden = super().hidden_states(ids, mask)
-        callers.wait_stream(self._stream)
+        callers.wait_stream(self.stream)
         hidden.record_stream(callers)
         return hidden
 
@@ -134,8 +139,8 @@ class GpuRunner(Runner):
         out = torch.empty(results.words, device=self.device)
         given = (*parts, device_tiles[: len(tiles)])
         self._compute(given, longest, outputs, options, results.split(out), self._space)
-        if self._download is not None and self._stream is not None:
-            self._download.wait_stream(self._stream)
+        if self._download is not None and self.stream is not None:
+            self._download.wait_stream(self.stream)
             out.record_stream(self._download)
         with torch.cuda.stream(self._download):
             return self._fetch(out, results, texts, total - texts)

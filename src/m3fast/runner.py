@@ -71,13 +71,13 @@ class BatchResult:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU.
+    """`auto` is the first CUDA device where there is one, else the CPU; `cuda` the current one.
 
     Raises:
         InputError: a device torch does not know or this machine does not have.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -91,7 +91,7 @@ def pick_device(device: str) -> torch.device:
     count = torch.cuda.device_count()
     if (chosen.index or 0) >= count:
         raise InputError(f"device: expected one of {count} CUDA devices, found {device!r}")
-    return chosen
+    return chosen if chosen.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def pick_devices(device: str | Sequence[str]) -> list[torch.device]:
