@@ -13,6 +13,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -35,6 +36,11 @@ struct Index {
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
+  uint4& operator=(const uint4& other) {
+    if ((reinterpret_cast<uintptr_t>(this) | reinterpret_cast<uintptr_t>(&other)) % 16)
+      throw "misaligned address";
+    return *static_cast<uint4*>(std::memcpy(this, &other, sizeof other));
+  }
 };
 inline thread_local Index threadIdx, blockIdx;
 

@@ -25,12 +25,16 @@ int main(int, char** argv) {
     if (cu_seqlens[rows] != tokens) return std::puts("cu_seqlens"), 1;
 
     const int64_t row_bytes = 1 + below(100) * (batch % 3 ? 4 : 16);
-    std::vector<char> hidden(n * row_bytes, 7), packed(capacity * row_bytes, 9), padded(n * row_bytes);
-    if (const char* error = emulated_gather_rows(hidden.data(), slots.data(), packed.data(), n,
-                                                 capacity, row_bytes))
+    // At any address: loads and stores must be as narrow as it asks for.
+    std::vector<char> from(n * row_bytes + 4, 7), through(capacity * row_bytes + 4, 9),
+        to(n * row_bytes + 4);
+    const auto at = [&](auto& bytes) { return bytes.data() + 2 * below(3); };
+    char *hidden = at(from), *packed = at(through), *padded = at(to);
+    if (const char* error =
+            emulated_gather_rows(hidden, slots.data(), packed, n, capacity, row_bytes))
       return std::puts(error), 1;
-    if (const char* error = emulated_scatter_rows(packed.data(), slots.data(), padded.data(), n,
-                                                  capacity, row_bytes))
+    if (const char* error =
+            emulated_scatter_rows(packed, slots.data(), padded, n, capacity, row_bytes))
       return std::puts(error), 1;
     for (int64_t i = 0; i < n; ++i)
       if (padded[i * row_bytes] != (mask[i] ? 7 : 0)) return std::puts("rows"), 1;
