@@ -79,6 +79,15 @@ def attention_tiles(cu_seqlens: NDArray[np.int32], short: int, rows: int) -> NDA
     return reference.attention_tiles_ref(cu_seqlens.tolist(), short, rows).numpy()
 
 
+def most_tiles(tokens: int, texts: int, short: int, rows: int) -> int:
+    """No batch of so many tokens and texts has more `attention_tiles`.
+
+    Two neighbouring short tiles hold more than `short` tokens together, or a longer text, which
+    has as many itself, stands between them; beside full tiles each text has at most one.
+    """
+    return (tokens // rows if rows else 0) + min(texts, 4 * (tokens // short) + 3)
+
+
 def attention_plan(
     cu_seqlens: NDArray[np.int32],
     longest: int,

@@ -17,6 +17,7 @@ from m3fast.checkpoint import load_weights, resolve
 from m3fast.config import ModelConfig
 from m3fast.errors import InputError, ProcessError
 from m3fast.gpurunner import make_runner
+from m3fast.inputs import check_padded, check_positive, check_texts, windows
 from m3fast.runner import HeadOptions, Outputs, pick_devices, pick_dtype
 from m3fast.scheduler import plan_batches
 from m3fast.tokenizer import Tokenizer
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
     import torch
 
     from m3fast.config import Pooling
+    from m3fast.inputs import Texts
     from m3fast.runner import Runner
     from m3fast.tokenizer import TokenIds
     from m3fast.types import Embeddings
-
-    Texts = Sequence[str | Sequence[int]]
 
 # Tokens per batch. On a CPU larger batches only outgrow the caches; a GPU wants them.
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 32768
@@ -183,13 +183,13 @@ class Engine:
         if truncate_dim is not None:
             check_positive("truncate_dim", truncate_dim)
             options = replace(options, truncate_dim=truncate_dim)
-        given = self.tokenizer.check(_check_texts(texts))
-        windows = [given]
+        given = self.tokenizer.check(check_texts(texts))
+        parts: Iterable[Texts] = [given]
         if self.device.type != "cpu" and given:
-            windows = _windows(given, limit, GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
+            parts = windows(given, limit, GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
         with _progress(len(given), show_progress) as progress:
-            parts = self._stream(windows, limit, outputs, options, max_texts, progress.update)
-            return join(list(parts))
+            done = self._stream(parts, limit, outputs, options, max_texts, progress.update)
+            return join(list(done))
 
     def encode_iter(
         self,
@@ -217,9 +217,9 @@ class Engine:
         size = (WINDOW_TEXTS, WINDOW_CHARACTERS)
         if self.device.type != "cpu":
             size = (GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
-        windows = _windows(texts, limit, *size)
+        parts = windows(texts, limit, *size)
         with _progress(None, show_progress) as progress:
-            yield from self._stream(windows, limit, outputs, self.options, None, progress.update)
+            yield from self._stream(parts, limit, outputs, self.options, None, progress.update)
 
     def hidden_states(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -241,7 +241,7 @@ class Engine:
             ProcessError: called in a forked child.
         """
         self._check_process()
-        ids, mask = _check_padded(input_ids, attention_mask)
+        ids, mask = check_padded(input_ids, attention_mask)
         used = ids[mask != 0]
         low, high = (int(v) for v in used.aminmax()) if len(used) else (0, 0)
         if not 0 <= low <= high < self.config.vocab_size:
@@ -269,7 +269,7 @@ class Engine:
 
     def _stream(
         self,
-        windows: Iterable[Texts],
+        parts: Iterable[Texts],
         limit: int,
         outputs: Outputs,
         options: HeadOptions,
@@ -280,7 +280,7 @@ class Engine:
         waiting: deque[Window] = deque()
 
         def tasks() -> Iterator[pipeline.Task]:
-            for tokens in self._tokenised(windows, limit):
+            for tokens in self._tokenised(parts, limit):
                 window = self._window(tokens, outputs, options)
                 waiting.append(window)
                 for order in plan_batches(window.lengths, self.token_budget, max_texts):
@@ -294,15 +294,15 @@ class Engine:
         while waiting:  # windows without a text, which made no batch
             yield waiting.popleft().finish()
 
-    def _tokenised(self, windows: Iterable[Texts], limit: int) -> Iterator[TokenIds]:
+    def _tokenised(self, parts: Iterable[Texts], limit: int) -> Iterator[TokenIds]:
         """Token ids of each window; beside a GPU, in a thread, one window ahead."""
         if self.device.type == "cpu":
-            yield from (self.tokenizer.encode(window, limit) for window in windows)
+            yield from (self.tokenizer.encode(part, limit) for part in parts)
             return
         with ThreadPoolExecutor(1) as pool:
             ahead: Future[TokenIds] | None = None
-            for window in windows:
-                this, ahead = ahead, pool.submit(self.tokenizer.encode, window, limit)
+            for part in parts:
+                this, ahead = ahead, pool.submit(self.tokenizer.encode, part, limit)
                 if this is not None:
                     yield this.result()
             if ahead is not None:
@@ -358,53 +358,6 @@ class Engine:
                 stacklevel=3,
             )
         return min(int(max_length), limit)
-
-
-def check_positive(name: str, value: int) -> None:
-    """InputError naming the argument unless it is an integer above 0."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}: expected a positive integer, found {value!r}")
-
-
-def _check_padded(ids: Any, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    for name, value in (("input_ids", ids), ("attention_mask", ids if mask is None else mask)):
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"{name}: expected a tensor, found {type(value).__name__}")
-        if value.is_floating_point() or value.is_complex():
-            raise InputError(f"{name}: expected integers, found {value.dtype}")
-        if value.ndim != 2 or value.shape != ids.shape:
-            raise InputError(f"{name}: expected shape [B, L], found {list(value.shape)}")
-    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
-    return ids if ids.dtype == torch.int32 else ids.long(), mask.ne(0)
-
-
-def _check_texts(texts: Any) -> Sequence[str | Sequence[int]]:
-    if isinstance(texts, str):
-        return [texts]
-    if not isinstance(texts, list | tuple):
-        hint = "; for an iterator use encode_iter" if hasattr(texts, "__next__") else ""
-        raise InputError(
-            f"texts: expected a str or a list of str, found {type(texts).__name__}{hint}"
-        )
-    return texts  # pyright: ignore[reportUnknownVariableType] - the tokenizer checks each element
-
-
-def _windows(
-    texts: Iterable[str | Sequence[int]], max_length: int, most_texts: int, most_characters: int
-) -> Iterator[Texts]:
-    window: list[str | Sequence[int]] = []
-    characters = 0
-    for text in texts:
-        window.append(text)
-        # A text costs memory for the tokens it keeps, however long it is.
-        characters += min(len(text), 8 * max_length) if hasattr(text, "__len__") else 0
-        if len(window) == most_texts or characters >= most_characters:
-            yield window
-            window, characters = [], 0
-    if window:
-        yield window
 
 
 def _progress(total: int | None, show: bool | None) -> Any:

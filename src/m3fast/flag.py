@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from m3fast.engine import check_positive
 from m3fast.errors import InputError
 from m3fast.flagbase import FlagBase
 from m3fast.flagscores import (
@@ -22,6 +21,7 @@ from m3fast.flagscores import (
     combine,
     lexical_matching_score,
 )
+from m3fast.inputs import check_positive
 from m3fast.kernels.sparse import fill_dicts
 from m3fast.pool import gather, serve, submit
 from m3fast.scoring import all_scores, check_weights

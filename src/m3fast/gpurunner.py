@@ -26,6 +26,7 @@ from m3fast.kernels.attention import (
     attention_config,
     attention_plan,
     attention_tiles,
+    most_tiles,
 )
 from m3fast.kernels.sparse import csr_views, sparse_csr
 from m3fast.packing import pack_texts
@@ -127,7 +128,7 @@ class GpuRunner(Runner):
     ) -> Callable[[], BatchResult]:
         total, texts = int(np.diff(tokens.offsets)[order].sum()), len(order)
         config = self._attention(longest)
-        inputs = Inputs(total, texts, most_tiles(total, texts, config))
+        inputs = Inputs(total, texts, most_tiles(total, texts, config.short, config.rows))
         host = self._pinned(inputs.words)
         batch = pack_texts(tokens, order, self.config, host.numpy())  # lays out as Inputs does
         tiles = attention_tiles(batch.cu_seqlens, config.short, config.rows)
@@ -267,7 +268,7 @@ class GpuRunner(Runner):
 
     def _bucket(self, tokens: int) -> tuple[AttentionConfig, Inputs]:
         config, texts = self._attention(tokens), tokens // 2
-        return config, Inputs(tokens, texts, most_tiles(tokens, texts, config))
+        return config, Inputs(tokens, texts, most_tiles(tokens, texts, config.short, config.rows))
 
     def _bucket_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Room for the inputs and for the results of every bucket."""
@@ -287,16 +288,6 @@ def make_runner(config: ModelConfig, weights: Weights, device: torch.device) -> 
     if not triton_path.why_not(device) and config.head_dim in HEAD_SIZES:
         return GpuRunner(config, weights, device)
     return Runner(config, weights, device)
-
-
-def most_tiles(tokens: int, texts: int, config: AttentionConfig) -> int:
-    """No batch of so many tokens and texts makes more attention tiles.
-
-    Two neighbouring short tiles of one run hold more than `short` tokens together; a longer text
-    ends a run and adds one tile to its full ones.
-    """
-    full = tokens // config.rows if config.rows else 0
-    return full + min(texts, 4 * (tokens // config.short) + 3)
 
 
 def _dummy(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:

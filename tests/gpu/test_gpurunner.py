@@ -12,7 +12,7 @@ from checkpoints import TEXTS, make_checkpoint
 from test_engine import same
 
 from m3fast import Engine, gpurunner
-from m3fast.gpurunner import GpuRunner, most_tiles
+from m3fast.gpurunner import GpuRunner
 from m3fast.kernels import triton_path
 from m3fast.runner import Outputs
 
@@ -138,20 +138,6 @@ def test_out_of_memory_frees_and_splits(pair, monkeypatch) -> None:
 def test_warmup(pair, monkeypatch) -> None:
     monkeypatch.setattr(gpurunner, "BUCKETS", (32,))
     pair[0].warmup(sparse=False)
-
-
-@pytest.mark.parametrize(("short", "rows"), [(32, 0), (64, 64), (64, 128), (32, 128), (16, 16)])
-def test_most_tiles(rng, short, rows) -> None:
-    from m3fast.kernels._triton.attention import AttentionConfig
-    from m3fast.kernels.attention import attention_tiles
-
-    config = AttentionConfig(short, rows, 64, 4, 1)
-    for _ in range(200):
-        longest = short if rows == 0 else int(rng.choice([2, short, short + 1, 4 * rows + 1]))
-        lengths = rng.integers(0 if rng.random() < 0.5 else longest, longest + 1, 40)
-        cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        tiles = attention_tiles(cu, short, rows)
-        assert len(tiles) <= most_tiles(int(cu[-1]), len(lengths), config)
 
 
 # What only a GPU can show.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from m3fast.kernels import native
-from m3fast.kernels.attention import attention_tiles, varlen_attention
+from m3fast.kernels.attention import attention_tiles, most_tiles, varlen_attention
 from m3fast.kernels.reference import attention_tiles_ref, varlen_attention_ref
 
 
@@ -182,3 +182,13 @@ def test_bad_arguments(path):
         varlen_attention(qkv, cu, 2)
     with pytest.raises(ValueError, match=r"out: shape \[5, 8\]"):
         varlen_attention(qkv, cu, 3, out=torch.zeros(5, 9))
+
+
+@pytest.mark.parametrize(("short", "rows"), [(32, 0), (64, 64), (64, 128), (32, 128), (16, 16)])
+def test_most_tiles(rng, short, rows):
+    for _ in range(200):
+        longest = short if rows == 0 else int(rng.choice([2, short, short + 1, 4 * rows + 1]))
+        lengths = rng.integers(0 if rng.random() < 0.5 else longest, longest + 1, 40)
+        cu = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        tiles = attention_tiles(cu, short, rows)
+        assert len(tiles) <= most_tiles(int(cu[-1]), len(lengths), short, rows)
