@@ -33,12 +33,14 @@ def _span(offsets, i, rows):
 @triton.jit
 def _widen(x, dtype: tl.constexpr):
     """8-bit documents as the queries' dtype, exactly, by instructions that run at full rate."""
-    if x.dtype == tl.int8 and dtype == tl.float16:
+    if x.dtype == tl.int8:
         # 1024 + (x + 128) in fp16 is 0x6400 with x + 128 in its low byte.
         bits = (x.to(tl.uint8, bitcast=True) ^ 0x80).to(tl.uint16) | 0x6400
-        return bits.to(tl.float16, bitcast=True) - 1152.0
-    if x.dtype.is_fp8() and dtype == tl.bfloat16:
-        return x.to(tl.float16).to(tl.float32).to(tl.bfloat16)
+        x = bits.to(tl.float16, bitcast=True) - 1152.0
+    elif x.dtype.is_fp8():
+        x = x.to(tl.float16)
+    if x.dtype == tl.float16 and dtype == tl.bfloat16:
+        x = x.to(tl.float32)
     return x.to(dtype)
 
 
@@ -173,7 +175,7 @@ def maxsim_mean_kernel(
     else:
         row = tl.program_id(0) // n_queries * ROWS + tl.arange(0, ROWS)
         query = tl.program_id(0) % n_queries + tl.zeros([ROWS], tl.int64)
-        doc = tl.where(row < n_rows, row, 0).to(tl.int64)
+        doc = row.to(tl.int64)
         at = scores + query * n_rows + row
     exists = (query >= 0) & (query < n_queries) & (doc >= 0) & (doc < n_docs)
     start, end = _span(q_offsets, tl.where(exists, query, 0), q_rows)
