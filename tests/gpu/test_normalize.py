@@ -63,6 +63,25 @@ def test_zeros_and_nan(device):
     assert out[1].isnan().all() and (out[[0, 2]] == 0).all()
 
 
+def test_tiny_norms(device, gap):
+    x = torch.tensor([[3e-13, 4e-13], [3e-12, 4e-12], [3e-10, 4e-10]], device=device)
+    expected = torch.tensor([[0.3, 0.4], [0.6, 0.8], [0.6, 0.8]])
+    assert gap(vectors_of_rows(x, None, True), expected) < 1e-6
+
+
+def test_broken_promises_write_nowhere_else(device):
+    """Fewer rows than tokens need, and tokens of texts that do not exist."""
+    texts, cu = ragged([9], device)
+    x = torch.ones(9, 4, device=device)
+    room = poisoned(9, 4, device)
+    vectors_of_tokens(x, texts, cu, False, out=room[:5])
+    assert (room[:5] == 1).all() and room[5:].isnan().all()
+    texts[8], texts[5] = -1, 7
+    room = poisoned(9, 4, device)
+    vectors_of_tokens(x, texts, cu, False, out=room)
+    assert room.isnan().all(1).nonzero().view(-1).tolist() == [4, 7, 8]
+
+
 def test_nothing(device):
     x, none = torch.zeros(0, 8, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     assert vectors_of_rows(x, None, True).shape == (0, 8)
