@@ -116,7 +116,8 @@ class GpuRunner(Runner):
             for _ in range(3):  # eagerly, captured, replayed
                 self.submit(*_dummy(bucket, 2), outputs, options)()
         for length in (32, 64, 128, 256):
-            self.submit(*_dummy(2 * BUCKETS[-1], length), outputs, options)()
+            batch = _dummy(2 * BUCKETS[-1], min(length, self.config.max_length))
+            self.submit(*batch, outputs, options)()
 
     def _run_exact(
         self,
@@ -155,10 +156,7 @@ class GpuRunner(Runner):
         options: HeadOptions,
     ) -> Callable[[], BatchResult]:
         if self._words is None or self._out is None:
-            self._words, self._out = self._bucket_buffers()
-            has_heads = self.weights.colbert is not None
-            everything = Outputs(dense=True, sparse=has_heads, colbert=has_heads)
-            self._run_bucket(BUCKETS[-1], *_dummy(BUCKETS[-1], 2), everything, options)
+            self._words, self._out = self._prepare(options)
         batch = pack_texts(tokens, order, self.config)
         texts, total = batch.n_texts, batch.n_tokens
         config, inputs = self._bucket(bucket)
@@ -270,17 +268,25 @@ class GpuRunner(Runner):
         config, texts = self._attention(tokens), tokens // 2
         return config, Inputs(tokens, texts, most_tiles(tokens, texts, config.short, config.rows))
 
-    def _bucket_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Room for the inputs and for the results of every bucket."""
+    def _prepare(self, options: HeadOptions) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for the inputs and for the results of every bucket, and the largest run once.
+
+        That gives the workspace its size before any graph knows its addresses.
+        """
         words = max(self._bucket(tokens)[1].words for tokens in BUCKETS)
         heads = self.weights
         width = len(heads.colbert.weight) if heads.colbert is not None else 0
         texts, tokens = BUCKETS[-1] // 2, BUCKETS[-1]
         results = Results(texts, tokens, tokens, self.config.hidden_size, True, width)
-        return (
-            torch.zeros(words, dtype=torch.int32, device=self.device),
-            torch.zeros(results.words, device=self.device),
-        )
+        self._words = torch.zeros(words, dtype=torch.int32, device=self.device)
+        self._out = torch.zeros(results.words, device=self.device)
+        outputs = Outputs(dense=True, sparse=bool(width), colbert=bool(width))
+        try:
+            self._run_bucket(tokens, *_dummy(tokens, 2), outputs, options)
+        except BaseException:  # the next batch starts over
+            self._words = self._out = None
+            raise
+        return self._words, self._out
 
 
 def make_runner(config: ModelConfig, weights: Weights, device: torch.device) -> Runner:

@@ -135,6 +135,26 @@ def test_out_of_memory_frees_and_splits(pair, monkeypatch) -> None:
     same(encode(plain, monkeypatch), found, 1e-5)
 
 
+def test_a_first_batch_that_fails_is_started_over(pair, monkeypatch) -> None:
+    """Its buffers must not be kept half made: graphs would hold addresses that change."""
+    ours, plain = pair
+    compute = GpuRunner._compute
+    sizes = []
+
+    def fails_once(self, inputs, *rest):
+        sizes.append(len(inputs[0]))
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("as on a full device")
+        compute(self, inputs, *rest)
+
+    monkeypatch.setattr(GpuRunner, "_compute", fails_once)
+    with pytest.raises(torch.OutOfMemoryError):
+        ours.encode(TEXTS[0])
+    found = ours.encode(TEXTS[0])
+    same(encode(plain, monkeypatch, TEXTS[:1]), found, 1e-5)
+    assert sizes == [64, 64, 16]
+
+
 def test_warmup(pair, monkeypatch) -> None:
     monkeypatch.setattr(gpurunner, "BUCKETS", (32,))
     pair[0].warmup(sparse=False)
