@@ -91,7 +91,7 @@ def pick_device(device: str) -> torch.device:
     count = torch.cuda.device_count()
     if (chosen.index or 0) >= count:
         raise InputError(f"device: expected one of {count} CUDA devices, found {device!r}")
-    return chosen if chosen.index is not None else torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", torch.cuda.current_device()) if str(chosen) == "cuda" else chosen
 
 
 def pick_devices(device: str | Sequence[str]) -> list[torch.device]:
