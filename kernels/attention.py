@@ -95,10 +95,18 @@ def attention_plan(
     dtype: torch.dtype,
     device: torch.device,
 ) -> AttentionPlan:
-    """The plan of a batch whose offsets int32 [N + 1] are on the host."""
+    """The plan of a batch whose offsets int32 [N + 1] are on the host.
+
+    Raises:
+        TypeError: offsets of another type.
+        ValueError: offsets that do not ascend from 0, or a longer text than `longest`.
+    """
+    total = int(cu_seqlens[-1]) if len(cu_seqlens) else 0
+    lengths = np.diff(checks.offsets("cu_seqlens", cu_seqlens, total, np.int32))
+    if (found := int(lengths.max(initial=0))) > longest:
+        raise ValueError(f"longest: at least {found} was expected from cu_seqlens, got {longest}")
     config = attention_config(dim, dtype, longest, device)
     tiles = torch.from_numpy(attention_tiles(cu_seqlens, config.short, config.rows))
-    lengths = np.diff(cu_seqlens)
     texts = torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths))
     return AttentionPlan(tiles.to(device), texts.to(device), longest)
 

@@ -3,6 +3,7 @@ import math
 import mmap
 import warnings
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -405,3 +406,15 @@ def test_sdpa_agrees(device, rng, gap):
     q, k, v = (x[None] for x in qkv.permute(1, 2, 0, 3))
     sdpa = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(777, -1)
     assert gap(run(qkv, offsets([777])), sdpa) < 0.02
+
+
+def test_plan_of_bad_offsets(device):
+    make = partial(attention_plan, dim=64, dtype=torch.float16, device=device)
+    with pytest.raises(TypeError, match="cu_seqlens"):
+        make(np.array([0, 4]), 4)
+    for bad in ([1, 4], [0, 5, 4], []):
+        with pytest.raises(ValueError, match="cu_seqlens"):
+            make(np.array(bad, np.int32), 8)
+    with pytest.raises(ValueError, match="longest: at least 5"):
+        make(np.array([0, 5], np.int32), 4)
+    assert make(np.array([0, 5], np.int32), 8).tiles.tolist() == [[0, 5, 0, 5]]
