@@ -166,21 +166,20 @@ def _scores(
             return torch.zeros(shape, dtype=torch.float32, device=docs.device)
         narrow = docs.dtype if scales is None else queries.dtype
         narrow = torch.bfloat16 if scales is not None and narrow == torch.float32 else narrow
-        with torch.cuda.device_of(docs):
-            packed = (
-                queries.to(narrow).contiguous(),
-                _upload(q_ends, docs),
-                docs,
-                _upload(d_ends, docs),
-            )
-            scales = None if scales is None else scales.contiguous()
-            if pairs is None:
-                return launch_maxsim(*packed, scales)
-            if not len(pairs):
-                return torch.zeros(0, dtype=torch.float32, device=docs.device)
-            on_host = isinstance(q_ends, np.ndarray)
-            longest = int(np.diff(q_ends).max()) if on_host else len(queries)
-            return launch_maxsim_pairs(*packed, _upload(pairs, docs), longest, scales)
+        packed = (
+            queries.to(narrow).contiguous(),
+            _upload(q_ends, docs),
+            docs,
+            _upload(d_ends, docs),
+        )
+        scales = None if scales is None else scales.contiguous()
+        if pairs is None:
+            return launch_maxsim(*packed, scales)
+        if not len(pairs):
+            return torch.zeros(0, dtype=torch.float32, device=docs.device)
+        on_host = isinstance(q_ends, np.ndarray)
+        longest = int(np.diff(q_ends).max()) if on_host else len(queries)
+        return launch_maxsim_pairs(*packed, _upload(pairs, docs), longest, scales)
     if isinstance(q_ends, torch.Tensor):
         q_ends = checks.offsets("q_offsets", q_ends.cpu(), len(queries), None)
     if isinstance(d_ends, torch.Tensor):

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from . import triton_path
+
 _extension: Any = None
 why = ""  # the reason the extension is absent, empty when it is there
 try:
@@ -16,7 +18,6 @@ except ImportError as error:
 
 available = _extension is not None
 _warned = False
-_said: set[str] = set()
 
 # Dtypes as the extension numbers them. Encoder operations take the first two; arithmetic is fp32.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -57,13 +58,8 @@ def cuda_library(op: str, *tensors: torch.Tensor) -> Any:
     if not tensors[0].is_cuda or wants_gradient:
         return None
     reason = why_no_cuda(tensors[0].device)
-    if reason and op not in _said:
-        _said.add(op)
-        warnings.warn(
-            f"{op}: the slower torch path is used instead of the GPU kernel: {reason}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    if reason:
+        triton_path.say_slower(op, reason)
     return None if reason else _extension
 
 

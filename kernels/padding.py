@@ -60,7 +60,7 @@ def unpad(
     checks.tensor("ids", ids, 2, (torch.int32, torch.int64))
     checks.tensor("mask", mask, 2, (torch.bool, torch.uint8, torch.int32, torch.int64))
     checks.shape("mask", mask, tuple(ids.shape))
-    _same_device("mask", mask, ids)
+    checks.device("mask", mask, ids)
     if ids.numel() > 2**31 - 2:
         raise ValueError(f"ids: fewer than 2**31 - 1 were expected, got {ids.numel()}")
     if pad_id is not None and not 0 <= pad_id < 2**31 - 1:
@@ -99,7 +99,7 @@ def pack_rows(hidden: torch.Tensor, slots: torch.Tensor, total: int) -> torch.Te
     checks.tensor("hidden", hidden, 3, None)
     checks.tensor("slots", slots, 2, (torch.int32,))
     checks.shape("slots", slots, tuple(hidden.shape[:2]))
-    _same_device("slots", slots, hidden)
+    checks.device("slots", slots, hidden)
     _in_range("total", total, slots.numel())
 
     lib = native.cuda_library("pack_rows", hidden)
@@ -124,7 +124,7 @@ def pad_rows(packed: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """
     checks.tensor("packed", packed, 2, None)
     checks.tensor("slots", slots, 2, (torch.int32,))
-    _same_device("slots", slots, packed)
+    checks.device("slots", slots, packed)
 
     lib = native.cuda_library("pad_rows", packed)
     if lib is None or slots.numel() * packed.shape[1] == 0:
@@ -203,11 +203,6 @@ def _state(device: int, stream: int, words: int) -> torch.Tensor:
 def _stream(tensor: torch.Tensor) -> tuple[int, int]:
     device = tensor.get_device()
     return device, torch.cuda.current_stream(device).cuda_stream
-
-
-def _same_device(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
-    if value.device != like.device:
-        raise ValueError(f"{name}: device {like.device} was expected, got {value.device}")
 
 
 def _in_range(name: str, value: int, most: int) -> int:

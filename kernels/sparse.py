@@ -115,8 +115,9 @@ def sparse_csr(
         raise TypeError("dropped: a sequence of ints was expected, got Tensor")
     n_texts = len(cu_seqlens) - 1
     if out is None:
-        out = ids.new_empty(n_texts + 1 + 2 * total)
-    checks.shape("out", checks.tensor("out", out, 1, (torch.int32,)), (n_texts + 1 + 2 * total,))
+        out = ids.new_empty(csr_entries(total, n_texts))
+    entries = (csr_entries(total, n_texts),)
+    checks.shape("out", checks.tensor("out", out, 1, (torch.int32,)), entries)
     for name, given in (
         ("weights", weights), ("cu_seqlens", cu_seqlens), ("texts", texts), ("out", out)
     ):  # fmt: skip
@@ -136,6 +137,11 @@ def sparse_csr(
     return views
 
 
+def csr_entries(tokens: int, texts: int) -> int:
+    """int32 entries of the buffer of `sparse_csr`: indptr [N + 1], indices [T], values [T]."""
+    return texts + 1 + 2 * tokens
+
+
 def csr_views(
     out: torch.Tensor, tokens: int, texts: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -144,7 +150,7 @@ def csr_views(
     Raises:
         ValueError: a buffer of another size.
     """
-    checks.shape("out", out, (texts + 1 + 2 * tokens,))
+    checks.shape("out", out, (csr_entries(tokens, texts),))
     indptr, indices, values = out.split([texts + 1, tokens, tokens])
     return indptr, indices, values.view(torch.float32)
 

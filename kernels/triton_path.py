@@ -64,16 +64,22 @@ def takes(op: str, *tensors: torch.Tensor | None, unsupported: str = "") -> bool
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return False
     reason = why_not(first.device) or unsupported
-    if reason and (op, reason) not in _said:
-        _said.add((op, reason))
-        warnings.warn(
-            f"{op}: the slower torch path is used instead of the GPU kernel: {reason}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    if reason:
+        say_slower(op, reason)
     if first.is_cuda and not reason and first.device.index != torch.cuda.current_device():
         raise ValueError(
             f"{op}: tensors on the current device were expected, which is "
             f"cuda:{torch.cuda.current_device()}, got {first.device}: use torch.cuda.device"
         )
     return not reason
+
+
+def say_slower(op: str, reason: str) -> None:
+    """Warn the caller of an op that torch computes it on a GPU, once for each op and reason."""
+    if (op, reason) not in _said:
+        _said.add((op, reason))
+        warnings.warn(
+            f"{op}: the slower torch path is used instead of the GPU kernel: {reason}",
+            RuntimeWarning,
+            stacklevel=4,
+        )

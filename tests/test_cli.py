@@ -177,13 +177,15 @@ def test_env_on_a_gpu(
     monkeypatch.setattr(tuning, "file_for", lambda _: file)
     monkeypatch.setattr(triton_path, "why_not", lambda _: why)
     monkeypatch.setattr(triton_path, "arch", lambda _: 90)
+    monkeypatch.setattr(native, "why_no_cuda", lambda _: why and "there is no nvcc")
     assert main(["env", "--json"]) == 0
     operations = json.loads(capsys.readouterr().out)["operations"]
     assert operations["attention"] == attention
     assert {operations[name] for name in ("gelu", "layernorm", "maxsim", "sparse rows")} == {gelu}
     assert operations["vectors"] == gelu.removesuffix(", default configs")
     assert operations["linear layers"] == "torch on cuda"
-    assert operations["padded to packed"].startswith(("CUDA C++", "torch on cuda: "))
+    padding = "torch on cuda: there is no nvcc" if why else "CUDA C++"
+    assert operations["padded to packed"] == padding
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is something to tune")

@@ -183,10 +183,12 @@ class Engine:
         if truncate_dim is not None:
             check_positive("truncate_dim", truncate_dim)
             options = replace(options, truncate_dim=truncate_dim)
-        given = self.tokenizer.check(check_texts(texts))
+        given = check_texts(texts)
         parts: Iterable[Texts] = [given]
         if self.device.type != "cpu" and given:
-            parts = windows(given, limit, GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
+            # The last window is tokenised late: all texts are checked before the first.
+            checked = self.tokenizer.check(given)
+            parts = windows(checked, limit, GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
         with _progress(len(given), show_progress) as progress:
             done = self._stream(parts, limit, outputs, options, max_texts, progress.update)
             return join(list(done))

@@ -30,9 +30,8 @@ from m3fast.kernels.attention import (
 )
 from m3fast.kernels.sparse import csr_views, sparse_csr
 from m3fast.packing import pack_texts
-from m3fast.runner import BatchResult, Outputs, Runner
+from m3fast.runner import BatchResult, Outputs, Runner, dummy_texts
 from m3fast.staging import Inputs, Results
-from m3fast.tokenizer import TokenIds
 from m3fast.types import SparseRows
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from m3fast.config import ModelConfig
     from m3fast.kernels._triton.attention import AttentionConfig
     from m3fast.runner import HeadOptions
+    from m3fast.tokenizer import TokenIds
 
 # Tokens of padded batches; a batch of more is run as it is. An eager batch costs the host some ten
 # launches a layer, so that about here the kernels begin to take longer than their launches.
@@ -114,9 +114,9 @@ class GpuRunner(Runner):
         """Compile the kernels of every length class and capture the graph of every bucket."""
         for bucket in reversed(BUCKETS):
             for _ in range(3):  # eagerly, captured, replayed
-                self.submit(*_dummy(bucket, 2), outputs, options)()
+                self.submit(*dummy_texts(bucket, 2), outputs, options)()
         for length in (32, 64, 128, 256):
-            batch = _dummy(2 * BUCKETS[-1], min(length, self.config.max_length))
+            batch = dummy_texts(2 * BUCKETS[-1], min(length, self.config.max_length))
             self.submit(*batch, outputs, options)()
 
     def _run_exact(
@@ -282,7 +282,7 @@ class GpuRunner(Runner):
         self._out = torch.zeros(results.words, device=self.device)
         outputs = Outputs(dense=True, sparse=bool(width), colbert=bool(width))
         try:
-            self._run_bucket(tokens, *_dummy(tokens, 2), outputs, options)
+            self._run_bucket(tokens, *dummy_texts(tokens, 2), outputs, options)
         except BaseException:  # the next batch starts over
             self._words = self._out = None
             raise
@@ -294,12 +294,3 @@ def make_runner(config: ModelConfig, weights: Weights, device: torch.device) -> 
     if not triton_path.why_not(device) and config.head_dim in HEAD_SIZES:
         return GpuRunner(config, weights, device)
     return Runner(config, weights, device)
-
-
-def _dummy(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:
-    """Texts of `length` tokens of id 0, so many tokens in all."""
-    count = tokens // length
-    offsets = np.arange(count + 1, dtype=np.int64) * length
-    return TokenIds(np.zeros(count * length, np.int32), offsets, np.zeros(count, np.bool_)), (
-        np.arange(count)
-    )

@@ -168,9 +168,7 @@ class Runner:
 
     def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
         """Run once what a first call would otherwise wait for."""
-        ids = np.full(4, self.config.pad_id, np.int32)
-        tokens = TokenIds(ids, np.array([0, 4]), np.zeros(1, np.bool_))
-        self.submit(tokens, np.array([0]), outputs, options)()
+        self.submit(*dummy_texts(4, 4), outputs, options)()
 
     def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Last hidden states [B, L, H] of a padded batch, 0 where the mask is, on this device.
@@ -219,3 +217,12 @@ class Runner:
                 head = self.weights.colbert
                 colbert = colbert_head(hidden, head, texts, cu_seqlens, *vectors).cpu()
             return BatchResult(dense, sparse, colbert)
+
+
+def dummy_texts(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:
+    """Texts of `length` tokens of id 0, so many tokens in all."""
+    count = tokens // length
+    offsets = np.arange(count + 1, dtype=np.int64) * length
+    return TokenIds(np.zeros(count * length, np.int32), offsets, np.zeros(count, np.bool_)), (
+        np.arange(count)
+    )

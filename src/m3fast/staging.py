@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from m3fast.kernels.sparse import csr_entries
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -66,7 +68,7 @@ class Results:
     colbert: int
 
     def _sizes(self) -> tuple[int, ...]:
-        sparse = csr_words(self.tokens, self.texts) if self.sparse else 0
+        sparse = csr_entries(self.tokens, self.texts) if self.sparse else 0
         return self.texts * self.dense, sparse, self.rows * self.colbert
 
     @property
@@ -81,8 +83,3 @@ class Results:
             csr.view(torch.int32),
             colbert.view(self.rows, self.colbert),
         ]
-
-
-def csr_words(tokens: int, texts: int) -> int:
-    """indptr [N + 1], indices [T] and values [T], as `kernels.sparse.sparse_csr` lays them out."""
-    return texts + 1 + 2 * tokens

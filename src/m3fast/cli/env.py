@@ -111,11 +111,10 @@ def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     on_cpu = not gpu and native.library_for(torch.empty(1, dtype=dtype)) if library else None
     encoder = name if on_cpu else f"torch on {device.type}"
     host = name or "numpy"
+    padding = "torch on cpu"
     if gpu:
-        built = bool(library and library.has_cuda)
-        padding = "CUDA C++" if built else f"torch on cuda: {_no_cuda_half()}"
-    else:
-        padding = "torch on cpu"
+        reason = native.why_no_cuda(device)
+        padding = f"torch on cuda: {reason}" if reason else "CUDA C++"
     return {
         "attention": _triton("attention", device) if gpu else encoder,
         "layernorm": _triton("layernorm", device) if gpu else encoder,
@@ -140,10 +139,6 @@ def _triton(op: str, device: torch.device) -> str:
     measured = any(row["op"] == op for row in tuning.read(file))
     configs = f"tuned {file.name}" if measured else "default configs"
     return f"Triton, sm_{triton_path.arch(device)}, {configs}"
-
-
-def _no_cuda_half() -> str:
-    return "the extension was built without nvcc" if native.available else native.why
 
 
 def _shown(value: Any) -> str:
