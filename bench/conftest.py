@@ -2,7 +2,7 @@
 
 Without `--benchmark` every row runs once at toy size as a smoke test: results are compared, nothing
 is recorded. Rows of `bench_gpu_*.py` need a CUDA device; with TRITON_INTERPRET=1 their smoke test
-runs on the CPU, with interpreted kernels.
+runs on the CPU, with interpreted kernels. Other files are a CPU's, unless they say ANY_DEVICE.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, record, report
+from bench import gpu, record, report, workloads
 from bench.harness import SCALES, Bench
 
 BENCH = pytest.StashKey[Bench]()
@@ -25,8 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("m3fast bench")
     option = group.addoption
     option("--benchmark", action="store_true", help="measure, record, print the table")
-    option("--suite", choices=("default", "full"), default="default",
-           help="full adds the 24-layer rows: up to an hour")  # fmt: skip
+    option("--suite", default="default", metavar="NAMES",
+           help="comma list of default, full (adds the 24-layer rows: up to an hour) and suites, "
+           f"which are all unless given: {', '.join(suites())}")  # fmt: skip
+    option("--model", metavar="PATH",
+           help="a folder, or m3fast-tiny, for rows that else use random weights")  # fmt: skip
     option("--quick", action="store_true",
            help="with --benchmark: at most 3 rounds and 10 s each, nothing recorded")  # fmt: skip
     option("--record", action="store_true", default=True, dest="bench_record",
@@ -40,12 +43,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
            help="threads of every candidate: 2 unless given, with a GPU all cores")  # fmt: skip
 
 
+def suites() -> list[str]:
+    return sorted({suite_of(file) for file in Path(__file__).parent.glob("bench_*.py")})
+
+
+def suite_of(file: Path) -> str:
+    """`bench_gpu_sparse.py` and `bench_sparse.py` are one suite, sparse."""
+    return file.stem.removeprefix("bench_").removeprefix("gpu_")
+
+
+def _chosen(config: pytest.Config) -> set[str]:
+    """What --suite names."""
+    names = {name.strip() for name in config.getoption("--suite").split(",")}
+    known = ["default", "full", *suites()]
+    if unknown := sorted(names.difference(known)):
+        raise pytest.UsageError(
+            f"--suite {', '.join(unknown)}: unknown; there are {', '.join(known)}"
+        )
+    return names
+
+
+def _model(config: pytest.Config) -> Path | None:
+    name = config.getoption("--model")
+    if name is None:
+        return None
+    path = workloads.TINY if name == "m3fast-tiny" else Path(name)
+    if not (path / "config.json").exists():
+        raise pytest.UsageError(f"--model {name}: no folder with a config.json")
+    return path.resolve()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
+    chosen, model = _chosen(config), _model(config)
     if not config.getoption("--benchmark"):
         scale = "smoke"
     else:
-        scale = "quick" if config.getoption("--quick") else config.getoption("--suite")
+        full = "full" if "full" in chosen else "default"
+        scale = "quick" if config.getoption("--quick") else full
     name = config.getoption("--device")
     cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     if cuda and not torch.cuda.is_available():
@@ -81,7 +116,7 @@ def pytest_configure(config: pytest.Config) -> None:
             with capture.global_and_fixture_disabled():
                 print(f"  {line}", flush=True)
 
-    config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save, device)
+    config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save, device, model)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -90,11 +125,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cuda = bench.device.type == "cuda"
     if interpreted:
         gpu.let_scalars_count_loops()
+    wanted = _chosen(config) - {"default", "full"}
+    if wanted:
+        left = [item for item in items if suite_of(item.path) not in wanted]
+        items[:] = [item for item in items if suite_of(item.path) in wanted]
+        config.hook.pytest_deselected(items=left)
     for item in items:
         if item.path.name.startswith("bench_gpu_"):
             if not cuda and not interpreted:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        elif cuda or interpreted:
+        elif interpreted or (cuda and not getattr(item.module, "ANY_DEVICE", False)):
             item.add_marker(pytest.mark.skip(reason="a CPU's row: --device cpu"))
 
 
@@ -113,7 +153,9 @@ def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Bench:
-    return request.config.stash[BENCH]
+    its = request.config.stash[BENCH]
+    its.suite = suite_of(request.path)
+    return its
 
 
 def pytest_terminal_summary(

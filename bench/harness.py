@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import gpu, measure
-from bench.measure import OURS, Absent, Candidate, Sampled
+from bench import gpu, measure, workloads
+from bench.measure import OURS, P99_SAMPLES, Absent, Candidate, Sampled
+from bench.roof import Roof
+from bench.workloads import Shape
+
+GEMM_SHARE = 0.9  # of the gemm ceiling; a baseline whose own products are slower shows nothing
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,8 @@ class Scale:
 
     Attributes:
         rounds: most samples per candidate; None for what the bench file asks.
-        budget: seconds per candidate after which it stops sampling.
+        budget: seconds per candidate after which it stops sampling, with 3 samples at least
+            unless they take three times as long.
         gpu_rounds: as rounds, where samples are GPU time: microseconds each.
     """
 
@@ -36,8 +43,8 @@ class Scale:
 SCALES = {
     "smoke": Scale("smoke", 1, 5.0, 1),
     "quick": Scale("quick", 3, 10.0, 20),
-    "default": Scale("default", None, 60.0),
-    "full": Scale("full", None, 300.0),
+    "default": Scale("default", None, 20.0),
+    "full": Scale("full", None, 60.0),
 }
 
 
@@ -83,7 +90,10 @@ class Row:
         tokens: real tokens of one input, for `unit="tokens/s"`.
         padding: positions of the padded batch / real tokens.
         unit: of the table: s, tokens/s, TFLOP/s or MiB. Records always hold seconds, or MiB.
-        work: floating-point operations of one input, for `unit="TFLOP/s"`.
+        work: floating-point operations of one input, for `unit="TFLOP/s"` and the limit.
+        moved: bytes that one input must read and write at least, for the limit.
+        model: it uses `Bench.checkpoint`; with --model the row is one of that model.
+        length: tokens per text, batch: texts, corpus: documents; for plots against them.
     """
 
     name: str
@@ -94,6 +104,11 @@ class Row:
     unit: str = "s"
     note: str = ""
     work: float | None = None
+    moved: float | None = None
+    model: bool = False
+    length: int | None = None
+    batch: int | None = None
+    corpus: int | None = None
 
 
 class Bench:
@@ -107,14 +122,33 @@ class Bench:
         say: Callable[[str], None],
         save: Callable[[list[dict[str, Any]]], None],
         device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+        model: Path | None = None,
     ) -> None:
-        self.scale, self.threads, self.device = scale, threads, device
+        self.scale, self.threads, self.device, self.model = scale, threads, device, model
+        self.suite = ""  # of the row that runs
+        self.roof = Roof(device, toy=scale.smoke)
         self._common, self._say, self._save = dict(common), say, save
         self.groups: list[list[dict[str, Any]]] = []
 
     def pick(self, real: Any, smoke: Any) -> Any:
         """One of two sizes: the real one, or one that runs in a blink."""
         return smoke if self.scale.smoke else real
+
+    def encoder_shape(self, layers: int = 2) -> Shape:
+        """The encoder to time: of BGE-M3's width, toy size in a smoke test, --model's with one."""
+        if self.model:
+            return self.shape_of(self.model)
+        return self.pick(Shape(layers), Shape(2, 128))
+
+    def checkpoint(self, shape: Shape) -> Path:
+        """The random checkpoint of that shape, or --model's folder."""
+        return self.model or workloads.checkpoint(shape)
+
+    @staticmethod
+    def shape_of(path: Path) -> Shape:
+        """Size of a checkpoint's encoder."""
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return Shape(config["num_hidden_layers"], config["hidden_size"])
 
     def need(self, row: Row, here: bool, reason: str) -> None:
         """Skip the row, on record, where the machine cannot run it."""
@@ -123,6 +157,9 @@ class Bench:
             pytest.skip(reason)
 
     def full_only(self, full: bool) -> None:
+        """Skip the 24-layer twin of a row but with --suite full, and where --model is the size."""
+        if full and self.model:
+            pytest.skip("--model is measured once")
         if full and self.scale.name != "full":
             pytest.skip("a row of --benchmark --suite full")
 
@@ -138,6 +175,7 @@ class Bench:
         judge: Callable[[str, Any, Any], str] = lambda name, truth, result: "",
         ahead: float | None = None,
         stream: torch.cuda.Stream | None = None,
+        void: Mapping[str, Callable[[], float]] | None = None,
     ) -> None:
         """Make the candidates, time them in turn, record what came out.
 
@@ -148,6 +186,10 @@ class Bench:
             ahead: samples are GPU time; seconds that the host may need to enqueue one. None for
                 wall time, which is what a CPU has.
             stream: where they run; the current one if None.
+            void: by a peer's name, times its matrix products alone and says their rate as a share
+                of the gemm suite's, `bench.roof.flops(dtype)`. Below GEMM_SHARE the peer is no
+                strong baseline: its row is void, with the reason and no figure. Called after
+                sampling, and only for a peer that ran and was right.
         """
         watch = None
         if ahead is not None and self.device.type == "cuda":
@@ -170,12 +212,22 @@ class Bench:
             inputs,
             rounds=min(rounds, most or rounds),
             budget=self.scale.budget,
+            hard=3 * self.scale.budget,
             warm=warm,
             judge=judge,
             say=lambda line: self._say(f"{row.name}: {line}"),
             watch=watch,
         )
-        self.add(row, found, absent, aims or {})
+        weak = {}
+        for name, rate in (void or {}).items():
+            if name in found and found[name].seconds:
+                reached = rate()
+                if reached < GEMM_SHARE and not self.scale.smoke:
+                    weak[name] = (
+                        f"its products reach {100 * reached:.0f} % of the gemm suite's rate, "
+                        f"a strong baseline {100 * GEMM_SHARE:.0f} %"
+                    )
+        self.add(row, found, absent, aims or {}, void=weak)
 
     def add(
         self,
@@ -184,12 +236,14 @@ class Bench:
         absent: Mapping[str, str],
         aims: Mapping[str, Aim],
         ratio: Callable[[Sequence[float], Sequence[float]], float | None] = measure.ratio,
+        void: Mapping[str, str] | None = None,
     ) -> None:
         """Record samples taken elsewhere, such as in other processes.
 
         Args:
             found: samples in the row's unit; absent: reasons by name.
             ratio: (peer's samples, m3fast's samples) -> what `aims` are held against.
+            void: by name, why a candidate's samples do not count.
         """
         ours = found[OURS].seconds
         records = []
@@ -200,7 +254,13 @@ class Bench:
                 status = "failed" if its.wrong.startswith("failed") else "wrong"
                 records.append(record | {"status": status, "reason": its.wrong})
                 continue
+            if name in (void or {}):
+                records.append(record | {"status": "void", "reason": void[name]})
+                continue
             record |= measure.quantiles(its.seconds) | {"samples": len(its.seconds)}
+            record |= self._limit(row, record.get("p50"))
+            if len(its.seconds) >= P99_SAMPLES:
+                record["sorted"] = [float(f"{s:.4g}") for s in sorted(its.seconds)]
             value = record.get("p50")
             if name != OURS and ours:
                 value = record["ratio"] = ratio(its.seconds, ours)
@@ -215,8 +275,27 @@ class Bench:
         if wrong and self.scale.smoke:
             pytest.fail(f"{row.name}: {wrong}", pytrace=False)
 
+    def _limit(self, row: Row, p50: float | None) -> dict[str, Any]:
+        """The share of what the machine allows that was reached, and what it allows."""
+        if self.scale.smoke or not p50 or row.unit == "MiB":
+            return {}
+        seconds: list[float] = []
+        roof: dict[str, float] = {}
+        if row.work:
+            if (flops := self.roof.flops(row.dtype)) is None:
+                return {}
+            roof["flops"] = float(f"{flops:.4g}")
+            seconds.append(row.work / flops)
+        if row.moved:
+            roof["bandwidth"] = float(f"{self.roof.bandwidth:.4g}")
+            seconds.append(row.moved / self.roof.bandwidth)
+        return {"share": max(seconds) / p50, "roof": roof} if seconds else {}
+
     def _keep(self, row: Row, records: list[dict[str, Any]]) -> None:
+        if row.model and self.model:
+            row = replace(row, name=f"{row.name}, {self.model.name}")
         about = {
+            "suite": self.suite,
             "row": row.name,
             "dtype": row.dtype,
             "shape": row.shape,
@@ -225,6 +304,11 @@ class Bench:
             "padding": row.padding,
             "note": row.note,
             "work": row.work,
+            "moved": row.moved,
+            "length": row.length,
+            "batch": row.batch,
+            "corpus": row.corpus,
+            "model": self.model.name if row.model and self.model else None,
         }
         group = [
             self._common | {k: v for k, v in about.items() if v not in (None, "")} | r

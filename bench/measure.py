@@ -9,6 +9,7 @@ seconds do not. docs/adr/0010 says why this is not pytest-benchmark.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ def interleave(
     rounds: int,
     budget: float = 60.0,
     least: int = 3,
+    hard: float = math.inf,
     warm: Any = None,
     judge: Callable[[str, Any, Any], str] = lambda name, truth, result: "",
     say: Callable[[str], None] = lambda line: None,
@@ -59,6 +61,7 @@ def interleave(
         inputs: rotated round by round, so that no candidate lives off its caches.
         rounds: samples per candidate.
         budget: seconds per candidate, after which it sits out all rounds but the first `least`.
+        hard: seconds per candidate that a second and later round may not bring it beyond.
         warm: an input for one untimed call of each; None for the first of `inputs`.
         judge: (name, truth's result, result) of the first round -> difference, or "".
         say: takes a line of progress per round.
@@ -77,7 +80,7 @@ def interleave(
         turn = i % len(names)
         for name in names[turn:] + names[:turn]:
             its = found[name]
-            if its.wrong or (i >= least and sum(its.seconds) > budget):
+            if its.wrong or _spent(its.seconds, i >= least, budget, hard):
                 continue
             stop = watch()
             result, its.wrong = _call(candidates[name], inputs[i % len(inputs)])
@@ -95,6 +98,11 @@ def interleave(
         if its.wrong:
             its.seconds = []
     return found
+
+
+def _spent(seconds: Sequence[float], enough: bool, budget: float, hard: float) -> bool:
+    used = sum(seconds)
+    return used > 0 and ((enough and used > budget) or used + seconds[-1] > hard)
 
 
 def _wall(clock: Callable[[], float]) -> Callable[[], float]:

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-HEADER = ("Workload", "m3fast", "Peer", "Its figure", "Ratio", "Aim", "Met")
+HEADER = ("Workload", "m3fast", "Peer", "Its figure", "Ratio", "Of limit", "Aim", "Met")
 OURS = "m3fast"
 
 Record = dict[str, Any]
@@ -61,6 +61,7 @@ def cells(records: list[Record]) -> list[list[str]]:
     ours = next((r for r in records if r["candidate"] == OURS and "p50" in r), None)
     if ours is None:
         return []
+    limit = f"{100 * ours['share']:.0f} %" if "share" in ours else ""
     lines = []
     for peer in records:
         if peer["candidate"] == OURS:
@@ -68,9 +69,9 @@ def cells(records: list[Record]) -> list[list[str]]:
         found = peer.get("ratio")
         share = peer.get("aim", "").endswith("%")
         shown = "" if found is None else f"{100 * found:.0f} %" if share else _times(found)
-        lines.append([peer["candidate"], figure(peer), shown, *_aim(peer)])
+        lines.append([peer["candidate"], figure(peer), shown, limit, *_aim(peer)])
     if "aim" in ours or not lines:
-        lines.insert(0, ["", "", "", *_aim(ours)])
+        lines.insert(0, ["", "", "", limit, *_aim(ours)])
     return [[ours["row"], figure(ours), *line] for line in lines]
 
 
@@ -115,9 +116,7 @@ def _device(records: list[Record]) -> str:
     lines = [
         f"**{newest['device']}, {newest['threads']} threads**",
         "",
-        _line(HEADER),
-        _line(["---"] * len(HEADER)),
-        *(_line(line) for row in timed for line in cells(row)),
+        *_table([line for row in timed for line in cells(row)]),
         "",
     ]
     lines += [f"- *{row[0]['row']}*: {notes(row)}." for row in timed]
@@ -131,6 +130,13 @@ def _device(records: list[Record]) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in newest["versions"].items())
     lines += ["", f"Measured at {', '.join(commits)}; {versions}."] if timed else []
     return "\n".join(lines)
+
+
+def _table(lines: list[list[str]]) -> list[str]:
+    """Markdown, without columns that are empty throughout."""
+    used = [i for i in range(len(HEADER)) if any(line[i] for line in lines)]
+    rows = [HEADER, ["---"] * len(HEADER), *lines]
+    return [_line(row[i] for i in used) for row in rows]
 
 
 def rewrite(text: str, block: str) -> str | None:

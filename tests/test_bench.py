@@ -167,6 +167,7 @@ def test_gpu_time_begins_after_the_sleep(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_gpu_rows_are_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
     device, kept = Device(monkeypatch), Kept("quick")
     kept.bench.device = torch.device("cuda:0")
+    kept.bench.roof = types.SimpleNamespace(flops=lambda dtype: 3e12, bandwidth=1e9)
     monkeypatch.setattr(torch, "empty", lambda *a, **k: torch.zeros(*a, dtype=torch.uint8))
     kept.bench.compare(
         harness.Row("row", shape="s", unit="TFLOP/s", work=3e9),
@@ -180,6 +181,8 @@ def test_gpu_rows_are_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours["p50"] == pytest.approx(2e-3) and ours["samples"] == 20
     assert (ours["aim"], ours["met"]) == ("≤ 2000.5 µs", True)
     assert (peer["ratio"], peer["met"]) == (pytest.approx(3), False)
+    assert (ours["share"], peer["share"]) == (pytest.approx(0.5), pytest.approx(1 / 6, rel=1e-4))
+    assert report.cells(kept.records)[0][5] == "50 %"
     assert report.cells(kept.records)[0][1] == "1.5 TFLOP/s"
 
 
