@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,61 @@ class Shape:
 
     def __str__(self) -> str:
         return f"{self.layers} x {self.hidden}"
+
+
+OUTPUTS = ("dense", "sparse", "colbert")
+MIXES = ("chat", "passages", "documents", "mixed")
+
+
+def encoder_work(
+    shape: Shape, lengths: Sequence[int], outputs: Sequence[str] = OUTPUTS
+) -> float:
+    """Floating-point operations of texts of these lengths: products of linears and attention."""
+    tokens, hidden = sum(lengths), shape.hidden
+    linears = 2 * tokens * 12 * hidden**2  # Q, K and V 3, out 1, up and down 4 each
+    attention = 4 * hidden * sum(n * n for n in lengths)
+    heads = {"dense": 0, "sparse": 2 * tokens * hidden, "colbert": 2 * tokens * hidden**2}
+    return float(shape.layers * (linears + attention) + sum(heads[name] for name in outputs))
+
+
+def weight_bytes(shape: Shape, itemsize: int, outputs: Sequence[str] = OUTPUTS) -> float:
+    """Bytes of all weights that every call reads; of the embeddings it reads some rows only."""
+    hidden = shape.hidden
+    layer = 12 * hidden**2 + 13 * hidden  # biases 9, norms 4
+    heads = {"dense": 0, "sparse": hidden + 1, "colbert": hidden**2 + hidden}
+    return float(itemsize * (shape.layers * layer + sum(heads[name] for name in outputs)))
+
+
+def mix(name: str, tokens: int, seed: int = 0, longest: int = 8192) -> list[int]:
+    """Lengths of random texts that sum to `tokens`: the last one is cut.
+
+    Args:
+        name: chat (5 to 40 tokens), passages (mean 180, 20 to 512), documents (a quarter of
+            `longest`, to `longest`) or mixed: 60 % chat, 37 % passages, 3 % documents by count.
+        longest: cap of every length.
+    """
+    if name not in MIXES:
+        raise ValueError(f"mix: expected one of {', '.join(MIXES)}, found {name!r}")
+    if tokens < 3 or longest < 8:
+        raise ValueError(f"mix: {tokens} tokens in texts of at most {longest}: too few")
+    random = np.random.default_rng(seed)
+    lengths: list[int] = []
+    left = tokens
+    while left:
+        kind = name if name != "mixed" else MIXES[random.choice(3, p=(0.6, 0.37, 0.03))]
+        if kind == "chat":
+            length = int(random.integers(5, 41))
+        elif kind == "passages":
+            length = int(min(max(random.gamma(3, 60), 20), 512))
+        else:
+            length = int(random.integers(max(longest // 4, 3), longest + 1))
+        length = min(length, longest, left)
+        # <s>, a word and </s> are the shortest text: no rest of less than 3.
+        if 0 < left - length < 3:
+            length = length - 3 if length > 5 else left
+        lengths.append(length)
+        left -= length
+    return lengths
 
 
 def checkpoint(shape: Shape) -> Path:
