@@ -15,10 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, record, report, workloads
+from bench import gpu, record, regress, report, workloads
+from bench.gate import Gate
 from bench.harness import SCALES, Bench
+from bench.progress import Progress, suite_of
 
 BENCH = pytest.StashKey[Bench]()
+GATE = pytest.StashKey[Gate]()
+KEEP = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,17 +43,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
            help="append there instead, at any size, --quick too")  # fmt: skip
     option("--device", choices=("auto", "cpu", "cuda"), default="auto",
            help="whose rows to run; auto is cuda where there is such a device")  # fmt: skip
+    option("--no-gate", action="store_true",
+           help="do not run a suite's tests first: they have run already")  # fmt: skip
     option("--threads", type=int,
            help="threads of every candidate: 2 unless given, with a GPU all cores")  # fmt: skip
 
 
 def suites() -> list[str]:
     return sorted({suite_of(file) for file in Path(__file__).parent.glob("bench_*.py")})
-
-
-def suite_of(file: Path) -> str:
-    """`bench_gpu_sparse.py` and `bench_sparse.py` are one suite, sparse."""
-    return file.stem.removeprefix("bench_").removeprefix("gpu_")
 
 
 def _chosen(config: pytest.Config) -> set[str]:
@@ -100,6 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "dirty": dirty,
         "device": words,
         "threads": threads,
+        "scale": scale,
         "versions": record.versions(),
     } | ({"clocks": gpu.clocks()} if cuda else {})
     file = config.getoption("--records")
@@ -116,6 +118,10 @@ def pytest_configure(config: pytest.Config) -> None:
             with capture.global_and_fixture_disabled():
                 print(f"  {line}", flush=True)
 
+    if scale != "smoke":
+        config.pluginmanager.register(Progress(say), "m3fast bench progress")
+    config.stash[KEEP] = bool(keep)
+    config.stash[GATE] = Gate(device.type, scale == "smoke" or config.getoption("--no-gate"))
     config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save, device, model)
 
 
@@ -153,8 +159,15 @@ def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Bench:
-    its = request.config.stash[BENCH]
-    its.suite = suite_of(request.path)
+    config = request.config
+    its, gate = config.stash[BENCH], config.stash[GATE]
+    suite = suite_of(request.path)
+    if gate.waits(suite):
+        its.say(f"{suite}: its tests first")
+    red = gate.red(suite)
+    if progress := config.pluginmanager.getplugin("m3fast bench progress"):
+        progress.begin()
+    its.begin(suite, f"{request.path.name}::{request.node.originalname}", red)
     return its
 
 
@@ -169,6 +182,9 @@ def pytest_terminal_summary(
     write(report.plain([line for group in groups for line in report.cells(group)]))
     write("")
     for group in groups:
-        timed = bool(report.cells(group))
-        reason = report.notes(group) if timed else f"not measured: {group[0]['reason']}"
-        write(f"{group[0]['row']}: {reason}")
+        write(f"{group[0]['row']}: {report.notes(group)}")
+    if config.stash[KEEP]:
+        records = [r for group in groups for r in group]
+        file = config.getoption("--records") or record.file_of(records[0]["device"])
+        write("")
+        write("\n".join(regress.check(report.read(file), records[0]["run"]).lines()))

@@ -13,6 +13,7 @@ import torch
 
 from bench import gpu, measure, workloads
 from bench.measure import OURS, P99_SAMPLES, Absent, Candidate, Sampled
+from bench.progress import paced
 from bench.roof import Roof
 from bench.workloads import Shape
 
@@ -89,7 +90,7 @@ class Row:
         shape: sizes in words.
         tokens: real tokens of one input, for `unit="tokens/s"`.
         padding: positions of the padded batch / real tokens.
-        unit: of the table: s, tokens/s, TFLOP/s or MiB. Records always hold seconds, or MiB.
+        unit: of the table: s, tokens/s, TFLOP/s, GB/s or MiB. Records hold seconds, or MiB.
         work: floating-point operations of one input, for `unit="TFLOP/s"` and the limit.
         moved: bytes that one input must read and write at least, for the limit.
         model: it uses `Bench.checkpoint`; with --model the row is one of that model.
@@ -125,10 +126,16 @@ class Bench:
         model: Path | None = None,
     ) -> None:
         self.scale, self.threads, self.device, self.model = scale, threads, device, model
-        self.suite = ""  # of the row that runs
+        self.suite = self.test = ""  # of the row that runs
+        self.full = False  # it is one of --suite full only
+        self.red = ""  # why no row of the suite counts
         self.roof = Roof(device, toy=scale.smoke)
-        self._common, self._say, self._save = dict(common), say, save
+        self._common, self.say, self._save = dict(common), say, save
         self.groups: list[list[dict[str, Any]]] = []
+
+    def begin(self, suite: str, test: str, red: str = "") -> None:
+        """The test whose rows come next; `red` says why they do not count."""
+        self.suite, self.test, self.red, self.full = suite, test, red, False
 
     def pick(self, real: Any, smoke: Any) -> Any:
         """One of two sizes: the real one, or one that runs in a blink."""
@@ -158,6 +165,7 @@ class Bench:
 
     def full_only(self, full: bool) -> None:
         """Skip the 24-layer twin of a row but with --suite full, and where --model is the size."""
+        self.full = full
         if full and self.model:
             pytest.skip("--model is measured once")
         if full and self.scale.name != "full":
@@ -191,6 +199,7 @@ class Bench:
                 strong baseline: its row is void, with the reason and no figure. Called after
                 sampling, and only for a peer that ran and was right.
         """
+        self._refuse_red(row)
         watch = None
         if ahead is not None and self.device.type == "cuda":
             watch = gpu.Events(self.device, ahead, stream)
@@ -215,7 +224,7 @@ class Bench:
             hard=3 * self.scale.budget,
             warm=warm,
             judge=judge,
-            say=lambda line: self._say(f"{row.name}: {line}"),
+            say=paced(lambda line: self.say(f"{row.name}: {line}")),
             watch=watch,
         )
         weak = {}
@@ -240,12 +249,15 @@ class Bench:
     ) -> None:
         """Record samples taken elsewhere, such as in other processes.
 
+        Without m3fast among them, as for what the machine itself can do, there are no ratios.
+
         Args:
-            found: samples in the row's unit; absent: reasons by name.
+            found: samples in seconds or MiB; absent: reasons by name.
             ratio: (peer's samples, m3fast's samples) -> what `aims` are held against.
             void: by name, why a candidate's samples do not count.
         """
-        ours = found[OURS].seconds
+        self._refuse_red(row)
+        ours = found[OURS].seconds if OURS in found else []
         records = []
         for name in sorted(found, key=lambda n: n != OURS):
             its = found[name]
@@ -264,16 +276,23 @@ class Bench:
             value = record.get("p50")
             if name != OURS and ours:
                 value = record["ratio"] = ratio(its.seconds, ours)
+                if (spread := measure.spread(its.seconds, ours)) and ratio is measure.ratio:
+                    record["ratios"] = [float(f"{x:.4g}") for x in spread]
             if name in aims and value is not None:
                 record |= {"aim": str(aims[name]), "met": aims[name].met(value)}
             records.append(record)
         skipped = [{"candidate": n, "status": "skipped", "reason": r} for n, r in absent.items()]
         self._keep(row, records + skipped)
-        if found[OURS].wrong:
+        if OURS in found and found[OURS].wrong:
             pytest.fail(f"{row.name}: m3fast: {found[OURS].wrong}", pytrace=False)
         wrong = {n: s.wrong for n, s in found.items() if s.wrong}
         if wrong and self.scale.smoke:
             pytest.fail(f"{row.name}: {wrong}", pytrace=False)
+
+    def _refuse_red(self, row: Row) -> None:
+        if self.red:
+            self._keep(row, [{"candidate": OURS, "status": "void", "reason": self.red}])
+            pytest.fail(f"{row.name}: void: {self.red}", pytrace=False)
 
     def _limit(self, row: Row, p50: float | None) -> dict[str, Any]:
         """The share of what the machine allows that was reached, and what it allows."""
@@ -296,6 +315,8 @@ class Bench:
             row = replace(row, name=f"{row.name}, {self.model.name}")
         about = {
             "suite": self.suite,
+            "test": self.test,
+            "full": self.full or None,
             "row": row.name,
             "dtype": row.dtype,
             "shape": row.shape,

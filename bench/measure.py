@@ -124,6 +124,12 @@ def ratio(peer: Sequence[float], ours: Sequence[float]) -> float | None:
     return median(pairs) if pairs else None
 
 
+def spread(peer: Sequence[float], ours: Sequence[float]) -> tuple[float, float] | None:
+    """20th and 80th percentile over shared rounds of peer / ours."""
+    pairs = [p / o for p, o in zip(peer, ours, strict=False)]
+    return (_quantile(pairs, 0.2), _quantile(pairs, 0.8)) if pairs else None
+
+
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
     """p20, p50, p80, and p99 where there are samples enough for one."""
     wanted = (0.2, 0.5, 0.8) + ((0.99,) if len(samples) >= P99_SAMPLES else ())

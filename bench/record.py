@@ -16,7 +16,7 @@ from bench.report import RESULTS, ROOT
 
 PACKAGES = (
     "torch", "numpy", "tokenizers", "transformers", "FlagEmbedding", "onnxruntime", "openvino",
-    "maxsim-cpu", "triton", "late-interaction-kernels", "flash-maxsim",
+    "maxsim-cpu", "sentence-transformers", "triton", "late-interaction-kernels", "flash-maxsim",
 )  # fmt: skip
 
 
@@ -71,11 +71,16 @@ def commit() -> tuple[str, bool]:
     return head, bool(changes)
 
 
+def file_of(words: str) -> Path:
+    """The results of a device."""
+    return RESULTS / f"{slug(words)}.jsonl"
+
+
 def append(records: list[dict[str, Any]], words: str, file: Path | None = None) -> Path:
     """Add records to `file`, or to the device's."""
     if file is None:
         RESULTS.mkdir(exist_ok=True)
-        file = RESULTS / f"{slug(words)}.jsonl"
+        file = file_of(words)
     with file.open("a", encoding="utf-8") as out:
         out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
     return file

@@ -371,7 +371,8 @@ def test_m3fast_being_wrong_fails_the_run_but_is_on_record() -> None:
             judge=lambda name, truth, found: "" if truth == found else f"{found} is not {truth}",
         )
     assert kept.records[0]["status"] == "wrong" and "p50" not in kept.records[0]
-    assert report.cells(kept.records) == []
+    assert report.cells(kept.records) == [["row", "wrong", "", "", "", "", "", ""]]
+    assert report.notes(kept.records) == "wrong, 2 is not 1"
 
 
 @pytest.mark.parametrize(
@@ -411,13 +412,20 @@ def test_report_prints_figures_in_their_units(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "cpu.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     block = report.markdown(tmp_path)
-    assert "| r | 5,116 tokens/s |  |  |  | ≤ 1 s | yes |" in block
-    assert "| r | 5,116 tokens/s | Peer | 1,279 tokens/s | 4.00× | ≥ 5× | no |" in block
-    assert "*w*: not measured, awaits a CPU." in block
+    short, _, folded = block.partition("<details>")
+    assert short.endswith(
+        "| Workload | m3fast | Ratio to peers |\n| --- | --- | --- |\n"
+        "| r | 5,116 tokens/s (aim ≤ 1 s, met) | 4.00× Peer (aim ≥ 5×, not met) |\n\n"
+    )
+    assert "| r | 5,116 tokens/s |  |  |  | ≤ 1 s | yes |" in folded
+    assert "| r | 5,116 tokens/s | Peer | 1,279 tokens/s | 4.00× | ≥ 5× | no |" in folded
+    assert "*w*: not measured, awaits a CPU." in folded
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for _ in range(2):
-        report.main(["--readme", str(readme), "--results", str(tmp_path)])
+        report.main(["--readme", str(readme), "--results", str(tmp_path),
+                     "--plots", str(tmp_path / "plots")])  # fmt: skip
+    assert not (tmp_path / "plots").exists()
     assert readme.read_text() == f"before\n{report.BEGIN}\n{block}\n{report.END}\nafter\n"
     assert report.rewrite("no markers", block) is None
 
