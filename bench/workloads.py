@@ -50,12 +50,19 @@ MIXES = ("chat", "passages", "documents", "mixed")
 def encoder_work(
     shape: Shape, lengths: Sequence[int], outputs: Sequence[str] = OUTPUTS
 ) -> float:
-    """Floating-point operations of texts of these lengths: products of linears and attention."""
+    """Floating-point operations of texts of these lengths: products of linears and attention.
+
+    Dense vectors alone need all of the last layer's K and V, and the rest of it for <s> only.
+    """
     tokens, hidden = sum(lengths), shape.hidden
     linears = 2 * tokens * 12 * hidden**2  # Q, K and V 3, out 1, up and down 4 each
     attention = 4 * hidden * sum(n * n for n in lengths)
     heads = {"dense": 0, "sparse": 2 * tokens * hidden, "colbert": 2 * tokens * hidden**2}
-    return float(shape.layers * (linears + attention) + sum(heads[name] for name in outputs))
+    work = shape.layers * (linears + attention) + sum(heads[name] for name in outputs)
+    if set(outputs) == {"dense"}:
+        spared = tokens - len(lengths)
+        work -= 2 * spared * 10 * hidden**2 + attention - 4 * hidden * tokens
+    return float(work)
 
 
 def weight_bytes(shape: Shape, itemsize: int, outputs: Sequence[str] = OUTPUTS) -> float:

@@ -40,8 +40,17 @@ def test_work_is_that_of_the_products() -> None:
     linears = sum(2 * 8 * m * n for m, n in [(3 * h, h), (h, h), (4 * h, h), (h, 4 * h)])
     attention = sum(2 * n * n * h for n in lengths) * 2  # scores, then the mix of values
     expected = 2 * (linears + attention)
-    assert workloads.encoder_work(shape, lengths, ("dense",)) == expected
+    assert workloads.encoder_work(shape, lengths, ("sparse",)) == expected + 2 * 8 * h
     assert workloads.encoder_work(shape, lengths) == expected + 2 * 8 * h * h + 2 * 8 * h
+
+
+def test_dense_alone_spares_work_in_the_last_layer() -> None:
+    shape, lengths, h = Shape(2, 128), [3, 5], 128
+    kv = 2 * 8 * 2 * h * h
+    rest = 2 * 2 * 10 * h * h  # of two tokens
+    attention = 2 * 2 * 8 * h
+    one = workloads.encoder_work(Shape(1, 128), lengths, ("sparse",)) - 2 * 8 * h
+    assert workloads.encoder_work(shape, lengths, ("dense",)) == one + kv + rest + attention
 
 
 def test_weight_bytes_are_those_of_the_checkpoint() -> None:
