@@ -1,129 +1,186 @@
-"""Text to numpy, all three outputs, against every peer that runs the same weights on a CPU."""
+"""Text to numpy on a CPU, against every peer that runs the same weights there.
+
+Padding peers sort by length and pad batch by batch; how many texts they take at a time is tried
+out for each workload. FlagEmbedding has its default of 256 in the "online" rows only.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
-import torch
 
-from bench import measure, peers, record
-from bench.harness import OURS, Bench, Row, share, times
-from bench.workloads import Shape, checkpoint, padding_ratio, ragged_lengths, texts
+from bench import cpuencode, peers, record
+from bench.cpuencode import DTYPES, NAMES, TOLERANCE, Peers
+from bench.harness import OURS, Aim, Bench, Row, share, times
+from bench.peers import LINEARS
+from bench.workloads import (
+    OUTPUTS,
+    Shape,
+    encoder_work,
+    mix,
+    padding_ratio,
+    ragged_lengths,
+    texts,
+    weight_bytes,
+)
 
-# ONNX Runtime and OpenVINO pad: small batches of like length suit them best.
-PADDED_BATCH = 8
-FLAG_BATCHES = (16, 32, 64)
-# Vectors have length 1 and token weights are near 1; fp32 sums in another order differ by 1e-6.
-FP32, BF16 = 1e-4, 5e-2
+PADDED_BATCH = 8  # of the padding ratio that rows state
+SORTED = f"the padding ratio is that of sorted batches of {PADDED_BATCH}"
+TRIED = (
+    f"padding peers take {', '.join(map(str, peers.BATCHES))} sorted texts at a time, "
+    f"FlagEmbedding {', '.join(map(str, peers.FLAG_BATCHES))}: what is fastest in a trial"
+)
 PROBE = "FlagEmbedding runs its longest batch twice, first as a probe for memory"
-SORTED = f"ONNX Runtime and OpenVINO take batches of {PADDED_BATCH} sorted by length"
+TOKENS = {"chat": 2048, "passages": 3072, "documents": 8192, "mixed": 3072}
+LONGEST = 4096  # padded peers end
 
 
-@pytest.mark.parametrize("layers", [4, 24])
-def test_online(bench: Bench, layers: int) -> None:
-    """One call of 24 ragged texts at fp32."""
-    bench.full_only(layers == 24)
-    shape = bench.pick(Shape(layers), Shape(2, 128))
-    row, lengths = _online(bench, shape, "fp32", f"{PROBE}; {SORTED}")
-    path = checkpoint(shape)
-    bench.compare(
-        row,
-        {
-            "FlagEmbedding": partial(peers.flag_embedding, path),
-            OURS: partial(peers.m3fast, path),
-            "bare linears": partial(peers.bare_linears, shape, sum(lengths), torch.float32),
-            "ONNX Runtime": partial(peers.onnx_runtime, path, PADDED_BATCH, bench.threads),
-            "OpenVINO": partial(peers.openvino, path, PADDED_BATCH, bench.threads),
-        },
-        [texts(lengths, seed) for seed in range(3)],
-        rounds=3 if layers == 24 else 5,
-        aims={"FlagEmbedding": times(5), "bare linears": share(0.85)},
-        warm=texts(lengths[:2], 9),
-        judge=peers.differ(FP32),
+@pytest.fixture(autouse=True)
+def _memory() -> Iterator[None]:
+    """Models of 1.2 GB each do not wait for the collector's next round."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["chat", "passages", "documents", "mixed"])
+def test_mix(bench: Bench, name: str, dtype: str) -> None:
+    """All three outputs of a few thousand tokens."""
+    lengths = mix(name, bench.pick(TOKENS[name], 150), longest=bench.pick(LONGEST, 60))
+    _encode(
+        bench,
+        f"encode {name}",
+        lengths,
+        dtype,
+        rounds=3 if name == "documents" else 5,
+        padding=padding_ratio(lengths, PADDED_BATCH),
+        aims={"OpenVINO": times(1.2)} if name in ("passages", "mixed") else {},
+        note=f"{SORTED}; {TRIED}",
     )
 
 
-@pytest.mark.parametrize("layers", [4, 24])
-def test_online_bf16(bench: Bench, layers: int) -> None:
-    """The same call at dtype="auto" where that is bf16; on a CPU FlagEmbedding has fp32 only."""
-    bench.full_only(layers == 24)
-    shape = bench.pick(Shape(layers), Shape(2, 128))
-    row, lengths = _online(bench, shape, "bf16", f"{PROBE}, and computes in fp32")
-    bench.need(row, record.has_bf16(), "awaits a CPU with AVX512_BF16 or AMX")
-    path = checkpoint(shape)
-    bench.compare(
-        row,
-        {
-            "FlagEmbedding": partial(peers.flag_embedding, path),
-            OURS: partial(peers.m3fast, path, bf16=True),
-            "bare linears": partial(peers.bare_linears, shape, sum(lengths), torch.bfloat16),
-        },
-        [texts(lengths, seed) for seed in range(3)],
-        rounds=3 if layers == 24 else 5,
-        aims={"FlagEmbedding": times(18), "bare linears": share(0.85)},
-        warm=texts(lengths[:2], 9),
-        judge=peers.differ(BF16),
-    )
-
-
-@pytest.mark.parametrize("longest", [64, 331])
-def test_bulk(bench: Bench, longest: int) -> None:
-    """2,048 texts on 2 layers: FlagEmbedding sorts by length, so little padding is left to save."""
-    bench.full_only(longest == 331)
-    shape = bench.pick(Shape(2), Shape(2, 128))
-    lengths = ragged_lengths(bench.pick(2048, 40), high=longest)
-    path = checkpoint(shape)
-    # Neighbours in length, as in its sorted batches, from the middle and from the long end.
-    ordered = sorted(lengths)
-    middle = len(ordered) // 2
-    sample = texts(ordered[middle : middle + 64] + ordered[-64:], 7)
-    best = _best_flag_batch(bench, path, sample) or FLAG_BATCHES[0]
-    bench.compare(
-        Row(
-            f"encode bulk, {len(lengths):,} texts of up to {longest} tokens, 2 layers, fp32",
-            shape=f"{shape}, texts of {min(lengths)} to {longest} tokens",
-            tokens=sum(lengths),
-            padding=padding_ratio(lengths, best),
-            unit="tokens/s",
-            note=f"FlagEmbedding at batch size {best}, the best of {FLAG_BATCHES} in a trial; "
-            f"the padding ratio is what its sorted batches have; {SORTED}",
-        ),
-        {
-            "FlagEmbedding": partial(peers.flag_embedding, path, best),
-            OURS: partial(peers.m3fast, path),
-            "bare linears": partial(peers.bare_linears, shape, sum(lengths), torch.float32),
-            "ONNX Runtime": partial(peers.onnx_runtime, path, PADDED_BATCH, bench.threads),
-            "OpenVINO": partial(peers.openvino, path, PADDED_BATCH, bench.threads),
-        },
-        [texts(lengths, seed) for seed in range(2)],
-        rounds=2,
-        aims={"bare linears": share(0.85)},
-        warm=texts(lengths[:2], 9),
-        judge=peers.differ(FP32),
-    )
-
-
-def _online(bench: Bench, shape: Shape, dtype: str, note: str) -> tuple[Row, list[int]]:
-    lengths = ragged_lengths(24, high=bench.pick(331, 40))
-    row = Row(
-        f"encode online, 24 texts, {shape.layers} layers, {dtype}",
-        shape=f"{shape}, 24 texts of {min(lengths)} to {max(lengths)} tokens in one call",
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[dtype],
-        tokens=sum(lengths),
-        padding=padding_ratio(lengths),
-        unit="tokens/s",
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_one_output(bench: Bench, output: str) -> None:
+    lengths = mix("passages", bench.pick(TOKENS["passages"], 150), longest=bench.pick(512, 60))
+    note = f"{SORTED}; {TRIED}"
+    if output == "dense":
+        note += "; sentence-transformers pads on a CPU: its unpadded path needs a GPU"
+    _encode(
+        bench,
+        f"encode passages, {output} alone",
+        lengths,
+        "fp32",
+        outputs=(output,),
+        rounds=4,
+        padding=padding_ratio(lengths, PADDED_BATCH),
         note=note,
     )
-    return row, lengths
 
 
-def _best_flag_batch(bench: Bench, path: peers.Path, sample: list[str]) -> int | None:
-    """Batch size that FlagEmbedding is quickest with, or None where it is not installed."""
-    try:
-        tried = {str(n): peers.flag_embedding(path, n) for n in FLAG_BATCHES}
-    except ImportError:
-        return None
-    if bench.scale.smoke:
-        return FLAG_BATCHES[0]
-    return int(measure.fastest(tried, sample, sample[:2]))
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("layers", [2, 24])
+def test_online(bench: Bench, layers: int, dtype: str) -> None:
+    """One call of 24 ragged texts, FlagEmbedding as it comes: all of them in one batch."""
+    bench.full_only(layers == 24)
+    lengths = ragged_lengths(24, high=bench.pick(331, 40))
+    _encode(
+        bench,
+        "encode online, 24 texts",
+        lengths,
+        dtype,
+        layers=layers,
+        tuned=False,
+        rounds=3 if layers == 24 else 5,
+        padding=padding_ratio(lengths),
+        aims={
+            "FlagEmbedding": times(5 if dtype == "fp32" else 18),
+            LINEARS: share(0.85),
+            "OpenVINO": times(1.2),
+        },
+        note=f"{PROBE}; the padding ratio is that of one batch, which FlagEmbedding makes at its "
+        "default batch size",
+    )
+
+
+def test_bulk(bench: Bench) -> None:
+    """Many short texts: sorted by length there is little padding left to save."""
+    lengths = ragged_lengths(bench.pick(1024, 40), high=64)
+    _encode(
+        bench,
+        f"encode bulk, {len(lengths):,} texts of up to 64 tokens",
+        lengths,
+        "fp32",
+        # Neighbours in length, as in sorted batches, from the middle and from the long end.
+        sample=sorted(lengths)[len(lengths) // 2 :][:32] + sorted(lengths)[-32:],
+        rounds=3,
+        padding=padding_ratio(lengths, PADDED_BATCH),
+        aims={LINEARS: share(0.85)},
+        note=f"{SORTED}; {TRIED}",
+    )
+
+
+def test_longest(bench: Bench) -> None:
+    """A text of the model's limit, m3fast alone: padded peers have minutes to do."""
+    bench.full_only(True)
+    _encode(bench, "encode one text of 8,192 tokens", [8192], "fp32", alone=True, rounds=3)
+
+
+def _encode(
+    bench: Bench,
+    name: str,
+    lengths: list[int],
+    dtype: str,
+    *,
+    rounds: int,
+    layers: int = 2,
+    outputs: Sequence[str] = OUTPUTS,
+    sample: list[int] | None = None,
+    tuned: bool = True,
+    alone: bool = False,
+    padding: float | None = None,
+    aims: Mapping[str, Aim] | None = None,
+    note: str = "",
+) -> None:
+    shape = bench.encoder_shape(layers)
+    path = bench.checkpoint(shape)
+    row, linears = _row(bench, shape, name, lengths, dtype, outputs, padding, note)
+    inputs = [texts(lengths, seed) for seed in range(3)]
+    its = Peers(bench, path, dtype, texts(sample, 7) if sample else inputs[0], outputs, tuned)
+    makers = its.makers
+    if alone:
+        makers = {OURS: makers[OURS]}
+    makers = {**makers, LINEARS: linears.make}
+    bench.compare(
+        row,
+        makers,
+        inputs,
+        rounds=rounds,
+        aims=aims,
+        warm=inputs[1],
+        judge=peers.differ(TOLERANCE[dtype], outputs),
+        void=None if alone else its.gate(sum(lengths)),
+    )
+
+
+def _row(
+    bench: Bench, shape: Shape, name: str, lengths: list[int], dtype: str, outputs: Sequence[str],
+    padding: float | None, note: str,
+) -> tuple[Row, peers.BareLinears]:  # fmt: skip
+    itemsize = DTYPES[dtype].itemsize
+    about = {
+        "name": f"{name}, {shape.layers} layers, {dtype}",
+        "shape": f"{shape}, {len(lengths)} texts of {min(lengths)} to {max(lengths)} tokens",
+        "dtype": NAMES[dtype],
+        "tokens": sum(lengths),
+        "padding": padding,
+        "unit": "tokens/s",
+        "work": encoder_work(shape, lengths, outputs),
+        "moved": weight_bytes(shape, itemsize, outputs),
+        "model": True,
+    }
+    if dtype == "bf16":
+        bench.need(Row(**about), record.has_bf16(), cpuencode.NO_BF16)
+    linears = peers.BareLinears(shape, sum(lengths), DTYPES[dtype], trial=not bench.scale.smoke)
+    return Row(**about, note=cpuencode.note(dtype, note, str(linears))), linears

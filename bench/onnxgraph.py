@@ -3,13 +3,16 @@
 Inputs: ids int64 [B, S], mask float32 [B, S], 1 for tokens and 0 for padding on the right.
 Outputs: dense [B, H], token weights [B, S], token vectors [B, S - 1, D], as in reference heads.
 
-Q, K and V are one MatMul. With `fused`, attention is ONNX Runtime's own MultiHeadAttention, else
-it is plain operators, for OpenVINO.
+Q, K and V are one MatMul. With `fused`, attention and residual LayerNorm are ONNX Runtime's own
+operators (its optimiser makes BiasGelu itself); else all are plain ones, for OpenVINO, which fuses
+attention as fast by itself. A graph has the outputs asked for and no nodes but theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save_model
 from safetensors.torch import load_file
 
+from bench.workloads import CACHE, OUTPUTS
+
 
 class _Graph:
     """Nodes and weights under construction; every method returns the name of its result."""
@@ -25,7 +30,9 @@ class _Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
-        self._domain = {"MultiHeadAttention": "com.microsoft"}
+        self._domain = dict.fromkeys(
+            ("MultiHeadAttention", "SkipLayerNormalization"), "com.microsoft"
+        )
 
     def const(self, value: Any, dtype: type = np.float32) -> str:
         name = f"c{len(self.weights)}"
@@ -49,17 +56,21 @@ class _Graph:
         return self.op("LayerNormalization", x, self.const(weight), self.const(bias), epsilon=eps)
 
 
-def export(path: Path, fused: bool) -> Path:
-    """Write model-*.onnx beside the checkpoint, once, and return its path."""
-    file = path / f"model-{'fused' if fused else 'plain'}.onnx"
+def export(path: Path, fused: bool, outputs: Sequence[str] = OUTPUTS) -> Path:
+    """Write model-*.onnx, once, and return its path.
+
+    It lies beside a random checkpoint, or, with its weights, in the cache beside those.
+    """
+    folder = path if path.parent == CACHE else CACHE / f"onnx-{path.name}-{_digest(path)}"
+    kind = "-".join(["skipln" if fused else "plain", *(outputs if outputs != OUTPUTS else ())])
+    file = folder / f"model-{kind}.onnx"
     if file.exists():
         return file
+    folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((path / "config.json").read_text())
-    state = {k: v.float().numpy() for k, v in load_file(path / "model.safetensors").items()}
-    for head in ("colbert_linear", "sparse_linear"):
-        loaded = torch.load(path / f"{head}.pt", weights_only=True)
-        state |= {f"{head}.{k}": v.float().numpy() for k, v in loaded.items()}
-    graph = _build(config, state, fused)
+    state = {k: v.float().numpy() for k, v in load_state(path).items()}
+    graph = _build(config, state, fused, outputs)
+    axes = {"dense": ["B", "H"], "sparse": ["B", "S"], "colbert": ["B", "R", "D"]}
     made = helper.make_graph(
         graph.nodes,
         "bge-m3",
@@ -67,23 +78,39 @@ def export(path: Path, fused: bool) -> Path:
             helper.make_tensor_value_info("ids", TensorProto.INT64, ["B", "S"]),
             helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["B", "S"]),
         ],
-        [
-            helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["B", "H"]),
-            helper.make_tensor_value_info("sparse", TensorProto.FLOAT, ["B", "S"]),
-            helper.make_tensor_value_info("colbert", TensorProto.FLOAT, ["B", "R", "D"]),
-        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes[name]) for name in outputs],
         graph.weights,
     )
     domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(made, opset_imports=domains if fused else domains[:1], ir_version=10)
     half_made = file.with_suffix(".part")
+    (folder / f"{file.stem}.data").unlink(missing_ok=True)  # a stopped run's would be added to
     # Weights beside the graph: protobuf ends at 2 GB.
     save_model(model, half_made, save_as_external_data=True, location=f"{file.stem}.data")
     half_made.rename(file)
     return file
 
 
-def _build(config: dict[str, Any], state: dict[str, np.ndarray], fused: bool) -> _Graph:
+def load_state(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of the encoder and of both heads by their names in the hub's files."""
+    file = path / "model.safetensors"
+    if file.exists():
+        state = load_file(file)
+    else:
+        state = torch.load(path / "pytorch_model.bin", weights_only=True, mmap=True)
+    for head in ("colbert_linear", "sparse_linear"):
+        loaded = torch.load(path / f"{head}.pt", weights_only=True)
+        state |= {f"{head}.{k}": v for k, v in loaded.items()}
+    return state
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+
+
+def _build(
+    config: dict[str, Any], state: dict[str, np.ndarray], fused: bool, outputs: Sequence[str]
+) -> _Graph:
     g = _Graph()
     heads, eps = config["num_attention_heads"], config["layer_norm_eps"]
 
@@ -92,6 +119,15 @@ def _build(config: dict[str, Any], state: dict[str, np.ndarray], fused: bool) ->
 
     def linear(x: str, name: str) -> str:
         return g.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def residual(y: str, x: str, dense: str, name: str) -> str:
+        """LN(dense(y) + x)"""
+        if not fused:
+            return norm(g.op("Add", linear(y, dense), x), name)
+        parts = (state[f"{name}.weight"], state[f"{name}.bias"], state[f"{dense}.bias"])
+        product = g.op("MatMul", y, g.const(state[f"{dense}.weight"].T))
+        constants = [g.const(part) for part in parts]
+        return g.op("SkipLayerNormalization", product, x, *constants, epsilon=eps)
 
     # Padding is on the right, so positions are 2, 3, 4, … and a padded one is never looked at.
     span = g.op("Shape", "ids", start=1, end=2)
@@ -117,19 +153,21 @@ def _build(config: dict[str, Any], state: dict[str, np.ndarray], fused: bool) ->
             np.concatenate([state[f"{p}.bias"] for p in parts]),
         )
         attended = (_fused_attention if fused else _attention)(g, qkv, bias, heads, x)
-        projected = linear(attended, f"{layer}.attention.output.dense")
-        x = norm(g.op("Add", projected, x), f"{layer}.attention.output.LayerNorm")
+        out = f"{layer}.attention.output"
+        x = residual(attended, x, f"{out}.dense", f"{out}.LayerNorm")
         inner = g.op("Gelu", linear(x, f"{layer}.intermediate.dense"))
-        down = linear(inner, f"{layer}.output.dense")
-        x = norm(g.op("Add", down, x), f"{layer}.output.LayerNorm")
-    first = g.op("Gather", x, g.const(0, np.int64), axis=1)
-    g.op("LpNormalization", first, axis=-1, p=2, out="dense")
-    weights = g.op("Relu", linear(x, "sparse_linear"))
-    g.op("Squeeze", weights, g.const([2], np.int64), out="sparse")
-    rest = g.op(
-        "Slice", x, g.const([1], np.int64), g.const([1 << 31], np.int64), g.const([1], np.int64)
-    )
-    g.op("LpNormalization", linear(rest, "colbert_linear"), axis=-1, p=2, out="colbert")
+        x = residual(inner, x, f"{layer}.output.dense", f"{layer}.output.LayerNorm")
+    if "dense" in outputs:
+        first = g.op("Gather", x, g.const(0, np.int64), axis=1)
+        g.op("LpNormalization", first, axis=-1, p=2, out="dense")
+    if "sparse" in outputs:
+        weights = g.op("Relu", linear(x, "sparse_linear"))
+        g.op("Squeeze", weights, g.const([2], np.int64), out="sparse")
+    if "colbert" in outputs:
+        rest = g.op(
+            "Slice", x, g.const([1], np.int64), g.const([1 << 31], np.int64), g.const([1], np.int64)
+        )
+        g.op("LpNormalization", linear(rest, "colbert_linear"), axis=-1, p=2, out="colbert")
     return g
 
 
