@@ -64,6 +64,8 @@ def _compare(bench: Bench, name: str, lengths: list[int], **peers: tuple) -> Non
             tokens=sum(lengths),
             unit="TFLOP/s",
             work=sum(4.0 * n * n * heads * DIM for n in lengths),
+            moved=4.0 * sum(lengths) * heads * DIM * first.qkv.itemsize,
+            length=lengths[0] if min(lengths) == max(lengths) else None,
             note="GPU time; the plan, which 24 layers share, is made before",
         ),
         {OURS: partial(_ours, first)}

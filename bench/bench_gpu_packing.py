@@ -59,6 +59,7 @@ def _compare(
             dtype=str(inputs[0].hidden.dtype).removeprefix("torch."),
             tokens=len(inputs[0].packed),
             padding=batch * longest / len(inputs[0].packed),
+            moved=float(moved),
             note=f"GPU time; {moved / 1e6:.0f} MB read and written",
         ),
         {OURS: lambda: ours, "torch": plain, COPY: partial(gpu.copy_of, moved, bench.device)},

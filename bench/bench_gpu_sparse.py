@@ -89,6 +89,7 @@ def test_sparse_csr(bench: Bench) -> None:
             f"sparse to CSR, {len(lengths)} texts",
             shape=f"{tokens} tokens of texts of {min(lengths)} to {max(lengths)}, {vocab} ids",
             tokens=tokens,
+            moved=12.0 * tokens + 8.0 * sum(map(len, expected)),
             note="GPU time; dense scatter: zeros [N, V], scatter_reduce, nonzero, which waits for "
             "the GPU in its middle",
         ),
@@ -153,6 +154,7 @@ def test_sparse_fused(bench: Bench) -> None:
             shape=f"{tokens} x {width}",
             dtype=str(dtype).removeprefix("torch."),
             tokens=tokens,
+            moved=3.0 * out.nbytes + 12.0 * tokens,
             note="GPU time",
         ),
         {name: lambda run=run: run for name, run in candidates.items()},

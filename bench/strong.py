@@ -5,13 +5,16 @@ Packed tokens, torch's varlen_attn, each layer through torch.compile, the whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from bench import gpupeers
+from bench import gpu, gpupeers
+from bench.measure import Candidate
 from m3fast.checkpoint import Weights
 from m3fast.config import ModelConfig
 
@@ -58,7 +61,7 @@ def compiled(
     ids, positions = batch.ids.clone(), batch.positions.clone()
     first = batch.ends[:-1].long()
     # Every layer has the same shapes: one compilation serves all of them.
-    half = torch.compile(F.linear, dynamic=False)
+    half = compiled_linear()
     rest = torch.compile(after_attention, dynamic=False)
 
     class Texts:
@@ -109,3 +112,61 @@ def after_attention(
     x = F.layer_norm(F.linear(attended, out, out_bias) + x, x.shape[-1:], norm, norm_bias, eps)
     inner = F.linear(F.gelu(F.linear(x, up, up_bias)), down, down_bias)
     return F.layer_norm(inner + x, x.shape[-1:], norm_2, norm_2_bias, eps)
+
+
+def compiled_linear() -> Callable[..., torch.Tensor]:
+    return torch.compile(F.linear, dynamic=False)
+
+
+def products(
+    multiply: Callable[..., Any], weights: Sequence[torch.Tensor], tokens: int
+) -> Candidate:
+    """x W^T for each weight [N, K] in turn, x [tokens, K], by `torch.mm` or a function like it.
+
+    torch.mm writes into kept buffers; what else is given takes (x, W, bias).
+    """
+    like = weights[0]
+    x = {k: like.new_empty(tokens, k).normal_() for k in {w.shape[1] for w in weights}}
+    out = {n: like.new_empty(tokens, n) for n in {len(w) for w in weights}}
+    bias = {n: like.new_empty(n).normal_() for n in out}
+
+    def run(_: Any) -> None:
+        with torch.inference_mode():
+            for weight in weights:
+                n, k = weight.shape
+                if multiply is torch.mm:
+                    torch.mm(x[k], weight.t(), out=out[n])
+                else:
+                    multiply(x[k], weight, bias[n])
+
+    return run
+
+
+def gemm_share(
+    weights: Weights, tokens: int, device: torch.device, ahead: float,
+    multiply: Callable[..., Any] | None = None, rounds: int = 10,
+) -> float:  # fmt: skip
+    """Rate of the compiled products as a share of torch.mm's, which the gemm suite measures.
+
+    Both go through the same weights of all layers at the same size, in turn. Shapes are each held
+    against their own rate: the best of the four is not within reach of the other three.
+    """
+    layers = ((its.qkv, its.out, its.up, its.down) for its in weights.layers)
+    of_layers = [part.weight for parts in layers for part in parts]
+    watch = gpu.Events(device, ahead) if device.type == "cuda" else _wall
+    bare = products(torch.mm, of_layers, tokens)
+    compiled = products(multiply or compiled_linear(), of_layers, tokens)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for run in (bare, compiled):
+        run(None)
+    for _ in range(rounds):
+        for run, its in zip((bare, compiled), seconds, strict=True):
+            stop = watch()
+            run(None)
+            its.append(stop())
+    return median(seconds[0]) / median(seconds[1])
+
+
+def _wall() -> Callable[[], float]:
+    start = time.perf_counter()
+    return lambda: time.perf_counter() - start

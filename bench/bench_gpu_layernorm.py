@@ -51,6 +51,7 @@ def _compare(
             shape=f"{tokens} x {width}",
             dtype=str(_dtype(bench)).removeprefix("torch."),
             tokens=tokens,
+            moved=float(moved),
             note=f"GPU time; {moved / 1e6:.0f} MB read and written",
         ),
         {

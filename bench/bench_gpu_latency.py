@@ -1,0 +1,135 @@
+"""What a search box waits for on a GPU: queries of 20 tokens, one and some at a time."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from bench import child, gpuencode, strong
+from bench.gpuencode import FLAG, STRONG
+from bench.harness import OURS, Bench, Row, micros, times
+from bench.measure import P99_SAMPLES, Absent, Sampled
+from bench.workloads import encoder_work, texts, weight_bytes
+
+QUERY = 20
+EAGER = "without graphs"
+
+
+def _row(
+    bench: Bench, name: str, dtype: str, batch: int, note: str, unit: str = "s"
+) -> Row:
+    shape = gpuencode.encoder_shape(bench)
+    lengths = [QUERY] * batch
+    return Row(
+        f"{name}, {shape.layers} layers, bf16",
+        shape=f"{shape}, {batch} of {QUERY} tokens, all three outputs",
+        dtype=dtype,
+        tokens=sum(lengths),
+        unit=unit,
+        work=encoder_work(shape, lengths),
+        moved=weight_bytes(shape, 2),
+        model=True,
+        length=QUERY,
+        batch=batch,
+        note=note,
+    )
+
+
+def _words(batch: int) -> str:
+    return f"one query of {QUERY} tokens" if batch == 1 else f"{batch} queries of {QUERY} tokens"
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_query_gpu_time(bench: Bench, batch: int) -> None:
+    """What the GPU does, launches aside."""
+    if bench.scale.smoke and batch > 1:
+        pytest.skip("one toy size is enough")
+    shape = gpuencode.encoder_shape(bench)
+    config, weights = gpuencode.model(bench, shape)
+    inputs = [gpuencode.batch(config, [QUERY] * batch, bench.device, seed) for seed in range(4)]
+    runner = gpuencode.runner(bench, config, weights)
+    submit = gpuencode.submits(runner, config)
+    for _ in range(bench.pick(3, 1)):  # eager, captured, replayed
+        submit(inputs[0])()
+    bench.compare(
+        _row(
+            bench, f"{_words(batch)} in GPU time", gpuencode.dtype_of(weights), batch,
+            "from upload to download; weights come from memory, not from L2",
+        ),
+        {
+            OURS: lambda: submit,
+            STRONG: partial(strong.compiled, config, weights, inputs[0], bench.device),
+        },
+        inputs,
+        rounds=P99_SAMPLES,
+        aims={OURS: micros(400)} if batch == 1 and shape.layers == 24 else {},
+        judge=gpuencode.judge(config, weights, inputs[0]),
+        ahead=2e-3,
+        stream=runner.stream,
+        void=gpuencode.strong_gate(bench, weights, QUERY * batch),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16, 32])
+def test_text_to_numpy(bench: Bench, batch: int) -> None:
+    """Strings in, three arrays out, with CUDA graphs and launched kernel by kernel."""
+    if bench.scale.smoke and batch not in (1, 8):
+        pytest.skip("toy sizes of this row are those of 1 and 8 queries")
+    shape = gpuencode.encoder_shape(bench)
+    engine = gpuencode.engine(bench, shape)
+    eager = gpuencode.engine(bench, shape, graphs=False)
+    inputs = [texts([QUERY] * batch, seed) for seed in range(16)]
+    bench.compare(
+        _row(
+            bench, f"{_words(batch)}, text to numpy on the GPU", gpuencode.dtype_of(engine), batch,
+            "wall time, warm; sentence-transformers returns dense vectors only",
+        ),
+        {
+            OURS: lambda: gpuencode.encodes(engine),
+            EAGER: lambda: gpuencode.encodes(eager),
+            **gpuencode.text_peers(bench, shape),
+        },
+        [x[0] for x in inputs] if batch == 1 else inputs,
+        rounds=P99_SAMPLES if batch in (1, 8) else 50,
+        aims={OURS: micros(800), FLAG: times(20)} if batch == 1 and shape.layers == 24 else {},
+        judge=gpuencode.same_dense,
+    )  # fmt: skip
+
+
+COLD = {OURS: "warm", "without warm-up": "cold", FLAG: "flag"}
+
+
+def test_first_query(bench: Bench) -> None:
+    """The first call of a fresh process, once the model is loaded: after `warmup`, and without."""
+    shape = gpuencode.encoder_shape(bench)
+    row = _row(
+        bench, f"first query of {QUERY} tokens in a process on the GPU",
+        bench.pick("bfloat16", "float32"), 1,
+        "wall time of the first call; loading and warm-up are before it; a process per sample; "
+        "kernels that Triton compiled in an earlier process come from its cache",
+    )  # fmt: skip
+    text, path = texts([QUERY], 0)[0], str(bench.checkpoint(shape))
+    found = {name: Sampled() for name in COLD}
+    absent: dict[str, str] = {}
+    vectors: dict[str, torch.Tensor] = {}
+    for i in range(min(bench.scale.rounds or 5, 5)):
+        for name, way in COLD.items():
+            if name in absent:
+                continue
+            try:
+                if way == "flag" and bench.device.type != "cuda":
+                    raise Absent("needs a CUDA device")
+                said = child.run("bench.child_first", way, path, str(bench.device), row.dtype, text)
+            except Absent as reason:
+                absent[name] = str(reason)
+                del found[name]
+                continue
+            its = json.loads(said.strip().splitlines()[-1])
+            found[name].seconds.append(its["seconds"])
+            vectors[name] = torch.tensor(its["dense"])[None]
+            found[name].wrong = gpuencode.same_dense(name, vectors[OURS], vectors[name])
+            bench.say(f"{row.name}: round {i + 1}: {name} {its['seconds']:.3g} s")
+    bench.add(row, found, absent, {})
