@@ -39,6 +39,7 @@ def test_encode_batch(bench: Bench, kind: str) -> None:
     """32k tokens through all layers and heads; upload included, download not."""
     if bench.scale.smoke and kind != "mixed":
         pytest.skip("one toy size is that of the mixed row")
+    gpuencode.not_quick(bench, kind in ("chat", "documents"))
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)
     lengths = mix(kind, bench.pick(TOKENS, 60), 0, bench.pick(config.max_length, 40))
@@ -94,6 +95,7 @@ def test_text_to_numpy(bench: Bench, kind: str) -> None:
     """Through tokeniser, encoder and heads; every output as numpy on the host."""
     if bench.scale.smoke and kind != "mixed":
         pytest.skip("one toy size is that of the mixed row")
+    gpuencode.not_quick(bench, kind != "passages")
     shape = gpuencode.encoder_shape(bench)
     engine = gpuencode.engine(bench, shape)
     real = 180 * (2048 if kind == "passages" else 512)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from bench import gpupeers, peers, strong
@@ -58,6 +59,12 @@ def encoder_shape(bench: Bench) -> Shape:
     """BGE-M3's size, or --model's; in a smoke test a layer, for kernels that are interpreted."""
     toy = bench.scale.smoke and not bench.model
     return Shape(1, 128) if toy else bench.encoder_shape(24)
+
+
+def not_quick(bench: Bench, extra: bool) -> None:
+    """Skip a row that says less than its siblings where minutes count."""
+    if extra and bench.scale.name == "quick":
+        pytest.skip("not in a quick run")
 
 
 def model(bench: Bench, shape: Shape) -> tuple[Any, Any]:

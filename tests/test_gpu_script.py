@@ -107,6 +107,14 @@ def test_table_comes_last_and_is_in_the_log(
     assert table.rstrip().endswith("all well")
 
 
+def test_benchmarks_come_in_an_order_that_a_time_limit_may_cut(gpu: ModuleType) -> None:
+    files = gpu.benchmarks()
+    suites = [file.stem.removeprefix("bench_").removeprefix("gpu_") for file in files]
+    assert all(file.exists() for file in files) and set(gpu.WHOLE) <= set(suites)
+    assert suites[0] == "gemm" and tuple(suites[-len(gpu.WHOLE) :]) == gpu.WHOLE
+    assert {"attention", "layernorm", "maxsim", "packing", "sparse"} < set(suites)
+
+
 def test_benchmarks_follow_failing_tests(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
