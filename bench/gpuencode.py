@@ -22,9 +22,9 @@ STRONG, LINEARS = "packed, varlen_attn, torch.compile, CUDA graph", "bare linear
 FLAG, SENTENCE = "FlagEmbedding", "sentence-transformers"
 UNPADDED = "sentence-transformers, unpadded"
 SPECIAL = (0, 1, 2, 3)
-# What rounding leaves of random encoders of 24 layers in bf16: the cosine of two vectors, and the
-# difference of token weights as a share of the largest.
-COSINE, WEIGHT = 0.99, 0.05
+# The least cosine of two vectors, and the most by which token weights differ, as a share of the
+# largest. bf16 beside fp32 in a random encoder of 24 layers, on a CPU: 0.9998 and 4 %.
+COSINE, WEIGHT = 0.995, 0.1
 
 
 @dataclass
