@@ -16,10 +16,12 @@ from setuptools.errors import PlatformError
 HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.*h"))
 CPP, CU = (sorted(str(p) for p in Path("csrc").glob(g)) for g in ("*.cpp", "cuda/*.cu"))
 FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra"
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma"
 # By file name, on x86-64 only; elsewhere such a file is compiled plain and its #ifdef empties it.
 ISA = {
     "_avx2.cpp": "-mavx2 -mfma -mf16c",
-    "_avx512.cpp": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma",
+    "_avx512.cpp": AVX512,
+    "_avx512bf16.cpp": f"{AVX512} -mavx512bf16",
 }
 # PTX for 80 too, so that GPUs newer than the list still run.
 GENCODE = (

@@ -178,6 +178,14 @@ void define_cuda(py::module_& m) {
 }
 #endif
 
+void check_linear(const Kernels& k, int64_t depth, int dtype) {
+  const bool f32 = Dtype(dtype) == Dtype::f32;
+  M3_CHECK(f32 || (Dtype(dtype) == Dtype::bf16 && k.multiplies_bf16), "dtype: one that ", k.name,
+           " multiplies was expected, got ", dtype);
+  M3_CHECK(depth > 0 && (f32 || depth % 2 == 0), "depth: ", f32 ? "" : "an even number ",
+           "above 0 was expected, got ", depth);
+}
+
 std::string cpu_path(const std::optional<std::string>& force) {
   if (force) force_kernels(force->c_str());
   return kernels().name;
@@ -193,7 +201,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
 #endif
   m.def("cpu_path", cpu_path, py::arg("force") = py::none(),
-        "Instructions in use: avx512, avx2 or base; `force` sets them for tests, 'auto' resets");
+        "Instructions in use: avx512bf16, avx512, avx2 or base; `force` sets them for tests, 'auto' resets");
   m.def("has_team", has_team, "Whether torch's OpenMP team was found");
 
   m.def("pack", pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(),
@@ -250,12 +258,29 @@ PYBIND11_MODULE(_C, m) {
       unlocked);
   m.def(
       "linear",
-      [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t y, int64_t rows, int64_t depth,
-         int64_t outs, int threads) {
-        kernels().linear(at<float>(x), at<float>(weight), at<float>(bias), at<float>(y), rows,
-                         depth, outs, threads);
+      [](uintptr_t x, uintptr_t packed, int panel, uintptr_t bias, bool gelu, uintptr_t y,
+         int64_t rows, int64_t depth, int64_t outs, int dtype, int threads) {
+        const Kernels& k = kernels();
+        M3_CHECK(panel == k.panel, "weight: panels of ", k.panel, " outputs were expected, got ",
+                 panel, ": packed for other instructions");
+        check_linear(k, depth, dtype);
+        k.linear(at<void>(x), at<void>(packed), at<float>(bias), gelu, at<void>(y), rows, depth,
+                 outs, Dtype(dtype), threads);
       },
       unlocked);
+  m.def(
+      "pack_weight",
+      [](uintptr_t weight, int64_t outs, int64_t depth, uintptr_t packed, int dtype, int threads) {
+        const Kernels& k = kernels();
+        check_linear(k, depth, dtype);
+        k.pack_weight(at<void>(weight), outs, depth, at<void>(packed), Dtype(dtype), threads);
+      },
+      unlocked);
+  m.def(
+      "linear_panel", [] { return kernels().panel; }, "Outputs of a panel of packed weights");
+  m.def(
+      "multiplies_bf16", [] { return kernels().multiplies_bf16; },
+      "Whether `linear` takes bf16 too");
   m.def(
       "maxsim",
       [](uintptr_t queries, uintptr_t q_offsets, int64_t n_queries, uintptr_t docs,

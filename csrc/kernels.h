@@ -28,9 +28,16 @@ struct Kernels {
   // qkv [T, 3, heads, dim], cu_seqlens [texts + 1] -> out [T, heads * dim]; f32, bf16
   void (*attention)(const void* qkv, const int32_t* cu_seqlens, int64_t texts, int64_t heads,
                     int64_t dim, float scale, void* out, Dtype, int threads);
-  // y [rows, outs] = x [rows, depth] weight [outs, depth]^T + bias, which may be null; f32
-  void (*linear)(const float* x, const float* weight, const float* bias, float* y, int64_t rows,
-                 int64_t depth, int64_t outs, int threads);
+  // Outputs of a panel of packed weights, and whether there is a product of bf16.
+  int panel;
+  bool multiplies_bf16;
+  // weight [outs, depth] -> packed [ceil(outs / panel) * panel, depth] in the order `linear` reads
+  void (*pack_weight)(const void* weight, int64_t outs, int64_t depth, void* packed, Dtype,
+                      int threads);
+  // y [rows, outs] = x [rows, depth] weight^T + bias, which may be null, or GELU of that; f32, and
+  // bf16 with even depth where it is multiplied
+  void (*linear)(const void* x, const void* packed, const float* bias, bool with_gelu, void* y,
+                 int64_t rows, int64_t depth, int64_t outs, Dtype, int threads);
   // out [n_queries, n_docs]; queries fp32, docs of any dtype
   void (*maxsim)(const float* queries, const int64_t* q_offsets, int64_t n_queries,
                  const void* docs, const int64_t* d_offsets, int64_t n_docs, int64_t dim,
@@ -45,10 +52,11 @@ struct Kernels {
 const Kernels* kernels_base();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avx512bf16();
 
 // The table in use: the widest this processor runs, unless a test forced another.
 const Kernels& kernels();
-// "base", "avx2" or "avx512" for that table from now on, "auto" for the widest again.
+// "base", "avx2", "avx512" or "avx512bf16" for that table from now on, "auto" for the widest again.
 void force_kernels(const char* name);
 
 }  // namespace m3

@@ -1,6 +1,4 @@
 // 512-bit vectors; compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma on x86-64.
-// The source is that of AVX2; this build of it was compiled, but has not been run by its authors,
-// who had no machine with AVX-512. tests/kernels runs it wherever there is one.
 #include "kernels.h"
 #ifdef __AVX512F__
 #define M3_ISA avx512

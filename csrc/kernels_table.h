@@ -57,7 +57,30 @@ inline Kernels table(const char* name) {
                 threads);
     });
   };
-  k.linear = linear;
+  k.panel = OUTS;
+#ifdef __AVX512BF16__
+  k.multiplies_bf16 = true;
+#endif
+  k.pack_weight = [](const void* weight, int64_t outs, int64_t depth, void* packed, Dtype dtype,
+                     int threads) {
+    by_dtype(dtype, [=](auto e) {
+      using T = decltype(e);
+      pack_weight(as<T>(weight), outs, depth, as<T>(packed), threads);
+    });
+  };
+  k.linear = [](const void* x, const void* packed, const float* bias, bool with_gelu, void* y,
+                int64_t rows, int64_t depth, int64_t outs, Dtype dtype, int threads) {
+    const auto body = [=](auto e) {
+      using T = decltype(e);
+      linear(as<T>(x), as<T>(packed), bias, with_gelu, as<T>(y), rows, depth, outs, threads);
+    };
+#ifdef __AVX512BF16__
+    by_dtype(dtype, body);
+#else
+    (void)dtype;
+    body(0.f);
+#endif
+  };
   k.maxsim = [](const float* queries, const int64_t* q_offsets, int64_t n_queries, const void* docs,
                 const int64_t* d_offsets, int64_t n_docs, int64_t dim, float* out, Dtype dtype,
                 int threads) {

@@ -1,57 +1,124 @@
-// y = x W^T + bias for few rows of x, such as one query: every weight is read once, where it lies,
-// and libraries made for square products reach half of what the processor can do here.
+// y = x W^T + bias, and GELU of it. W is packed once, into panels of OUTS outputs, [depth][OUTS] each:
+// weights are then read in order, whole vectors at a time, for twenty rows as for twenty thousand.
 #pragma once
 #include <algorithm>
 
+#include "elementwise.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "tile.h"
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace m3::M3_ISA {
 
-constexpr int64_t CHAIN = 256;  // products summed in one chain: a longer one rounds more
-constexpr int64_t TASK_WEIGHTS = 48 << 10;  // weights of one task: 192 KB, within L2
+constexpr int WIDTH = M3_VECTOR_BYTES == 64 ? 4 : 2;  // 6 x 4 + 5 of 32 registers, 6 x 2 + 3 of 16
+constexpr int OUTS = WIDTH * VL;                      // outputs of a panel
+constexpr int64_t CHAIN_BYTES = 1 << 10;  // of x, summed in one chain: a longer one rounds more
+constexpr int64_t BLOCK = 192;            // rows of a task: 192 KB of x for one chain, within L2
+constexpr int64_t TASK_WEIGHTS = 1 << 20;  // bytes of the panels of one task, at most
+constexpr int64_t TASKS = 4;               // a thread, where there are so many panels
 
-// One panel of W * VL rows of x against n rows of the weights: y[lane * outs + r].
-template <int W>
-void linear_panel(const float* weight, const float* bias, int64_t n, const float* panel,
-                  int64_t depth, float* rows, float* y, int64_t outs, int64_t lanes) {
-  over_tiles(n, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
-    constexpr int R = decltype(count)::value;
-    vf acc[R][W] = {}, part[R][W];
-    for (int64_t k = 0; k < depth; k += CHAIN) {
-      const int64_t steps = std::min(CHAIN, depth - k);
-      multiply<R, W>(weight + r * depth + k, depth, 1, panel + k * W * VL, steps, part);
-      for (int i = 0; i < R; ++i)
-        for (int w = 0; w < W; ++w) acc[i][w] += part[i][w];
+// Neighbours in depth that lie side by side, 4 bytes of them: what one instruction sums.
+template <class T>
+constexpr int64_t PAIR = sizeof(float) / sizeof(T);
+
+// packed [ceil(outs / OUTS)][depth / PAIR][OUTS][PAIR]; outputs past the end are 0.
+template <class T>
+void pack_weight(const T* weight, int64_t outs, int64_t depth, T* packed, int threads) {
+  parallel_for((outs + OUTS - 1) / OUTS, threads, [=](Tasks& tasks) {
+    for (int64_t p; tasks.next(p);) {
+      T* to = packed + p * OUTS * depth;
+      for (int64_t k = 0; k < depth; k += PAIR<T>)
+        for (int64_t o = p * OUTS; o < (p + 1) * OUTS; ++o)
+          for (int64_t i = 0; i < PAIR<T>; ++i)
+            *to++ = o < outs ? weight[o * depth + k + i] : T{};
     }
-    for (int i = 0; i < R; ++i)
-      for (int w = 0; w < W; ++w)
-        store(rows + (r + i) * PANEL + w * VL, bias ? acc[i][w] + splat(bias[r + i]) : acc[i][w]);
   });
-  transpose(rows, PANEL, y, outs, n, lanes);
 }
 
-inline void linear(const float* x, const float* weight, const float* bias, float* y, int64_t rows,
-                   int64_t depth, int64_t outs, int threads) {
-  const int64_t panels = (rows + PANEL - 1) / PANEL;
-  const auto live = [=](int64_t p) { return std::min<int64_t>(PANEL, rows - p * PANEL); };
-  Buffer columns(panels * PANEL * depth);  // x transposed, panel by panel [depth][width]
-  std::fill_n(columns + (panels - 1) * PANEL * depth, PANEL * depth, 0.f);
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t width = live(p) <= VL ? VL : PANEL;
-    transpose(x + p * PANEL * depth, depth, columns + p * PANEL * depth, width, live(p), depth);
+// acc[r][w] = sum over k < depth of x[r * row + k] * panel[k][w]
+template <int R>
+M3_INLINE void product(const float* x, int64_t row, const float* panel, int64_t depth,
+                       vf (&acc)[R][WIDTH]) {
+  multiply<R, WIDTH>(x, row, 1, panel, depth, acc);
+}
+
+#ifdef __AVX512BF16__
+template <int R>
+M3_INLINE void product(const bf16* x, int64_t row, const bf16* panel, int64_t depth,
+                       vf (&acc)[R][WIDTH]) {
+  __m512 t[R][WIDTH] = {};
+  for (int64_t k = 0; k < depth; k += 2, x += 2, panel += 2 * OUTS) {
+    __m512bh column[WIDTH];
+    for (int w = 0; w < WIDTH; ++w)
+      column[w] = (__m512bh)load_as<__m512i>(panel + 2 * w * VL);
+    for (int r = 0; r < R; ++r) {
+      const __m512bh pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x + r * row));
+      for (int w = 0; w < WIDTH; ++w) t[r][w] = _mm512_dpbf16_ps(t[r][w], pair, column[w]);
+    }
   }
-  const int64_t block = std::max<int64_t>(ROWS, TASK_WEIGHTS / depth / ROWS * ROWS);
-  parallel_for((outs + block - 1) / block, threads, [&](Tasks& tasks) {
-    Buffer scratch(block * PANEL);
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < WIDTH; ++w) acc[r][w] = (vf)t[r][w];
+}
+#endif
+
+// y[r][w] <- f(acc + shift) for R rows of one panel, of which the first `live` outputs exist.
+template <int R, class T>
+M3_INLINE void finish(const vf (&acc)[R][WIDTH], const float* shift, bool with_gelu, T* y,
+                      int64_t row, int64_t live) {
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < WIDTH; ++w) {
+      const vf sum = acc[r][w] + load(shift + w * VL);
+      const vf v = with_gelu ? gelu(sum) : sum;
+      const int64_t left = live - w * VL;
+      if (left >= VL)
+        store(y + r * row + w * VL, v);
+      else if (left > 0)
+        store_first(y + r * row + w * VL, v, left);
+    }
+}
+
+template <class T>
+void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y, int64_t rows,
+            int64_t depth, int64_t outs, int threads) {
+  constexpr int64_t CHAIN = CHAIN_BYTES / sizeof(T);
+  const int64_t panels = (outs + OUTS - 1) / OUTS, blocks = (rows + BLOCK - 1) / BLOCK;
+  const int64_t fits = TASK_WEIGHTS / (OUTS * depth * int64_t{sizeof(T)});
+  const int64_t group =
+      std::max<int64_t>(1, std::min(fits, panels * blocks / (TASKS * threads)));  // panels of a task
+  const int64_t groups = (panels + group - 1) / group;
+  // Tasks that follow each other share their weights: two threads read them from L3 once.
+  parallel_for(groups * blocks, threads, [=](Tasks& tasks) {
+    Buffer sums(std::min(rows, BLOCK) * OUTS);
     for (int64_t t; tasks.next(t);) {
-      const int64_t first = t * block, n = std::min(block, outs - first);
-      for (int64_t p = 0; p < panels; ++p) {
-        const auto panel = live(p) <= VL ? linear_panel<1> : linear_panel<2>;
-        panel(weight + first * depth, bias ? bias + first : nullptr, n,
-              columns + p * PANEL * depth, depth, scratch, y + p * PANEL * outs + first, outs,
-              live(p));
+      const int64_t b = t % blocks, first = rows * b / blocks;
+      const int64_t n = rows * (b + 1) / blocks - first;
+      const int64_t begin = t / blocks * group, end = std::min(panels, begin + group);
+      for (int64_t p = begin; p < end; ++p) {
+        const T* panel = packed + p * OUTS * depth;
+        const int64_t live = std::min<int64_t>(OUTS, outs - p * OUTS);
+        float shift[OUTS] = {};
+        if (bias) std::memcpy(shift, bias + p * OUTS, live * sizeof(float));
+        for (int64_t k = 0; k < depth; k += CHAIN) {
+          const int64_t steps = std::min(CHAIN, depth - k);
+          over_tiles(n, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
+            constexpr int R = decltype(count)::value;
+            vf acc[R][WIDTH];
+            product<R>(x + (first + r) * depth + k, depth, panel + k * OUTS, steps, acc);
+            float* sum = sums + r * OUTS;
+            if (k)
+              for (int i = 0; i < R; ++i)
+                for (int w = 0; w < WIDTH; ++w) acc[i][w] += load(sum + i * OUTS + w * VL);
+            if (k + steps == depth) {
+              finish<R>(acc, shift, with_gelu, y + (first + r) * outs + p * OUTS, outs, live);
+              return;
+            }
+            for (int i = 0; i < R; ++i)
+              for (int w = 0; w < WIDTH; ++w) store(sum + i * OUTS + w * VL, acc[i][w]);
+          });
+        }
       }
     }
   });

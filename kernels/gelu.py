@@ -1,11 +1,24 @@
-"""GELU with the bias of the linear layer before it."""
+"""GELU with the bias of the linear layer before it, or with that layer."""
 
 from __future__ import annotations
 
 import torch
 
 from . import checks, native, triton_path
+from .linear import PackedWeight, Weight, linear
 from .reference import bias_gelu_ref
+
+
+def linear_gelu(
+    x: torch.Tensor, weight: Weight, bias: torch.Tensor, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """gelu(x·Wᵀ + b) [T, N]: one pass over a packed weight, else `linear` and `bias_gelu_`.
+
+    Arguments and errors are those of `linear`.
+    """
+    if isinstance(weight, PackedWeight):
+        return linear(x, weight, bias, gelu=True, out=out)
+    return bias_gelu_(linear(x, weight, out=out), bias)
 
 
 def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -1,55 +1,148 @@
-"""The linear layer: torch's own product, but for few rows on a CPU."""
+"""The linear layer: our own product over packed weights on a CPU, torch's everywhere else."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from . import checks, native
 
-# Up to here the native kernel is ahead of MKL, which is made for square products; fp32, AVX2, one
-# thread, K = 1024 and 4096: 1.9 times at 20 rows, 1.4 at 128, 1.2 at 256.
-FEW_ROWS = 256
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight in the order in which the CPU's kernel reads it, made by `pack_weight`.
+
+    Attributes:
+        data: [⌈N / panel⌉·panel·K], panels of `panel` outputs, rows past N being 0.
+        shape: (N, K) of the weight.
+        panel: outputs of a panel; it differs between instruction sets.
+    """
+
+    data: torch.Tensor
+    shape: tuple[int, int]
+    panel: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
+
+
+Weight: TypeAlias = torch.Tensor | PackedWeight
+
+
+def pack_weight(weight: torch.Tensor) -> Weight:
+    """A copy of `weight` [N, K] for the CPU's own kernel, or `weight` where torch's is used.
+
+    The kernel takes fp32 with AVX2 or AVX-512, and bf16 with AVX512_BF16 unless there is AMX, which
+    multiplies eight times as much in a cycle and which torch knows how to use. docs/adr/0008 has
+    the figures.
+
+    Raises:
+        TypeError: not a tensor of floats.
+        ValueError: not two dimensions.
+    """
+    checks.tensor("weight", weight, 2, checks.FLOATS)
+    if not has_kernel(weight):
+        return weight
+    lib = native.library()
+    (outs, depth), panel = weight.shape, lib.linear_panel()
+    packed = weight.new_empty(-(-outs // panel) * panel * depth)
+    lib.pack_weight(
+        weight.data_ptr(), outs, depth, packed.data_ptr(), native.DTYPES[weight.dtype],
+        native.threads(),
+    )  # fmt: skip
+    return PackedWeight(packed, (outs, depth), panel)
+
+
+def unpack_weight(weight: Weight) -> torch.Tensor:
+    """The weight [N, K] as it was before `pack_weight`."""
+    if not isinstance(weight, PackedWeight):
+        return weight
+    pair = 4 // weight.data.element_size()  # neighbours in depth that lie side by side
+    outs, depth = weight.shape
+    parts = weight.data.view(-1, depth // pair, weight.panel, pair)
+    return parts.transpose(1, 2).reshape(-1, depth)[:outs]
+
+
+def has_kernel(weight: torch.Tensor) -> bool:
+    """Whether `pack_weight` packs such a weight on this machine."""
+    lib = native.library_for(weight.detach())
+    if not lib or lib.cpu_path() == "base" or not weight.numel():
+        return False
+    if weight.dtype == torch.float32:
+        return True
+    amx = torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    return lib.multiplies_bf16() and not amx and weight.shape[1] % 2 == 0
 
 
 def linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     bias: torch.Tensor | None = None,
     *,
+    gelu: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y = x·Wᵀ + b.
+    """y = x·Wᵀ + b, or gelu(x·Wᵀ + b) where the weight is packed.
 
     Args:
         x: [T, K].
-        weight: [N, K], the same dtype.
-        bias: [N] or None for no bias.
+        weight: [N, K], the same dtype, or that packed.
+        bias: [N], in the dtype of `x` or fp32; None for no bias.
+        gelu: y/2·(1 + erf(y/√2)) of the result; for a packed weight only, elsewhere see
+            `kernels.gelu.linear_gelu`.
         out: [T, N] to write into; a new tensor if None.
 
     Returns:
-        [T, N] in the dtype of `x`.
+        [T, N] in the dtype of `x`. A packed weight sums in fp32, in chains of 256 (bf16: 512).
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or a gradient through a packed weight.
         ValueError: a wrong shape.
     """
     checks.tensor("x", x, 2, checks.FLOATS)
-    checks.tensor("weight", weight, 2, (x.dtype,))
+    packed = isinstance(weight, PackedWeight)
+    if not packed:
+        checks.tensor("weight", weight, 2, (x.dtype,))
+    elif weight.dtype != x.dtype:
+        raise TypeError(f"weight: dtype {x.dtype} was expected, got {weight.dtype}")
     rows, depth = x.shape
-    checks.shape("weight", weight, (weight.shape[0], depth))
+    outs = weight.shape[0]
+    if weight.shape[1] != depth:
+        raise ValueError(f"weight: shape [{outs}, {depth}] was expected, got {list(weight.shape)}")
     if bias is not None:
-        checks.shape("bias", checks.tensor("bias", bias, 1, (x.dtype,)), (weight.shape[0],))
+        checks.parameter("bias", bias, outs, x)
     if out is not None:
-        checks.output(out, (rows, weight.shape[0]), x)
-
-    few = 0 < rows <= FEW_ROWS and depth > 0 and x.is_cpu and x.dtype == torch.float32
-    if few and (lib := native.library_for(x, weight, bias, out)):
-        out = x.new_empty(rows, weight.shape[0]) if out is None else out
-        lib.linear(
-            x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            out.data_ptr(), *x.shape, weight.shape[0], native.threads(),
-        )  # fmt: skip
-        return out
+        checks.output(out, (rows, outs), x)
+    if packed:
+        return _packed(x, weight, bias, gelu, out)
+    if gelu:
+        raise TypeError("gelu: a packed weight was expected with it")
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
-    return torch.addmm(bias, x, weight.t(), out=out)
+    return torch.addmm(bias.to(x.dtype), x, weight.t(), out=out)
+
+
+def _packed(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    gelu: bool,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    checks.device("x", x, weight.data)
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise TypeError("weight: one that is not packed was expected where a gradient is wanted")
+    rows, outs = x.shape[0], weight.shape[0]
+    out = x.new_empty(rows, outs) if out is None else out
+    if not out.is_contiguous():
+        raise ValueError(f"out: contiguous rows were expected, got strides {list(out.stride())}")
+    x = x.contiguous()
+    wide = None if bias is None else bias.float().contiguous()
+    native.library().linear(
+        x.data_ptr(), weight.data.data_ptr(), weight.panel, 0 if wide is None else wide.data_ptr(),
+        gelu, out.data_ptr(), *x.shape, outs, native.DTYPES[x.dtype], native.threads(),
+    )  # fmt: skip
+    return out

@@ -14,6 +14,7 @@ from checkpoints import make_checkpoint
 import m3fast
 from m3fast import encoder
 from m3fast.cli import goldens, main, verify
+from m3fast.kernels.linear import linear
 from m3fast.scoring import all_scores
 
 LEXICAL = Path(__file__).parents[2] / "shared/data/tokenizer/bge_m3_reference_lexical_weights.json"
@@ -59,10 +60,11 @@ def test_json_report(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_kernel_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def tanh_gelu(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return x.copy_(torch.nn.functional.gelu(x + bias, approximate="tanh"))
+    def tanh_gelu(x: torch.Tensor, weight: Any, bias: torch.Tensor, *, out: torch.Tensor) -> None:
+        linear(x, weight, bias, out=out)
+        out.copy_(torch.nn.functional.gelu(out, approximate="tanh"))
 
-    monkeypatch.setattr(encoder, "bias_gelu_", tanh_gelu)  # off by 4e-4 at most
+    monkeypatch.setattr(encoder, "linear_gelu", tanh_gelu)  # off by 4e-4 at most
     assert main(["verify", "m3fast-tiny", "--json"]) == 1
     assert "accuracy dense float32" in failed(report(capsys))
     assert main(["verify", "m3fast-tiny"]) == 1

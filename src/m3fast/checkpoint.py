@@ -17,6 +17,7 @@ import torch
 
 from m3fast.config import read_json
 from m3fast.errors import CheckpointError
+from m3fast.kernels.linear import Weight, pack_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,7 +33,15 @@ HUB_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/*", *HEAD_FILES)
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """y = x @ weight.T + bias, with weight [out, in] and bias [out]."""
+    """y = x @ weight.T + bias, with weight [out, in], perhaps packed, and bias [out]."""
+
+    weight: Weight
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SparseHead:
+    """weight [1, H] and bias [1] of the product that makes token weights."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -65,7 +74,7 @@ class Weights:
     Attributes:
         word: [V, H]; position: [P, H]; type_row: [H], the row of token type 0.
         colbert: Linear [D, H], or None in a dense-only checkpoint.
-        sparse: Linear [1, H], or None in a dense-only checkpoint.
+        sparse: its head, or None in a dense-only checkpoint.
     """
 
     word: torch.Tensor
@@ -74,7 +83,7 @@ class Weights:
     embedding_norm: Norm
     layers: tuple[Layer, ...]
     colbert: Linear | None
-    sparse: Linear | None
+    sparse: SparseHead | None
 
 
 def resolve(model: str | Path, cache_dir: str | Path | None = None) -> Path:
@@ -125,7 +134,13 @@ def _fetch(hub_id: str, cache_dir: str | Path | None) -> Path:
 
 
 def load_weights(
-    path: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype, colbert_dim: int = -1
+    path: Path,
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    colbert_dim: int = -1,
+    *,
+    pack: bool = False,
 ) -> Weights:
     """Load, check and fuse the weights in a checkpoint's folder.
 
@@ -135,6 +150,8 @@ def load_weights(
         device: where the weights go.
         dtype: floating dtype the weights are converted to.
         colbert_dim: rows expected in colbert_linear.pt; -1 takes what the file has.
+        pack: bring the weights of linear layers into the order that the CPU's kernel reads, one
+            by one, so that no second copy of the model is ever held.
 
     Raises:
         CheckpointError: a file or tensor is missing, unreadable, or of another shape or type.
@@ -146,40 +163,49 @@ def load_weights(
     colbert, sparse = None, None
     if not missing:
         rows = None if colbert_dim <= 0 else colbert_dim
-        colbert = _load_head(heads[0], rows, config.hidden_size, device, dtype)
-        sparse = _load_head(heads[1], 1, config.hidden_size, device, dtype)
+        weight, bias = _load_head(heads[0], rows, config.hidden_size, device, dtype)
+        colbert = Linear(pack_weight(weight) if pack else weight, bias)
+        sparse = SparseHead(*_load_head(heads[1], 1, config.hidden_size, device, dtype))
     with ExitStack() as stack:
         tensors = _open_tensors(path, stack)
 
         def take(name: str, *shape: int) -> torch.Tensor:
             return tensors.take(name, shape).to(device, dtype)
 
-        return _fuse(config, take, colbert, sparse)
+        return _fuse(config, take, colbert, sparse, pack)
 
 
 def _fuse(
     c: ModelConfig,
     take: Callable[..., torch.Tensor],
     colbert: Linear | None,
-    sparse: Linear | None,
+    sparse: SparseHead | None,
+    pack: bool,
 ) -> Weights:
     h, f = c.hidden_size, c.ffn_size
 
     def norm(name: str) -> Norm:
         return Norm(take(f"{name}.weight", h), take(f"{name}.bias", h))
 
-    def linear(name: str, rows: int, cols: int) -> Linear:
-        return Linear(take(f"{name}.weight", rows, cols), take(f"{name}.bias", rows))
+    def linear(rows: int, cols: int, *names: str) -> Linear:
+        """One layer, or several of the same input as one."""
+        weights = [take(f"{name}.weight", rows, cols) for name in names]
+        biases = [take(f"{name}.bias", rows) for name in names]
+        if len(names) == 1:
+            weight, bias = weights[0], biases[0]
+        else:
+            weight, bias = torch.cat(weights), torch.cat(biases)
+        return Linear(pack_weight(weight) if pack else weight, bias)
 
     def layer(i: int) -> Layer:
         base = f"encoder.layer.{i}"
-        parts = [linear(f"{base}.attention.self.{x}", h, h) for x in ("query", "key", "value")]
+        qkv = [f"{base}.attention.self.{part}" for part in ("query", "key", "value")]
         return Layer(
-            qkv=Linear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])),
-            out=linear(f"{base}.attention.output.dense", h, h),
+            qkv=linear(h, h, *qkv),
+            out=linear(h, h, f"{base}.attention.output.dense"),
             attention_norm=norm(f"{base}.attention.output.LayerNorm"),
-            up=linear(f"{base}.intermediate.dense", f, h),
-            down=linear(f"{base}.output.dense", h, f),
+            up=linear(f, h, f"{base}.intermediate.dense"),
+            down=linear(h, f, f"{base}.output.dense"),
             output_norm=norm(f"{base}.output.LayerNorm"),
         )
 
@@ -227,11 +253,11 @@ def _check(tensor: Any, file: Path, name: str, shape: tuple[int | None, ...]) ->
 
 def _load_head(
     file: Path, rows: int | None, cols: int, device: torch.device, dtype: torch.dtype
-) -> Linear:
+) -> tuple[torch.Tensor, torch.Tensor]:
     state = _load_pickle(file)
     weight = _check(state.get("weight"), file, "weight", (rows, cols))
     bias = _check(state.get("bias"), file, "bias", (weight.shape[0],))
-    return Linear(weight.to(device, dtype), bias.to(device, dtype))
+    return weight.to(device, dtype), bias.to(device, dtype)
 
 
 def _open_tensors(path: Path, stack: ExitStack) -> _Tensors:

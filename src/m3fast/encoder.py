@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from m3fast.kernels.attention import varlen_attention
-from m3fast.kernels.gelu import bias_gelu_
+from m3fast.kernels.gelu import linear_gelu
 from m3fast.kernels.layernorm import add_layernorm, add_layernorm_dot, embed_layernorm
 from m3fast.kernels.linear import linear
 
 if TYPE_CHECKING:
-    from m3fast.checkpoint import Layer, Linear, Weights
+    from m3fast.checkpoint import Layer, SparseHead, Weights
     from m3fast.config import ModelConfig
     from m3fast.kernels.attention import AttentionPlan
 
@@ -66,7 +66,7 @@ def encode(
     tokens: Tokens,
     space: Workspace,
     rows: torch.Tensor | None = None,
-    head: Linear | None = None,
+    head: SparseHead | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Hidden states of packed tokens, and the token weights of the sparse head.
 
@@ -99,7 +99,7 @@ def _layer(
     tokens: Tokens,
     space: Workspace,
     rows: torch.Tensor | None = None,
-    head: Linear | None = None,
+    head: SparseHead | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     count, hidden = x.shape
     # One buffer serves both halves of a layer: what attention leaves is used up before the
@@ -117,13 +117,13 @@ def _layer(
     )
     if rows is not None:
         x, attended, count = x[rows], attended[rows], len(rows)
-    # The biases of out, up and down ride in the next elementwise kernel.
+    # The biases of out and down ride in the next elementwise kernel.
     projected = space.take("hidden", count, hidden, x)
     linear(attended, layer.out.weight, out=projected)
     norm, eps = layer.attention_norm, config.layer_norm_eps
     x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps, out=x)
     inner = wide[: count * config.ffn_size].view(count, config.ffn_size)
-    bias_gelu_(linear(x, layer.up.weight, out=inner), layer.up.bias)
+    linear_gelu(x, layer.up.weight, layer.up.bias, out=inner)
     linear(inner, layer.down.weight, out=projected)
     norm = layer.output_norm
     given = (projected, x, layer.down.bias, norm.weight, norm.bias, eps)

@@ -127,10 +127,13 @@ class Engine:
         path = resolve(model, cache_dir)
         config = ModelConfig.from_dir(path)
         tokenizer = Tokenizer.from_dir(path)
-        runners = [
-            make_runner(config, load_weights(path, config, on, as_dtype, colbert_dim), on)
-            for on in devices
-        ]
+
+        def runner(on: torch.device) -> Runner:
+            pack = on.type == "cpu"
+            weights = load_weights(path, config, on, as_dtype, colbert_dim, pack=pack)
+            return make_runner(config, weights, on)
+
+        runners = [runner(on) for on in devices]
         options = HeadOptions(
             pooling or config.pooling, normalize, truncate_dim, tuple(sorted(tokenizer.dropped_ids))
         )

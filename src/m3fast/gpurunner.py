@@ -210,7 +210,7 @@ class GpuRunner(Runner):
             sparse_csr(ids, weights, cu_seqlens, owners, options.dropped, out=csr)
         if outputs.colbert and (head := self.weights.colbert) is not None:
             # The out projection's buffer is free again.
-            product = space.take("hidden", len(hidden), len(head.weight), hidden)
+            product = space.take("hidden", len(hidden), head.weight.shape[0], hidden)
             colbert_head(hidden, head, owners, cu_seqlens, *vectors, product, colbert)
 
     def _fetch(
@@ -251,7 +251,7 @@ class GpuRunner(Runner):
         head, cut = self.weights.colbert, options.truncate_dim
         widths = [
             self.config.hidden_size if outputs.dense else 0,
-            len(head.weight) if outputs.colbert and head is not None else 0,
+            head.weight.shape[0] if outputs.colbert and head is not None else 0,
         ]
         dense, colbert = (w if cut is None else min(w, cut) for w in widths)
         return Results(texts, tokens, rows, dense, outputs.sparse, colbert)
@@ -275,7 +275,7 @@ class GpuRunner(Runner):
         """
         words = max(self._bucket(tokens)[1].words for tokens in BUCKETS)
         heads = self.weights
-        width = len(heads.colbert.weight) if heads.colbert is not None else 0
+        width = heads.colbert.weight.shape[0] if heads.colbert is not None else 0
         texts, tokens = BUCKETS[-1] // 2, BUCKETS[-1]
         results = Results(texts, tokens, tokens, self.config.hidden_size, True, width)
         self._words = torch.zeros(words, dtype=torch.int32, device=self.device)

@@ -15,7 +15,7 @@ LENGTHS = [1, 2, 31, 33, 0, 63, 64, 65, 129, 500, 1, 17]
 def paths():
     """Instruction sets that this machine runs and this build has, and torch alone."""
     found = ["torch"]
-    for name in ("base", "avx2", "avx512") if native.available else ():
+    for name in ("base", "avx2", "avx512", "avx512bf16") if native.available else ():
         with contextlib.suppress(ValueError):
             found.append(native.library().cpu_path(name))
     if native.available:

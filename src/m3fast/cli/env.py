@@ -13,6 +13,7 @@ import torch
 import m3fast
 from m3fast.cli.table import table
 from m3fast.kernels import native, triton_path, tuning
+from m3fast.kernels.linear import has_kernel
 from m3fast.runner import pick_device, pick_dtype
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     gpu = device.type == "cuda"
     on_cpu = not gpu and native.library_for(torch.empty(1, dtype=dtype)) if library else None
     encoder = name if on_cpu else f"torch on {device.type}"
+    packed = not gpu and has_kernel(torch.empty(2, 2, dtype=dtype))
     host = name or "numpy"
     padding = "torch on cpu"
     if gpu:
@@ -119,7 +121,7 @@ def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         "attention": _triton("attention", device) if gpu else encoder,
         "layernorm": _triton("layernorm", device) if gpu else encoder,
         "gelu": _triton("gelu", device) if gpu else encoder,
-        "linear layers": f"torch on {device.type}",
+        "linear layers": name if packed else f"torch on {device.type}",
         "vectors": _triton("", device) if gpu else "torch on cpu",
         "packing": host,
         "padded to packed": padding,

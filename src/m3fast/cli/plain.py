@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from m3fast.kernels.linear import unpack_weight
 from m3fast.kernels.reference import pack_ref
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _encode(
     weights, heads, eps = engine.runner.weights, engine.config.n_heads, engine.config.layer_norm_eps
 
     def linear(x: torch.Tensor, part: Any) -> torch.Tensor:
-        return F.linear(x, part.weight.to(dtype), part.bias.to(dtype))
+        return F.linear(x, unpack_weight(part.weight).to(dtype), part.bias.to(dtype))
 
     def norm(x: torch.Tensor, part: Any) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], part.weight.to(dtype), part.bias.to(dtype), eps)
@@ -96,7 +97,7 @@ def _encode(
 
 
 def _heads(engine: Engine, hidden: torch.Tensor, ids: torch.Tensor, ends: list[int]) -> Vectors:
-    weights, spans = engine.runner.weights, list(pairwise(ends))
+    weights, spans, dtype = engine.runner.weights, list(pairwise(ends)), hidden.dtype
     first, last = torch.tensor(ends[:-1]), torch.tensor(ends[1:]) - 1
     pooling = engine.options.pooling
     if pooling == "mean":
@@ -106,7 +107,7 @@ def _heads(engine: Engine, hidden: torch.Tensor, ids: torch.Tensor, ends: list[i
     vectors = {"dense": _double(F.normalize(pooled.double(), dim=-1))}
     if weights.sparse is not None and weights.colbert is not None:
         sparse, colbert = (
-            F.linear(hidden, head.weight.to(hidden.dtype), head.bias.to(hidden.dtype)).double()
+            F.linear(hidden, unpack_weight(head.weight).to(dtype), head.bias.to(dtype)).double()
             for head in (weights.sparse, weights.colbert)
         )
         rows = torch.zeros(len(spans), engine.config.vocab_size, dtype=torch.float64)
