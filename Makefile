@@ -22,7 +22,8 @@ help:
 	@echo 'make gpu               on a machine with a GPU: build, tests, quick benchmarks, no .venv'
 	@echo 'make gpu-sanitize      the same tests under compute-sanitizer'
 	@echo 'make bench             time against the peers, results into bench/results/'
-	@echo 'make report            rewrite the tables in README.md from bench/results/'
+	@echo 'make report            rewrite the tables and plots of README.md from bench/results/'
+	@echo 'make bench-check       what became slower since the last recorded commit, and status 1'
 	@echo 'make build             wheel and sdist into dist/'
 	@echo 'make clean             remove what was built, and .venv'
 	@echo 'All but the gpu ones work in .venv, made at the first call. PYTHON=... picks the interpreter.'
@@ -68,8 +69,11 @@ gpu:
 gpu-sanitize:
 	@$(PYTHON) scripts/gpu.py --log '$(GPU_LOG)' --sanitize
 
-report:
+report: $(VENV)/demo.stamp
 	@$(PY) -m bench.report
+
+bench-check: $(VENV)/demo.stamp
+	@$(PY) -m bench.report --check
 
 build: $(VENV)/test.stamp
 	$(PY) -m build
@@ -120,4 +124,4 @@ $(VENV)/bench.stamp: $(VENV)/base.stamp
 	@$(EDITABLE) '.[bench]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/test.stamp
 
-.PHONY: help demo lint test test-fast sass bench gpu gpu-sanitize report build clean ext
+.PHONY: help demo lint test test-fast sass bench gpu gpu-sanitize report bench-check build clean ext

@@ -23,7 +23,7 @@ TESTS: dict[str, dict[str, Sequence[str]]] = {
         "maxsim": ("tests/kernels/test_maxsim.py",),
         "packing": ("tests/kernels/test_packing.py", "tests/kernels/test_padding.py"),
         "tokenise": ("tests/test_tokenizer.py", "-k", TOKENISE),
-        **dict.fromkeys(("encode", "latency", "load", "scaling"), ENCODE),
+        **dict.fromkeys(("encode", "latency", "load", "scaling", "infinity"), ENCODE),
     },
     "cuda": {
         "attention": ("tests/gpu/test_attention.py",),
@@ -31,7 +31,7 @@ TESTS: dict[str, dict[str, Sequence[str]]] = {
         "sparse": ("tests/gpu/test_sparse.py",),
         "maxsim": ("tests/gpu/test_maxsim.py",),
         "packing": ("tests/gpu/test_padding.py",),
-        **dict.fromkeys(("encode", "latency"), ("tests/gpu/test_gpurunner.py",)),
+        **dict.fromkeys(("encode", "latency", "scaling"), ("tests/gpu/test_gpurunner.py",)),
     },
 }  # fmt: skip
 SECONDS = 300  # Triton compiles for the tests of a GPU

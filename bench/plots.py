@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,17 +106,19 @@ def _draw_length(figure: Any, found: dict[str, Lines]) -> None:
 
 
 def _find_batch(rows: list[Group]) -> dict[str, Lines]:
-    """By suite, dtype and length, lines of (texts per call, milliseconds per text)."""
-    found: dict[str, Lines] = {}
+    """By what else there is to a row, lines of (texts per call, milliseconds per text)."""
+    found: dict[tuple[str, str], Lines] = {}
     for record in _timed(rows):
         if record.get("batch") and record["unit"] in ("s", "tokens/s"):
-            length = f", {record['length']} tokens" if record.get("length") else ""
-            lines = found.setdefault(f"{record['suite']}, {record['dtype']}{length}", {})
+            layers = re.search(r"\d+ layers", record["row"])
+            words = (f"{record.get('length', 'ragged')} tokens", record["dtype"])
+            key = record.get("test", ""), ", ".join((*words, layers[0] if layers else ""))
+            lines = found.setdefault(key, {})
             point = (record["batch"], 1e3 * record["p50"] / record["batch"])
             lines.setdefault(record["candidate"], []).append(point)
-    # Rows of one length or workload that differ in batch alone make a line.
-    kept = {name: lines for name, lines in found.items() if _long(lines) and _function(lines)}
-    return dict(list(kept.items())[:2])
+    kept = {key: lines for key, lines in found.items() if _long(lines) and _function(lines)}
+    most = sorted(kept, key=lambda key: -len(kept[key][OURS]))[:2]
+    return {title.rstrip(", "): kept[test, title] for test, title in most}
 
 
 def _draw_batch(figure: Any, found: dict[str, Lines]) -> None:

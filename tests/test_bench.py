@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
 import types
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import benchpackage  # noqa: F401 - makes `bench` importable
 import numpy as np
 import pytest
 import torch
+from bench import gpu, harness, measure, report, workloads
+from benchkept import Kept
 
 ROOT = Path(__file__).parents[1]
-
-
-def _package() -> ModuleType:
-    """bench/ without the repository's root on sys.path, where `kernels` would shadow another."""
-    if "bench" not in sys.modules:
-        file = ROOT / "bench" / "__init__.py"
-        spec = importlib.util.spec_from_file_location(
-            "bench", file, submodule_search_locations=[str(file.parent)]
-        )
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["bench"]
-
-
-_package()
-from bench import (  # noqa: E402
-    gpu,
-    gpupeers,
-    harness,
-    measure,
-    peers,
-    record,
-    report,
-    strong,
-    workloads,
-)
 
 
 class Clock:
@@ -201,78 +173,6 @@ def test_p99_needs_two_hundred_samples() -> None:
     assert measure.quantiles([]) == {}
 
 
-def test_strong_baseline_is_the_same_model() -> None:
-    """What it returns on a CPU, and the half of a layer that it compiles."""
-    from m3fast import Engine
-    from m3fast.kernels.reference import pack_ref, varlen_attention_ref
-
-    engine = Engine.from_pretrained("m3fast-tiny", device="cpu", dtype="float32")
-    config, weights = engine.config, engine.runner.weights
-    rows = [[0, 17, 99, 2], [0, 5, 2]]
-    found = engine.encode(rows)
-    ids, positions, _, ends = pack_ref(rows, range(2), config.position_pad_id)
-
-    def attend(qkv: torch.Tensor) -> torch.Tensor:
-        return varlen_attention_ref(qkv, ends)
-
-    def layer(x: torch.Tensor, its: Any, attend: Any, config: Any) -> torch.Tensor:
-        qkv = torch.nn.functional.linear(x, its.qkv.weight, its.qkv.bias)
-        attended = attend(qkv.view(len(x), 3, config.n_heads, config.head_dim))
-        tensors = strong.layer_tensors(its)
-        return strong.after_attention(x, attended, *tensors, config.layer_norm_eps)
-
-    for way in (strong.plain_layer, layer):
-        dense, sparse, colbert = strong.encode(
-            config, weights, ids.long(), positions.long(), ends[:-1].long(), attend, way
-        )
-        assert np.allclose(dense, found.dense, atol=1e-5)
-        assert np.allclose(colbert[[1, 2, 3, 5, 6]], found.colbert.values, atol=1e-5)
-        weight_of = found.sparse.to_dicts()[0].get(17, 0.0)
-        assert sparse[1].item() == pytest.approx(weight_of, abs=1e-5)
-
-
-@pytest.fixture
-def any_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """GPU peers that are plain torch run on a CPU too, if they are let."""
-    monkeypatch.setattr(gpupeers, "cuda_only", lambda device: None)
-    torch.manual_seed(0)
-    return torch.device("cpu")
-
-
-def test_attention_peer(any_device: torch.device) -> None:
-    from m3fast.kernels.reference import varlen_attention_ref
-
-    qkv, ends = torch.randn(12, 3, 2, 8), torch.tensor([0, 4, 8, 12], dtype=torch.int32)
-    found = gpupeers.dense_sdpa(any_device)(types.SimpleNamespace(qkv=qkv, longest=4))
-    judge = gpupeers.near(varlen_attention_ref(qkv, ends), 1e-5)
-    assert judge("", None, found) == "" and judge("", None, None) == ""
-    assert "off by" in judge("", None, found + 1)
-    assert "off by" in judge("", None, found * float("nan"))
-    assert judge("", None, found[1:]) == "shape [11, 16], not [12, 16]"
-
-
-def test_maxsim_peer(any_device: torch.device) -> None:
-    from m3fast.kernels.reference import maxsim_ref
-
-    queries, docs = torch.randn(6, 8), torch.randn(9, 8)
-    q_ends, ends = torch.tensor([0, 3, 6]), torch.tensor([0, 2, 9], dtype=torch.int32)
-    x = types.SimpleNamespace(queries=queries, docs=docs, ends=ends, n_queries=2)
-    found = gpupeers.segment_max(any_device)(x)
-    assert torch.allclose(found, maxsim_ref(queries, q_ends, docs, ends), atol=1e-5)
-
-
-def test_sparse_peer(any_device: torch.device) -> None:
-    x = types.SimpleNamespace(
-        ids=torch.tensor([0, 5, 5, 7, 0, 7], dtype=torch.int32),
-        weights=torch.tensor([9.0, 0.2, 0.5, 0.0, 9.0, 0.1]),
-        texts=torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.int32),
-        n_texts=2,
-        dropped=[0],
-    )
-    found = gpupeers.dense_scatter(any_device, 10)(x)
-    assert torch.equal(found, torch.tensor([[0.0, 1.0], [5.0, 7.0], [0.5, 0.1]]))
-
-
 def test_texts_have_the_lengths_asked_for() -> None:
     from m3fast.tokenizer import Tokenizer
 
@@ -282,47 +182,6 @@ def test_texts_have_the_lengths_asked_for() -> None:
     assert np.diff(tokens.offsets).tolist() == lengths
     assert workloads.padding_ratio(lengths) == pytest.approx(24 * 331 / sum(lengths))
     assert workloads.padding_ratio([1, 4, 4, 1], 2) == 1.0
-
-
-def _encoded(**changes: Any) -> dict[str, Any]:
-    encoded = {
-        "dense_vecs": np.ones((1, 4)),
-        "lexical_weights": [{"7": 0.5}],
-        "colbert_vecs": [np.ones((2, 4))],
-    }
-    return encoded | changes
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"dense_vecs": np.full((1, 4), 1.1)},
-        {"dense_vecs": np.full((1, 4), np.nan)},
-        {"dense_vecs": np.ones((1, 1))},
-        {"lexical_weights": [{"7": 0.5, "8": 0.2}]},
-        {"lexical_weights": [{}]},
-        {"lexical_weights": [{"7": np.nan}]},
-        {"colbert_vecs": [np.ones((1, 4))]},
-        {"colbert_vecs": [np.full((2, 4), np.nan)]},
-        {"lexical_weights": [{"7": 0.5, "8": np.nan}]},
-    ],
-)
-def test_encodings_that_differ_are_seen(changes: dict[str, Any]) -> None:
-    judge = peers.differ(1e-3)
-    assert judge("peer", _encoded(), _encoded()) == ""
-    assert judge("peer", _encoded(), _encoded(**changes))
-
-
-class Kept:
-    """A Bench that keeps its records."""
-
-    def __init__(self, scale: str = "default") -> None:
-        self.records: list[dict[str, Any]] = []
-        common = {"run": "2026-01-01T00:00:00+00:00", "commit": "c" * 40, "dirty": False,
-                  "device": "A CPU, 2 cores, AVX2", "threads": 2, "versions": {}}  # fmt: skip
-        self.bench = harness.Bench(
-            harness.SCALES[scale], 2, common, lambda line: None, self.records.extend
-        )
 
 
 def test_records_say_ratio_aim_and_reasons() -> None:
@@ -386,77 +245,6 @@ def test_m3fast_being_wrong_fails_the_run_but_is_on_record() -> None:
 )
 def test_aims(aim: Any, text: str, good: float, bad: float) -> None:
     assert str(aim) == text and aim.met(good) and not aim.met(bad)
-
-
-def _record(run: str, **more: Any) -> dict[str, Any]:
-    base = {"row": "r", "run": run, "candidate": "m3fast", "status": "ok", "shape": "s",
-            "unit": "s", "device": "A CPU", "threads": 2, "commit": "c" * 40, "dirty": False,
-            "versions": {"torch": "2"}}  # fmt: skip
-    return base | more
-
-
-def test_report_takes_the_newest_run_that_has_a_time() -> None:
-    old, new = _record("2026-01-01", p50=2.0, samples=3), _record("2026-01-02", p50=0.5, samples=3)
-    later = _record("2026-01-03", status="skipped", reason="no such CPU")
-    assert report.latest([old, new, later]) == [[new]]
-    assert report.latest([later]) == [[later]]
-
-
-def test_report_prints_figures_in_their_units(tmp_path: Path) -> None:
-    rows = [
-        _record("2026-01-01", p50=0.5, samples=3, unit="tokens/s", tokens=2558, aim="≤ 1 s",
-                met=True),
-        _record("2026-01-01", p50=2.0, samples=3, unit="tokens/s", tokens=2558,
-                candidate="Peer", ratio=4.0, aim="≥ 5×", met=False),
-        _record("2026-01-01", row="w", status="skipped", reason="awaits a CPU"),
-    ]  # fmt: skip
-    (tmp_path / "cpu.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    block = report.markdown(tmp_path)
-    short, _, folded = block.partition("<details>")
-    assert short.endswith(
-        "| Workload | m3fast | Ratio to peers |\n| --- | --- | --- |\n"
-        "| r | 5,116 tokens/s (aim ≤ 1 s, met) | 4.00× Peer (aim ≥ 5×, not met) |\n\n"
-    )
-    assert "| r | 5,116 tokens/s |  |  |  | ≤ 1 s | yes |" in folded
-    assert "| r | 5,116 tokens/s | Peer | 1,279 tokens/s | 4.00× | ≥ 5× | no |" in folded
-    assert "*w*: not measured, awaits a CPU." in folded
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    for _ in range(2):
-        report.main(["--readme", str(readme), "--results", str(tmp_path),
-                     "--plots", str(tmp_path / "plots")])  # fmt: skip
-    assert not (tmp_path / "plots").exists()
-    assert readme.read_text() == f"before\n{report.BEGIN}\n{block}\n{report.END}\nafter\n"
-    assert report.rewrite("no markers", block) is None
-
-
-def test_readme_shows_what_the_results_say() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    if report.BEGIN not in text:
-        pytest.skip("README.md has no benchmark block")
-    assert report.rewrite(text, report.markdown()) == text, "run: python -m bench.report"
-
-
-def test_committed_results_are_complete() -> None:
-    for file in report.RESULTS.glob("*.jsonl"):
-        for r in report.read(file):
-            assert {"row", "run", "commit", "dirty", "device", "threads", "versions", "dtype",
-                    "shape", "candidate", "status"} <= set(r)  # fmt: skip
-            assert ("p50" in r) == (r["status"] == "ok")
-            assert r["status"] == "ok" or r["reason"]
-            assert record.slug(r["device"]) == file.stem
-
-
-def test_device_slug() -> None:
-    assert record.slug("AMD EPYC, 2 cores, AVX2") == "cpu-amd-epyc-2c-avx2"
-    assert record.slug(record.device()).startswith("cpu-")
-    assert record.slug("NVIDIA H100 80GB HBM3, 132 SMs, sm_90") == "nvidia-h100-80gb-hbm3"
-
-
-def test_short_times_are_in_microseconds() -> None:
-    shown = [report.figure({"p50": p50, "unit": "s"}) for p50 in (2.0, 0.0105, 0.0005, 1.234e-5)]
-    assert shown == ["2 s", "10.5 ms", "500 µs", "12.3 µs"]
 
 
 def _pytest(*arguments: str, **environment: str) -> str:

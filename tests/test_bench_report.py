@@ -1,0 +1,77 @@
+"""What README and terminal show of the records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import benchpackage  # noqa: F401 - makes `bench` importable
+import pytest
+from bench import record, report
+from benchkept import made_up
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_report_takes_the_newest_run_that_has_a_time() -> None:
+    old, new = made_up("2026-01-01", p50=2.0, samples=3), made_up("2026-01-02", p50=0.5, samples=3)
+    later = made_up("2026-01-03", status="skipped", reason="no such CPU")
+    assert report.latest([old, new, later]) == [[new]]
+    assert report.latest([later]) == [[later]]
+
+
+def test_report_prints_figures_in_their_units(tmp_path: Path) -> None:
+    rows = [
+        made_up("2026-01-01", p50=0.5, samples=3, unit="tokens/s", tokens=2558, aim="≤ 1 s",
+                met=True),
+        made_up("2026-01-01", p50=2.0, samples=3, unit="tokens/s", tokens=2558,
+                candidate="Peer", ratio=4.0, aim="≥ 5×", met=False),
+        made_up("2026-01-01", row="w", status="skipped", reason="awaits a CPU"),
+    ]  # fmt: skip
+    (tmp_path / "cpu.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    block = report.markdown(tmp_path)
+    short, _, folded = block.partition("<details>")
+    assert short.endswith(
+        "| Workload | m3fast | Ratio to peers |\n| --- | --- | --- |\n"
+        "| r | 5,116 tokens/s (aim ≤ 1 s, met) | 4.00× Peer (aim ≥ 5×, not met) |\n\n"
+    )
+    assert "| r | 5,116 tokens/s |  |  |  | ≤ 1 s | yes |" in folded
+    assert "| r | 5,116 tokens/s | Peer | 1,279 tokens/s | 4.00× | ≥ 5× | no |" in folded
+    assert "*w*: not measured, awaits a CPU." in folded
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):
+        report.main(["--readme", str(readme), "--results", str(tmp_path),
+                     "--plots", str(tmp_path / "plots")])  # fmt: skip
+    assert not (tmp_path / "plots").exists()
+    assert readme.read_text() == f"before\n{report.BEGIN}\n{block}\n{report.END}\nafter\n"
+    assert report.rewrite("no markers", block) is None
+
+
+def test_readme_shows_what_the_results_say() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    if report.BEGIN not in text:
+        pytest.skip("README.md has no benchmark block")
+    assert report.rewrite(text, report.markdown()) == text, "run: python -m bench.report"
+
+
+def test_committed_results_are_complete() -> None:
+    for file in report.RESULTS.glob("*.jsonl"):
+        for r in report.read(file):
+            assert {"row", "run", "commit", "dirty", "device", "threads", "versions", "dtype",
+                    "shape", "candidate", "status"} <= set(r)  # fmt: skip
+            assert ("p50" in r) == (r["status"] == "ok")
+            assert r["status"] == "ok" or r["reason"]
+            assert record.slug(r["device"]) == file.stem
+
+
+def test_device_slug() -> None:
+    assert record.slug("AMD EPYC, 2 cores, AVX2") == "cpu-amd-epyc-2c-avx2"
+    assert record.slug(record.device()).startswith("cpu-")
+    assert record.slug("NVIDIA H100 80GB HBM3, 132 SMs, sm_90") == "nvidia-h100-80gb-hbm3"
+
+
+def test_short_times_are_in_microseconds() -> None:
+    shown = [report.figure({"p50": p50, "unit": "s"}) for p50 in (2.0, 0.0105, 0.0005, 1.234e-5)]
+    assert shown == ["2 s", "10.5 ms", "500 µs", "12.3 µs"]
