@@ -59,7 +59,8 @@ def _mixed_scripts(count: int, n_words: int, seed: int) -> list[str]:
     texts = []
     for i in range(count):
         script = SCRIPTS[i % len(SCRIPTS)]
-        words = ["".join(rng.choice(_pieces()[script], rng.integers(1, 4))) for _ in range(n_words)]
+        drawn, sizes = rng.choice(_pieces()[script], (n_words, 3)), rng.integers(1, 4, n_words)
+        words = ["".join(row[:size]) for row, size in zip(drawn.tolist(), sizes, strict=True)]
         texts.append(("" if script in UNSPACED else " ").join(words))
     return texts
 
