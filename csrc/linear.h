@@ -7,9 +7,6 @@
 #include "kernels.h"
 #include "parallel.h"
 #include "tile.h"
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace m3::M3_ISA {
 

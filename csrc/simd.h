@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #define M3_INLINE inline __attribute__((always_inline))
 #define M3_LAMBDA_INLINE __attribute__((always_inline))
@@ -44,11 +47,16 @@ M3_INLINE vf load(const f16* p) {
 
 M3_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 M3_INLINE void store(bf16* p, vf v) {
+#ifdef __AVX512BF16__  // it makes zeros of subnormals, as the product of bf16 does
+  const vh h = (vh)_mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &h, sizeof h);
+#else
   const vu u = (vu)v;
   const vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
   const vu nan = (u >> 16) | 0x40;
   const vh h = __builtin_convertvector(v == v ? rounded : nan, vh);
   std::memcpy(p, &h, sizeof h);
+#endif
 }
 
 // The first n < VL elements; the other lanes are 0.
