@@ -109,12 +109,12 @@ def _compare(bench: Bench, dtype: str, rows: int, names: list[str], what: str) -
 
 
 def _ours(layers: list[list[tuple[torch.Tensor, torch.Tensor]]]) -> Candidate:
-    """As the encoder calls it: into buffers, without biases."""
-    from m3fast.kernels.linear import linear
+    """As the encoder calls it: weights packed where it packs them, into buffers, without biases."""
+    from m3fast.kernels.linear import linear, pack_weight
 
     def product(x: torch.Tensor, weight: torch.Tensor) -> Product:
-        out = x.new_empty(len(x), len(weight))
-        return lambda x: linear(x, weight, out=out)
+        out, its = x.new_empty(len(x), len(weight)), pack_weight(weight) if x.is_cpu else weight
+        return lambda x: linear(x, its, out=out)
 
     return _candidate([[(x, product(x, w)) for x, w in layer] for layer in layers])
 

@@ -9,16 +9,18 @@ import benchpackage  # noqa: F401 - makes `bench` importable
 import numpy as np
 import pytest
 import torch
-from bench import gpupeers, peers, strong
+from bench import gpupeers, peers, strong, workloads
 
 
 def test_strong_baseline_is_the_same_model() -> None:
     """What it returns on a CPU, and the half of a layer that it compiles."""
     from m3fast import Engine
+    from m3fast.checkpoint import load_weights
     from m3fast.kernels.reference import pack_ref, varlen_attention_ref
 
     engine = Engine.from_pretrained("m3fast-tiny", device="cpu", dtype="float32")
-    config, weights = engine.config, engine.runner.weights
+    config = engine.config
+    weights = load_weights(workloads.TINY, config, "cpu", torch.float32)
     rows = [[0, 17, 99, 2], [0, 5, 2]]
     found = engine.encode(rows)
     ids, positions, _, ends = pack_ref(rows, range(2), config.position_pad_id)
