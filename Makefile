@@ -10,6 +10,8 @@ VENV = .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 EDITABLE = $(PIP) -c constraints.txt --no-build-isolation -e
+INFINITY = .venv-infinity
+GPU_PEERS = late-interaction-kernels flash-maxsim
 INPUTS = pyproject.toml setup.py constraints.txt
 SOURCES = setup.py pyproject.toml csrc src kernels tests bench scripts
 
@@ -21,6 +23,7 @@ help:
 	@echo 'make sass              registers, spills, tensor-core use of every GPU kernel, no GPU needed'
 	@echo 'make gpu               on a machine with a GPU: build, tests, quick benchmarks, no .venv'
 	@echo 'make gpu-sanitize      the same tests under compute-sanitizer'
+	@echo 'make bench-peers       install what the benchmarks compare with, each that can be'
 	@echo 'make bench             time against the peers, results into bench/results/'
 	@echo 'make report            rewrite the tables and plots of README.md from bench/results/'
 	@echo 'make bench-check       what became slower since the last recorded commit, and status 1'
@@ -72,6 +75,24 @@ gpu-sanitize:
 report: $(VENV)/demo.stamp
 	@$(PY) -m bench.report
 
+# Each peer by itself, under the constraints: one that fails costs its own figures only.
+# infinity-emb wants numpy 1 and transformers 4, so it gets a venv of its own.
+bench-peers: $(VENV)/test.stamp
+	@$(PY) -c 'import tomllib; f = open("pyproject.toml", "rb"); \
+	    its = tomllib.load(f)["project"]["optional-dependencies"]["bench"]; \
+	    print(*[p for p in its if "m3fast" not in p], sep="\n")' >$(VENV)/peers.txt
+	@printf '%s\n' $(GPU_PEERS) >>$(VENV)/peers.txt
+	@while read -r peer; do \
+	    if $(PIP) -c constraints.txt "$$peer" >$(VENV)/peer.log 2>&1 </dev/null; \
+	    then echo "$$peer: installed"; \
+	    else echo "$$peer: failed: $$(grep -v '^$$' $(VENV)/peer.log | tail -n 1)"; fi; \
+	done <$(VENV)/peers.txt
+	@if $(PY) -m venv $(INFINITY) && $(INFINITY)/bin/python -m pip install -q \
+	    --disable-pip-version-check -c constraints.txt 'infinity-emb[torch]==0.0.78' \
+	    'transformers<5' >$(INFINITY)/pip.log 2>&1; \
+	then echo "infinity-emb: installed into $(INFINITY)"; \
+	else echo "infinity-emb: failed: $$(tail -n 1 $(INFINITY)/pip.log)"; fi
+
 bench-check: $(VENV)/demo.stamp
 	@$(PY) -m bench.report --check
 
@@ -79,7 +100,7 @@ build: $(VENV)/test.stamp
 	$(PY) -m build
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info src/m3fast/_C*.so
+	rm -rf $(VENV) $(INFINITY) build dist src/*.egg-info src/m3fast/_C*.so
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks demo-output
 
 # ninja knows what changed in csrc/, so asking it every time costs half a second.
@@ -124,4 +145,4 @@ $(VENV)/bench.stamp: $(VENV)/base.stamp
 	@$(EDITABLE) '.[bench]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/test.stamp
 
-.PHONY: help demo lint test test-fast sass bench gpu gpu-sanitize report bench-check build clean ext
+.PHONY: help demo lint test test-fast sass bench bench-peers gpu gpu-sanitize report bench-check build clean ext

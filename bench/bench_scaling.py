@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from bench import measure, peers
-from bench.harness import OURS, Bench, Row, at_most
+from bench import measure, peers, strong_cpu
+from bench.cpuencode import STRONG
+from bench.harness import GEMM_SHARE, OURS, Bench, Row, at_most
 from bench.measure import Absent, Candidate, Sampled
 from bench.progress import paced
 from bench.workloads import TINY, encoder_work, texts, weight_bytes
@@ -84,6 +86,19 @@ def _flag_embedding(path: Path) -> Encode:
     return lambda texts, longest, batch: model.encode(texts, batch, longest, **peers.ALL)
 
 
+def _weak(strong: strong_cpu.StrongCpu, tokens: int) -> dict[str, str]:
+    """Why the strong baseline does not count, if so: its products are slow."""
+    reached = strong.gemm_share(tokens)
+    if reached >= GEMM_SHARE:
+        return {}
+    return {STRONG: f"its products reach {100 * reached:.0f} % of the gemm suite's rate"}
+
+
+def _note(bench: Bench, batch: int) -> str:
+    flag = f"FlagEmbedding in batches of {batch}"
+    return flag if bench.scale.smoke else f"{flag}; {strong_cpu.note()}"
+
+
 def _texts(count: int) -> str:
     return "one text" if count == 1 else f"{count:,} texts"
 
@@ -131,6 +146,11 @@ def test_text_length(bench: Bench, layers: int) -> None:
     batches = {n: max(1, BATCH_TOKENS // n) for n in lengths}
     long = bench.pick(4096 if bench.scale.name == "full" else 1024, 128)
     run, absent = _encoders(bench, path)
+    if bench.scale.smoke:
+        absent[STRONG] = "takes ten seconds to compile; bench_encode.py has it"
+    else:
+        strong = strong_cpu.StrongCpu(path, torch.float32, texts([256] * 8, 9))
+        run[STRONG] = lambda texts, longest, batch: strong(texts)
     names = [(n, peer) for n in lengths for peer in run if n <= long or peer == OURS]
     found = _rounds(
         bench,
@@ -140,6 +160,7 @@ def test_text_length(bench: Bench, layers: int) -> None:
         {n: texts([min(n, 16)], 9) for n in lengths},
         rounds=2,
     )
+    weak = _weak(strong, tokens) if STRONG in run else {}
     for n in lengths:
         sizes = [n] * counts[n]
         bench.add(
@@ -149,7 +170,7 @@ def test_text_length(bench: Bench, layers: int) -> None:
                 tokens=sum(sizes),
                 padding=1.0,
                 unit="tokens/s",
-                note=f"FlagEmbedding in batches of {batches[n]}" if (n, FLAG) in found else "",
+                note=_note(bench, batches[n]) if n <= long else "",
                 work=encoder_work(shape, sizes),
                 moved=weight_bytes(shape, 4),
                 model=True,
@@ -159,6 +180,7 @@ def test_text_length(bench: Bench, layers: int) -> None:
             {peer: its for (size, peer), its in found.items() if size == n},
             absent if n <= long else {},
             {},
+            void=weak,
         )
     fitted = [n for n in lengths if n in FITTED]
     slopes = {
@@ -178,6 +200,7 @@ def test_text_length(bench: Bench, layers: int) -> None:
         absent,
         {},
         lambda theirs, ours: None,
+        weak,
     )
 
 
