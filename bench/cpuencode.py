@@ -36,7 +36,6 @@ class Peers:
     ) -> None:  # fmt: skip
         sample = () if bench.scale.smoke else sample
         bf16 = dtype == "bf16"
-        self._bench, self._dtype = bench, dtype
         self._strong = cache(
             partial(strong_cpu.StrongCpu, path, DTYPES[dtype], tuple(sample), outputs)
         )
@@ -56,12 +55,8 @@ class Peers:
             )
 
     def gate(self, tokens: int) -> dict[str, Callable[[], float]]:
-        """`void` of Bench.compare: what share of the gemm ceiling the baseline's products reach."""
-
-        def reached() -> float:
-            return self._strong().gemm_rate(tokens) / self._bench.roof.flops(NAMES[self._dtype])
-
-        return {STRONG: reached}
+        """`void` of Bench.compare."""
+        return {STRONG: lambda: self._strong().gemm_share(tokens)}
 
 
 def note(dtype: str, *more: str) -> str:

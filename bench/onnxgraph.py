@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 
 from bench.workloads import CACHE, OUTPUTS
 
+VERSION = 2  # of the graphs that `export` writes
+
 
 class _Graph:
     """Nodes and weights under construction; every method returns the name of its result."""
@@ -62,8 +64,8 @@ def export(path: Path, fused: bool, outputs: Sequence[str] = OUTPUTS) -> Path:
     It lies beside a random checkpoint, or, with its weights, in the cache beside those.
     """
     folder = path if path.parent == CACHE else CACHE / f"onnx-{path.name}-{_digest(path)}"
-    kind = "-".join(["skipln" if fused else "plain", *(outputs if outputs != OUTPUTS else ())])
-    file = folder / f"model-{kind}.onnx"
+    kind = "-".join(["fused" if fused else "plain", *(outputs if outputs != OUTPUTS else ())])
+    file = folder / f"model-{kind}-v{VERSION}.onnx"
     if file.exists():
         return file
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,9 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    """Of the folder's name and of when its files were written."""
+    files = sorted((f.name, f.stat().st_mtime_ns) for f in path.iterdir() if f.is_file())
+    return hashlib.sha256(f"{path.resolve()} {files}".encode()).hexdigest()[:8]
 
 
 def _build(
@@ -113,6 +117,7 @@ def _build(
 ) -> _Graph:
     g = _Graph()
     heads, eps = config["num_attention_heads"], config["layer_norm_eps"]
+    head_dim = config["hidden_size"] // heads
 
     def norm(x: str, name: str) -> str:
         return g.norm(x, state[f"{name}.weight"], state[f"{name}.bias"], eps)
@@ -152,7 +157,7 @@ def _build(
             np.concatenate([state[f"{p}.weight"] for p in parts]),
             np.concatenate([state[f"{p}.bias"] for p in parts]),
         )
-        attended = (_fused_attention if fused else _attention)(g, qkv, bias, heads, x)
+        attended = (_fused_attention if fused else _attention)(g, qkv, bias, heads, head_dim)
         out = f"{layer}.attention.output"
         x = residual(attended, x, f"{out}.dense", f"{out}.LayerNorm")
         inner = g.op("Gelu", linear(x, f"{layer}.intermediate.dense"))
@@ -177,19 +182,19 @@ def _split(g: _Graph, qkv: str) -> list[str]:
     return names
 
 
-def _fused_attention(g: _Graph, qkv: str, bias: str, heads: int, x: str) -> str:
+def _fused_attention(g: _Graph, qkv: str, bias: str, heads: int, head_dim: int) -> str:
     q, k, v = _split(g, qkv)
     # q, k, v, projection bias, key mask, attention bias
     return g.op("MultiHeadAttention", q, k, v, "", "", bias, num_heads=heads)
 
 
-def _attention(g: _Graph, qkv: str, bias: str, heads: int, x: str) -> str:
+def _attention(g: _Graph, qkv: str, bias: str, heads: int, head_dim: int) -> str:
     apart = g.const([0, 0, heads, -1], np.int64)
     q, k, v = (g.op("Reshape", part, apart) for part in _split(g, qkv))
     q = g.op("Transpose", q, perm=[0, 2, 1, 3])
     k = g.op("Transpose", k, perm=[0, 2, 3, 1])
     v = g.op("Transpose", v, perm=[0, 2, 1, 3])
-    scores = g.op("Mul", g.op("MatMul", q, k), g.const(64**-0.5))
+    scores = g.op("Mul", g.op("MatMul", q, k), g.const(head_dim**-0.5))
     mixed = g.op("MatMul", g.op("Softmax", g.op("Add", scores, bias), axis=-1), v)
     together = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
     return g.op("Reshape", together, g.const([0, 0, -1], np.int64))

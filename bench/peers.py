@@ -27,7 +27,7 @@ Encoder = Callable[[Any], Encoded]  # of a list of texts, or of one str
 KEYS = dict(zip(OUTPUTS, ("dense_vecs", "lexical_weights", "colbert_vecs"), strict=True))
 ALL = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 # Texts per padded batch, tried out for each workload; FlagEmbedding's own default is 256.
-BATCHES, FLAG_BATCHES = (1, 4, 8, 16), (4, 16, 64)
+BATCHES, FLAG_BATCHES = (1, 4, 8, 16), (4, 16)
 ONNX_BF16 = "its CPU kernels have no bf16"
 LINEARS = "bare linears"
 FLAG_BF16 = "FlagEmbedding computes in fp32 on a CPU"

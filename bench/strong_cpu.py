@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench import measure, onnxgraph
+from bench import measure, onnxgraph, roof
 from bench.peers import KEYS, OUTPUTS, Encoded, lexical, rows_of
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 WIDTHS = (1, 16, 64)  # texts whose lengths differ by less are one group of attention
+ACTIVATIONS = ("none", "none", "gelu", "none")  # after qkv, out, up, down
+BUDGETS = (512, 1024, 4096)  # tokens per packed batch: what stays in caches, or larger products
 
 
 def add_norm(
@@ -41,17 +44,19 @@ def weigh(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Te
     return torch.relu((x.float() * weight.float()).sum(-1) + bias.float())
 
 
+EAGER = {"add_norm": add_norm, "unit": unit, "weigh": weigh}
+
+
 @cache
 def compiled() -> tuple[dict[str, Callable[..., Any]], str]:
     """The elementwise parts under torch.compile, and "", or eager ones and the reason."""
-    eager = {"add_norm": add_norm, "unit": unit, "weigh": weigh}
-    fast = {name: torch.compile(part, dynamic=True) for name, part in eager.items()}
+    fast = {name: torch.compile(part, dynamic=True) for name, part in EAGER.items()}
     x, row = torch.randn(24, 64), torch.randn(64)
     try:
         with torch.inference_mode():
             fast["add_norm"](x, x, row, row, 1e-5)
     except Exception as error:  # no compiler, or one that Inductor cannot use
-        return eager, f"eager, since torch.compile fails: {type(error).__name__}"
+        return EAGER, f"eager, since torch.compile fails: {type(error).__name__}"
     return fast, ""
 
 
@@ -77,9 +82,9 @@ class StrongCpu:
         self._outputs, self._dtype = outputs, dtype
         self._tokenise = rows_of(path)
         self._sample = self._tokenise(list(sample)) if sample else []
-        self._rows = min(sum(map(len, self._sample)), 4096) or 64
+        self._rows = min(sum(map(len, self._sample)), BUDGETS[1]) or 64
         self._ways: dict[Any, str] = {}
-        self._width = WIDTHS[1]
+        self._budget, self._width = BUDGETS[1], WIDTHS[1]
         self._parts = compiled()[0]
         with torch.inference_mode():
             self._load({k: v.to(dtype) for k, v in onnxgraph.load_state(path).items()})
@@ -93,19 +98,26 @@ class StrongCpu:
         with torch.inference_mode():
             return self._encode(rows)
 
-    def gemm_rate(self, tokens: int, seconds: float = 0.5) -> float:
-        """Operations per second of one layer's four products, biases and GELU within them."""
-        made = self._layers[0][:4]
-        work = sum(2.0 * tokens * n * k for n, k in self._sizes)
-        best, end = float("inf"), time.perf_counter() + seconds
+    def gemm_share(self, tokens: int, rounds: int = 5) -> float:
+        """Rate of its products as a share of the gemm suite's fastest at the same sizes.
+
+        Both are timed in turn, without bias and GELU, on a batch's part of these tokens.
+        """
+        tokens = min(tokens, self._budget)
+        seconds = [0.0, 0.0]
         with torch.inference_mode():
-            inputs = [torch.randn(tokens, k).to(self._dtype) for _, k in self._sizes]
-            while time.perf_counter() < end or best == float("inf"):
-                start = time.perf_counter()
-                for product, x in zip(made, inputs, strict=True):
-                    product(x)
-                best = min(best, time.perf_counter() - start)
-        return work / best
+            for (n, k), act in zip(self._sizes, ACTIVATIONS, strict=True):
+                x = torch.randn(tokens, k).to(self._dtype)
+                weight = torch.randn(n, k).to(self._dtype)
+                way = WAYS[self._ways[n, k, act]]
+                ours = way(weight, None, "none", self._rows)
+                best = [float("inf")] * 2
+                for _ in range(rounds):
+                    best[0] = min(best[0], _seconds(ours, x))
+                    ceiling = (_seconds(run, x) for run in roof.products(x, weight).values())
+                    best[1] = min(best[1], *ceiling)
+                seconds = [total + this for total, this in zip(seconds, best, strict=True)]
+        return seconds[1] / seconds[0]
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         row = state["embeddings.token_type_embeddings.weight"][0]
@@ -120,51 +132,66 @@ class StrongCpu:
                 _pair(state, f"{layer}.{name}.dense")
                 for name in ("attention.output", "intermediate", "output")
             )
-            pairs = [(qkv, "none"), (out, "none"), (up, "gelu"), (down, "none")]
-            self._sizes = [tuple(weight.shape) for (weight, _), _ in pairs]
+            pairs = (qkv, out, up, down)
+            self._sizes = [tuple(weight.shape) for weight, _ in pairs]
             norms = [_pair(state, f"{layer}.{n}.LayerNorm") for n in ("attention.output", "output")]
-            self._layers.append([*(self._product(*pair, act) for pair, act in pairs), *norms])
+            products = [self._product(*p, act) for p, act in zip(pairs, ACTIVATIONS, strict=True)]
+            self._layers.append([*products, *norms])
         self._sparse = state["sparse_linear.weight"][0], state["sparse_linear.bias"]
         self._colbert = self._product(*_pair(state, "colbert_linear"), "none")
 
     def _product(self, weight: torch.Tensor, bias: torch.Tensor, act: str) -> Product:
         """x -> act(x W^T + b) the fastest way, which products of one size share."""
-        ways: dict[str, Callable[[], Product]] = {"torch": partial(_torch, weight, bias, act)}
-        if torch.backends.mkldnn.is_available():
-            ways["oneDNN"] = partial(_onednn, weight, bias, act, self._rows)
+        ways = WAYS if torch.backends.mkldnn.is_available() else {"torch": _torch}
         key = (*weight.shape, act)
         if key not in self._ways:
             if self._sample and len(ways) > 1:
                 x = torch.randn(self._rows, weight.shape[1]).to(weight.dtype)
-                made = {name: make() for name, make in ways.items()}
+                made = {name: way(weight, bias, act, self._rows) for name, way in ways.items()}
                 self._ways[key] = measure.fastest(made, x, x)
             else:
                 self._ways[key] = next(reversed(ways))
-        return ways[self._ways[key]]()
+        return ways[self._ways[key]](weight, bias, act, self._rows)
 
     def _choose(self) -> None:
-        """The width of attention's groups, then compiled or eager elementwise parts."""
+        """Budget, width of attention's groups, compiled or eager elementwise parts."""
 
-        def with_width(rows: list[list[int]], width: int) -> None:
-            self._width = width
+        def with_setting(rows: list[list[int]], name: str, value: Any) -> None:
+            setattr(self, name, value)
             self._encode(rows)
 
-        def with_parts(rows: list[list[int]], parts: dict[str, Callable[..., Any]]) -> None:
-            self._parts = parts
-            self._encode(rows)
+        def try_out(name: str, values: dict[str, Any]) -> None:
+            runs = {k: partial(with_setting, name=name, value=v) for k, v in values.items()}
+            setattr(self, name, values[measure.fastest(runs, self._sample, self._sample)])
 
         if len(self._sample) > 1:
-            widths = {str(n): partial(with_width, width=n) for n in WIDTHS}
-            self._width = int(measure.fastest(widths, self._sample, self._sample))
-        eager = {"add_norm": add_norm, "unit": unit, "weigh": weigh}
-        parts = {"eager": eager, "compiled": compiled()[0]}
-        runs = {name: partial(with_parts, parts=its) for name, its in parts.items()}
-        self._parts = parts[measure.fastest(runs, self._sample, self._sample)]
+            try_out("_budget", {str(n): n for n in BUDGETS})
+            try_out("_width", {str(n): n for n in WIDTHS})
+        try_out("_parts", {"compiled": compiled()[0], "eager": EAGER})
 
     def _encode(self, rows: list[list[int]]) -> Encoded:
+        """Batch by batch, long texts first."""
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        lengths = [len(rows[i]) for i in order]
-        ids = torch.tensor([t for i in order for t in rows[i]])
+        found: dict[str, list[Any]] = {KEYS[name]: [None] * len(rows) for name in self._outputs}
+        start = 0
+        while start < len(order):
+            end, tokens = start + 1, len(rows[order[start]])
+            while end < len(order) and tokens + len(rows[order[end]]) <= self._budget:
+                tokens += len(rows[order[end]])
+                end += 1
+            chunk = order[start:end]
+            for key, values in self._batch([rows[i] for i in chunk]).items():
+                for i, value in zip(chunk, values, strict=True):
+                    found[key][i] = value
+            start = end
+        if (key := KEYS["dense"]) in found:
+            return found | {key: np.stack(found[key])}
+        return found
+
+    def _batch(self, rows: list[list[int]]) -> dict[str, Sequence[Any]]:
+        """Outputs of texts sorted from long to short."""
+        lengths = [len(its) for its in rows]
+        ids = torch.tensor([t for its in rows for t in its])
         positions = torch.cat([torch.arange(2, n + 2) for n in lengths])
         x = self._word[ids]
         x = self._parts["add_norm"](x, self._position[positions], *self._norm, self._eps)
@@ -173,20 +200,18 @@ class StrongCpu:
             attended = self._attend(qkv(x), groups)
             x = self._parts["add_norm"](out(attended), x, *norm, self._eps)
             x = self._parts["add_norm"](down(up(x)), x, *norm_2, self._eps)
-        starts = np.cumsum([0, *lengths])
-        found: Encoded = {}
-        back = np.argsort(order)
+        ends = np.cumsum([0, *lengths]).tolist()
+        spans = list(pairwise(ends))
+        found: dict[str, Sequence[Any]] = {}
         if "dense" in self._outputs:
-            firsts = torch.from_numpy(starts[:-1][back])
-            found[KEYS["dense"]] = self._parts["unit"](x[firsts]).numpy()
+            found[KEYS["dense"]] = self._parts["unit"](x[ends[:-1]]).numpy()
         if "sparse" in self._outputs:
             weights = self._parts["weigh"](x, *self._sparse).numpy()
-            found[KEYS["sparse"]] = [
-                lexical(rows[order[j]], weights[starts[j] : starts[j + 1]]) for j in back
-            ]
+            weighed = zip(rows, spans, strict=True)
+            found[KEYS["sparse"]] = [lexical(its, weights[a:b]) for its, (a, b) in weighed]
         if "colbert" in self._outputs:
             vectors = self._parts["unit"](self._colbert(x)).numpy()
-            found[KEYS["colbert"]] = [vectors[starts[j] + 1 : starts[j + 1]] for j in back]
+            found[KEYS["colbert"]] = [vectors[a + 1 : b] for a, b in spans]
         return found
 
     def _attend(self, qkv: torch.Tensor, groups: list[tuple[Any, ...]]) -> torch.Tensor:
@@ -237,14 +262,23 @@ def _pair(state: dict[str, torch.Tensor], name: str) -> tuple[torch.Tensor, torc
     return state[f"{name}.weight"], state[f"{name}.bias"]
 
 
-def _torch(weight: torch.Tensor, bias: torch.Tensor, act: str) -> Product:
+def _seconds(run: Product, x: torch.Tensor) -> float:
+    start = time.perf_counter()
+    run(x)
+    return time.perf_counter() - start
+
+
+def _torch(weight: torch.Tensor, bias: torch.Tensor | None, act: str, rows: int) -> Product:
     if act == "gelu":
         return lambda x: F.gelu(F.linear(x, weight, bias))
     return lambda x: F.linear(x, weight, bias)
 
 
-def _onednn(weight: torch.Tensor, bias: torch.Tensor, act: str, rows: int) -> Product:
+def _onednn(weight: torch.Tensor, bias: torch.Tensor | None, act: str, rows: int) -> Product:
     ops = torch.ops.mkldnn
     packed = ops._reorder_linear_weight(weight.contiguous(), rows)
     exact = "none" if act == "gelu" else ""  # by erf
     return lambda x: ops._linear_pointwise(x, packed, bias, act, [], exact)
+
+
+WAYS = {"torch": _torch, "oneDNN": _onednn}

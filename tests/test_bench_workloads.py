@@ -1,10 +1,14 @@
-"""Lengths, work and bytes of the encoder's rows."""
+"""What the encoder's rows are made of: lengths, work and bytes, adapters of peers, their gate."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import benchpackage  # noqa: F401 - before bench
+import numpy as np
 import pytest
-from bench import workloads
+import torch
+from bench import peers, strong_cpu, workloads
 
 Shape = workloads.Shape
 
@@ -60,3 +64,94 @@ def test_weight_bytes_are_those_of_the_checkpoint() -> None:
     assert workloads.weight_bytes(shape, 4) == 4 * size
     head = sum(v.numel() for k, v in state.items() if k.startswith(("colbert", "sparse")))
     assert workloads.weight_bytes(shape, 2, ("dense",)) == 2 * (size - head)
+
+
+@pytest.fixture
+def odd_texts() -> list[str]:
+    """Lengths 2 (no word), 3, many of one length, long; in no order."""
+    return ["", *workloads.texts([3, 41, 7, 7, 90, 7, 8, 3], 1), "the the the the"]
+
+
+ADAPTERS = {
+    "onnxruntime": lambda path, sample, outputs: peers.onnx_runtime(path, 1, sample, outputs),
+    "openvino": lambda path, sample, outputs: peers.openvino(path, 1, sample, False, outputs),
+    "torch": lambda path, sample, outputs: strong_cpu.StrongCpu(
+        path, torch.float32, sample, outputs
+    ),
+}
+
+
+@pytest.mark.parametrize("outputs", [workloads.OUTPUTS, ("sparse",), ("colbert",), ("dense",)])
+@pytest.mark.parametrize("package", ADAPTERS)
+def test_adapters_do_the_same_work(
+    package: str, outputs: tuple[str, ...], odd_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding, batches, empty texts and the sparse rows, with settings by default and by trial."""
+    pytest.importorskip(package)
+    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_cpu.EAGER, ""))  # seconds
+    monkeypatch.setattr(strong_cpu, "BUDGETS", (16, 64, 4096))
+    truth = peers.m3fast(workloads.TINY, outputs=outputs)
+    judge = peers.differ(1e-4, outputs)
+    for sample in ([], odd_texts):
+        encode = ADAPTERS[package](workloads.TINY, sample, outputs)
+        found = encode(odd_texts)
+        assert judge(package, truth(odd_texts), found) == ""
+        assert {k for k, v in found.items() if v is not None} == {peers.KEYS[o] for o in outputs}
+        assert judge(package, truth(odd_texts[1]), encode(odd_texts[1])) == ""
+
+
+@pytest.mark.parametrize("width", [1, 4, 16, 1000])
+@pytest.mark.parametrize("budget", [1, 50, 4096])
+def test_strong_baseline_in_all_groupings(
+    width: int, budget: int, odd_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_cpu.EAGER, ""))
+    strong = strong_cpu.StrongCpu(workloads.TINY, torch.float32)
+    strong._width, strong._budget = width, budget
+    truth = peers.m3fast(workloads.TINY)(odd_texts)
+    assert peers.differ(1e-4)("strong", truth, strong(odd_texts)) == ""
+
+
+def test_gate_sees_slow_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_cpu.EAGER, ""))
+    strong = strong_cpu.StrongCpu(workloads.checkpoint(Shape(2, 128)), torch.float32)
+    assert strong.gemm_share(512, rounds=20) > 0.5
+
+    def twice(make: Any) -> Any:
+        def slow(*arguments: Any) -> Any:
+            product = make(*arguments)
+            return lambda x: (product(x), product(x), product(x))[0]
+
+        return slow
+
+    monkeypatch.setattr(
+        strong_cpu, "WAYS", {name: twice(make) for name, make in strong_cpu.WAYS.items()}
+    )
+    assert strong.gemm_share(512, rounds=20) < 0.7
+
+
+def test_results_that_lack_an_output_are_seen() -> None:
+    judge = peers.differ(1e-3, ("dense",))
+    vectors = {"dense_vecs": np.ones((1, 4))}
+    assert judge("peer", vectors, dict(vectors)) == ""
+    assert judge("peer", vectors, {"dense_vecs": None}) == "no dense"
+    assert judge("peer", vectors, None) == "no result"
+    assert judge(peers.LINEARS, vectors, None) == ""
+    assert peers.differ(1e-3)("peer", vectors, vectors) == "no sparse, colbert"
+
+
+def test_the_fastest_batch_size_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def encode(texts: Any, size: int) -> Any:
+        asked.append(size)
+        return size
+
+    monkeypatch.setattr(
+        peers.measure, "fastest",
+        lambda candidates, value, warm: min(candidates, key=lambda n: abs(candidates[n]([]) - 4)),
+    )  # fmt: skip
+    sample = ["text"] * 6
+    assert peers._tuned("fake", encode, (1, 4, 8, 16), sample)(sample) == 4
+    assert set(asked) == {1, 4, 8}, "16 would be the one batch that 8 is already"
+    assert peers._tuned("fake", encode, (1, 4, 8, 16), ())(sample) == 1
