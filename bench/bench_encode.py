@@ -56,7 +56,7 @@ def test_mix(bench: Bench, name: str, dtype: str) -> None:
         f"encode {name}",
         lengths,
         dtype,
-        rounds=3 if name == "documents" else 5,
+        rounds=3 if name == "documents" else 4,
         padding=padding_ratio(lengths, PADDED_BATCH),
         aims={"OpenVINO": times(1.2)} if name in ("passages", "mixed") else {},
         note=f"{SORTED}; {TRIED}",
@@ -75,7 +75,7 @@ def test_one_output(bench: Bench, output: str) -> None:
         lengths,
         "fp32",
         outputs=(output,),
-        rounds=4,
+        rounds=3,
         padding=padding_ratio(lengths, PADDED_BATCH),
         note=note,
     )
@@ -108,7 +108,7 @@ def test_online(bench: Bench, layers: int, dtype: str) -> None:
 
 def test_bulk(bench: Bench) -> None:
     """Many short texts: sorted by length there is little padding left to save."""
-    lengths = ragged_lengths(bench.pick(1024, 40), high=64)
+    lengths = ragged_lengths(bench.pick(384, 40), high=64)
     _encode(
         bench,
         f"encode bulk, {len(lengths):,} texts of up to 64 tokens",

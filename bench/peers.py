@@ -223,7 +223,10 @@ def _tuned(
             # A batch of more texts than there are is the first that holds them all.
             enough = next((n for n in sizes if n >= len(sample)), sizes[-1])
             tried = {str(n): partial(encode, size=n) for n in sizes if n <= enough}
-            _CHOSEN[key] = int(measure.fastest(tried, list(sample), list(sample[:2])))
+            first = next(iter(tried))
+            if len(tried) > 1:
+                first = measure.fastest(tried, list(sample), list(sample[:2]))
+            _CHOSEN[key] = int(first)
         size = _CHOSEN[key]
     else:
         size = sizes[0]
