@@ -53,8 +53,11 @@ inline Kernels table(const char* name) {
     const float log2e = 1.44269504088896341f;
     by_dtype(dtype, [=](auto e) {
       using T = decltype(e);
-      attention(Attention<T>{as<T>(qkv), heads, dim, scale * log2e, as<T>(out)}, cu_seqlens, texts,
-                threads);
+      const Attention<T> given{as<T>(qkv), heads, dim, scale * log2e, as<T>(out)};
+      if (dim % PAIR<Factor<T>> == 0)
+        attention<Factor<T>>(given, cu_seqlens, texts, threads);
+      else
+        attention<float>(given, cu_seqlens, texts, threads);
     });
   };
   k.panel = OUTS;

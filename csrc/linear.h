@@ -17,10 +17,6 @@ constexpr int64_t BLOCK = 192;            // rows of a task: 192 KB of x for one
 constexpr int64_t TASK_WEIGHTS = 1 << 20;  // bytes of the panels of one task, at most
 constexpr int64_t TASKS = 4;               // a thread, where there are so many panels
 
-// Neighbours in depth that lie side by side, 4 bytes of them: what one instruction sums.
-template <class T>
-constexpr int64_t PAIR = sizeof(float) / sizeof(T);
-
 // packed [ceil(outs / OUTS)][depth / PAIR][OUTS][PAIR]; outputs past the end are 0.
 template <class T>
 void pack_weight(const T* weight, int64_t outs, int64_t depth, T* packed, int threads) {
@@ -34,32 +30,6 @@ void pack_weight(const T* weight, int64_t outs, int64_t depth, T* packed, int th
     }
   });
 }
-
-// acc[r][w] = sum over k < depth of x[r * row + k] * panel[k][w]
-template <int R>
-M3_INLINE void product(const float* x, int64_t row, const float* panel, int64_t depth,
-                       vf (&acc)[R][WIDTH]) {
-  multiply<R, WIDTH>(x, row, 1, panel, depth, acc);
-}
-
-#ifdef __AVX512BF16__
-template <int R>
-M3_INLINE void product(const bf16* x, int64_t row, const bf16* panel, int64_t depth,
-                       vf (&acc)[R][WIDTH]) {
-  __m512 t[R][WIDTH] = {};
-  for (int64_t k = 0; k < depth; k += 2, x += 2, panel += 2 * OUTS) {
-    __m512bh column[WIDTH];
-    for (int w = 0; w < WIDTH; ++w)
-      column[w] = (__m512bh)load_as<__m512i>(panel + 2 * w * VL);
-    for (int r = 0; r < R; ++r) {
-      const __m512bh pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x + r * row));
-      for (int w = 0; w < WIDTH; ++w) t[r][w] = _mm512_dpbf16_ps(t[r][w], pair, column[w]);
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int w = 0; w < WIDTH; ++w) acc[r][w] = (vf)t[r][w];
-}
-#endif
 
 // y[r][w] <- f(acc + shift) for R rows of one panel, of which the first `live` outputs exist.
 template <int R, class T>
@@ -103,7 +73,8 @@ void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y
           over_tiles(n, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
             constexpr int R = decltype(count)::value;
             vf acc[R][WIDTH];
-            product<R>(x + (first + r) * depth + k, depth, panel + k * OUTS, steps, acc);
+            multiply<R, WIDTH>(x + (first + r) * depth + k, depth, PAIR<T>, panel + k * OUTS, steps,
+                               acc);
             float* sum = sums + r * OUTS;
             if (k)
               for (int i = 0; i < R; ++i)

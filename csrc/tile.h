@@ -30,6 +30,29 @@ M3_INLINE void multiply(const float* a, int64_t row, int64_t step, const float* 
     for (int w = 0; w < W; ++w) acc[r][w] = t[r][w];
 }
 
+// Neighbours in depth that lie side by side in b, 4 bytes of them: what one instruction sums.
+template <class T>
+constexpr int64_t PAIR = sizeof(float) / sizeof(T);
+
+#ifdef __AVX512BF16__
+// The same for bf16: depth is even, b is [depth / 2][W * VL][2], step lies between pairs of a.
+template <int R, int W>
+M3_INLINE void multiply(const bf16* a, int64_t row, int64_t step, const bf16* b, int64_t depth,
+                        vf (&acc)[R][W]) {
+  __m512 t[R][W] = {};
+  for (int64_t k = 0; k < depth; k += 2, a += step, b += 2 * W * VL) {
+    __m512bh column[W];
+    for (int w = 0; w < W; ++w) column[w] = (__m512bh)load_as<__m512i>(b + 2 * w * VL);
+    for (int r = 0; r < R; ++r) {
+      const __m512bh pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(a + r * row));
+      for (int w = 0; w < W; ++w) t[r][w] = _mm512_dpbf16_ps(t[r][w], pair, column[w]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < W; ++w) acc[r][w] = (vf)t[r][w];
+}
+#endif
+
 template <int N>
 struct Count {
   static constexpr int value = N;

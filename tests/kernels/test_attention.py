@@ -53,13 +53,14 @@ def test_many_texts_in_any_order(path, rng, gap):
     assert gap(varlen_attention(qkv, cu, lengths.max()), float64(qkv, cu, 24**-0.5)) < 2e-6
 
 
-def test_bf16(path, rng, ragged, gap):
-    qkv = torch.randn(ragged[-1], 3, 2, 64, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dim", [7, 24, 64])
+def test_bf16(path, rng, ragged, gap, dim):
+    qkv = torch.randn(ragged[-1], 3, 2, dim, dtype=torch.bfloat16)
     exact = varlen_attention_ref(qkv.float(), torch.from_numpy(ragged))
     plain = []
     for a, b in pairwise(ragged):
         q, k, v = qkv[a:b].permute(1, 2, 0, 3)
-        plain.append(torch.softmax(q @ k.mT / 8, -1) @ v)
+        plain.append(torch.softmax(q @ k.mT * dim**-0.5, -1) @ v)
     plain = torch.cat(plain, 1).transpose(0, 1).reshape(len(qkv), -1)
     out = torch.full_like(plain, float("nan"))
     varlen_attention(qkv, ragged, 500, out=out)
