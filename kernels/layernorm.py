@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from . import checks, native, triton_path
 from .reference import add_layernorm_ref, embed_layernorm_ref
@@ -83,7 +82,7 @@ def add_layernorm_dot(
 
     Returns:
         y [T, C] in the dtype of `x`, and fp32 [T]: the product of y as rounded to its dtype,
-        summed in fp32. On a CPU it is torch's own product, rounded to the dtype of `x`.
+        summed in fp32 (in fp64 where one of them is).
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -106,9 +105,9 @@ def add_layernorm_dot(
         launch_add_layernorm(x, residual, bias, weight, shift, eps, out, head)
         return out, weights
     y = add_layernorm(x, residual, bias, weight, shift, eps, out=out)
-    wide = torch.promote_types(torch.promote_types(x.dtype, head_weight.dtype), head_bias.dtype)
-    dot = F.linear(y.to(wide), head_weight.to(wide)[None], head_bias.to(wide))
-    found = torch.relu(dot).squeeze(-1).float()
+    # Not in bf16: oneDNN compiles a product for each number of rows and keeps it: 1.8 ms, 0.6 MB.
+    wide = torch.promote_types(torch.float32, x.dtype)
+    found = torch.relu(y.to(wide) @ head_weight.to(wide) + head_bias.to(wide)).float()
     return y, found if weights is None else weights.copy_(found)
 
 
