@@ -42,7 +42,8 @@ def m3fast(path: Path, bf16: bool = False, outputs: Sequence[str] = OUTPUTS) -> 
     from m3fast import BGEM3FlagModel
 
     model = BGEM3FlagModel(str(path), use_fp16=False, use_bf16=bf16, devices="cpu")
-    return lambda texts: model.encode(texts, **flags(outputs))
+    longest = _longest(path)
+    return lambda texts: model.encode(texts, max_length=longest, **flags(outputs))
 
 
 def flag_embedding(
@@ -56,9 +57,10 @@ def flag_embedding(
     from FlagEmbedding import BGEM3FlagModel
 
     model = BGEM3FlagModel(str(path), use_fp16=False, devices="cpu", batch_size=256)
+    longest = _longest(path)  # it would cut at 512
 
     def encode(texts: Any, size: int) -> Encoded:
-        return model.encode(texts, batch_size=size, **flags(outputs))
+        return model.encode(texts, batch_size=size, max_length=longest, **flags(outputs))
 
     return _tuned(("FlagEmbedding", path), encode, FLAG_BATCHES if sample else (256,), sample)
 

@@ -68,8 +68,8 @@ def test_weight_bytes_are_those_of_the_checkpoint() -> None:
 
 @pytest.fixture
 def odd_texts() -> list[str]:
-    """Lengths 2 (no word), 3, many of one length, long; in no order."""
-    return ["", *workloads.texts([3, 41, 7, 7, 90, 7, 8, 3], 1), "the the the the"]
+    """Lengths 2 (no word), 3, many of one length, beyond 512; in no order."""
+    return ["", *workloads.texts([3, 41, 7, 7, 600, 90, 7, 8, 3], 1), "the the the the"]
 
 
 ADAPTERS = {
@@ -96,6 +96,8 @@ def test_adapters_do_the_same_work(
         encode = ADAPTERS[package](workloads.TINY, sample, outputs)
         found = encode(odd_texts)
         assert judge(package, truth(odd_texts), found) == ""
+        if "colbert" in outputs:  # all tokens but <s>, none cut off
+            assert [len(v) for v in found["colbert_vecs"][:6]] == [1, 2, 40, 6, 6, 599]
         assert {k for k, v in found.items() if v is not None} == {peers.KEYS[o] for o in outputs}
         assert judge(package, truth(odd_texts[1]), encode(odd_texts[1])) == ""
 
