@@ -56,6 +56,10 @@ void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y
   const int64_t group =
       std::max<int64_t>(1, std::min(fits, panels * blocks / (TASKS * threads)));  // panels of a task
   const int64_t groups = (panels + group - 1) / group;
+  const T* packed_end = packed + panels * OUTS * depth;
+  const int64_t tiles = (std::min(rows, BLOCK) + ROWS - 1) / ROWS;
+  constexpr int64_t STEP_LINES = (OUTS * 4 + 63) / 64;  // of packed weights, for one step in depth
+  const int lines = static_cast<int>((STEP_LINES + tiles - 1) / tiles);
   // Tasks that follow each other share their weights: two threads read them from L3 once.
   parallel_for(groups * blocks, threads, [=](Tasks& tasks) {
     Buffer sums(std::min(rows, BLOCK) * OUTS);
@@ -70,11 +74,21 @@ void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y
         if (bias) std::memcpy(shift, bias + p * OUTS, live * sizeof(float));
         for (int64_t k = 0; k < depth; k += CHAIN) {
           const int64_t steps = std::min(CHAIN, depth - k);
+          // Few rows wait for weights from memory: while one chain of them is used, the next comes.
+          const T* next = panel + (k + steps) * OUTS;
+          const int64_t left = (packed_end - next) * int64_t{sizeof(T)};
+          const char* from = reinterpret_cast<const char*>(next);
+          const char* ahead_end = from + std::min<int64_t>(left, CHAIN * OUTS * sizeof(T));
+          Ahead ahead{from, left > 0 ? lines : 0};
           over_tiles(n, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
             constexpr int R = decltype(count)::value;
             vf acc[R][WIDTH];
             multiply<R, WIDTH>(x + (first + r) * depth + k, depth, PAIR<T>, panel + k * OUTS, steps,
-                               acc);
+                               acc, ahead);
+            if (ahead.lines) {
+              ahead.at += steps / PAIR<T> * ahead.lines * 64;
+              if (ahead.at >= ahead_end) ahead.lines = 0;
+            }
             float* sum = sums + r * OUTS;
             if (k)
               for (int i = 0; i < R; ++i)

@@ -13,12 +13,23 @@ namespace m3::M3_ISA {
 constexpr int ROWS = 6;        // rows of a tile; 6 x 2 accumulators + 3 fit 16 vector registers
 constexpr int PANEL = 2 * VL;  // columns of a full panel, two vectors
 
+// Brings what is needed next from memory to L2: `lines` cache lines for every step of a product.
+struct Ahead {
+  const char* at = nullptr;
+  int lines = 0;
+
+  M3_INLINE void step() {
+    for (int i = 0; i < lines; ++i, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // acc[r][w] = sum over k < depth of a[r * row + k * step] * b[k][w], b being [depth][W * VL].
 template <int R, int W>
 M3_INLINE void multiply(const float* a, int64_t row, int64_t step, const float* b, int64_t depth,
-                        vf (&acc)[R][W]) {
+                        vf (&acc)[R][W], Ahead ahead = {}) {
   vf t[R][W] = {};
   for (int64_t k = 0; k < depth; ++k, a += step, b += W * VL) {
+    ahead.step();
     vf column[W];
     for (int w = 0; w < W; ++w) column[w] = load(b + w * VL);
     for (int r = 0; r < R; ++r) {
@@ -38,9 +49,10 @@ constexpr int64_t PAIR = sizeof(float) / sizeof(T);
 // The same for bf16: depth is even, b is [depth / 2][W * VL][2], step lies between pairs of a.
 template <int R, int W>
 M3_INLINE void multiply(const bf16* a, int64_t row, int64_t step, const bf16* b, int64_t depth,
-                        vf (&acc)[R][W]) {
+                        vf (&acc)[R][W], Ahead ahead = {}) {
   __m512 t[R][W] = {};
   for (int64_t k = 0; k < depth; k += 2, a += step, b += 2 * W * VL) {
+    ahead.step();
     __m512bh column[W];
     for (int w = 0; w < W; ++w) column[w] = (__m512bh)load_as<__m512i>(b + 2 * w * VL);
     for (int r = 0; r < R; ++r) {

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from m3fast.types import Embeddings
 
 # Tokens per batch. On a CPU larger batches only outgrow the caches; a GPU wants them.
-CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 32768
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1024, 32768
 # encode_iter works on this much text at a time, so that memory does not grow with the corpus.
 WINDOW_TEXTS, WINDOW_CHARACTERS = 1024, 1 << 18
 # On a GPU every call does: one window is tokenised while the one before is computed.
