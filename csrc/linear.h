@@ -50,6 +50,7 @@ M3_INLINE void finish(const vf (&acc)[R][WIDTH], const float* shift, bool with_g
 template <class T>
 void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y, int64_t rows,
             int64_t depth, int64_t outs, int threads) {
+  if (!rows || !outs) return;
   constexpr int64_t CHAIN = CHAIN_BYTES / sizeof(T);
   const int64_t panels = (outs + OUTS - 1) / OUTS, blocks = (rows + BLOCK - 1) / BLOCK;
   const int64_t fits = TASK_WEIGHTS / (OUTS * depth * int64_t{sizeof(T)});

@@ -97,7 +97,7 @@ def test_windows_stay_in_order(engine, pair, monkeypatch) -> None:
 
 @pytest.mark.parametrize("in_flight", [0, 2])
 def test_out_of_memory_splits_the_batch(engine, path, in_flight) -> None:
-    roomy = Engine.from_pretrained(path, device="cpu", dtype="float32")
+    roomy = Engine.from_pretrained(path, device="cpu", dtype="float32", token_budget=4096)
     small = Small(roomy.runner, 500, in_flight)
     roomy.runners = [small]
     with pytest.warns(RuntimeWarning, match="out of memory for 36 texts of .* split"):
