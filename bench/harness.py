@@ -109,8 +109,8 @@ class Bench:
                 wall time, which is what a CPU has.
             stream: where they run; the current one if None.
             void: by a peer's name, times its matrix products alone and says their rate as a share
-                of the best of the gemm suite's ways at the same sizes. Below GEMM_SHARE the peer is no
-                strong baseline: its row is void, with the reason and no figure. Called after
+                of the best of the gemm suite's ways at the same sizes. Below GEMM_SHARE the peer is
+                no strong baseline: its row is void, with the reason and no figure. Called after
                 sampling, and only for a peer that ran and was right.
         """
         self._refuse_red(row)
