@@ -1,4 +1,4 @@
-"""Results files -> the README's tables and plots: `make report`, no figure typed by hand.
+"""Results files -> README's tables, docs/bench/ and its plots: `make report`, no figure typed.
 
 Of each test in bench/ the rows of its newest run count, so that no row of an older name lingers;
 24-layer rows, which only --suite full has, keep their last record. `--check` looks for what became
@@ -34,22 +34,39 @@ from bench.table import plain as plain
 
 PLOTS = ROOT / "docs" / "bench"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+REST = "Every row and peer, sizes, samples, versions, what was not measured"
 SHORT = ("Workload", "m3fast", "Ratio to peers", "Of limit")
 
 
 def markdown(results: Path = RESULTS, tests: Collection[str] | None = None) -> str:
     """The README's block without its markers, empty where nothing is recorded."""
-    files = sorted(results.glob("*.jsonl"))
-    return "\n\n".join(_device(read(file), file.stem, tests) for file in files)
+    found = [(read(file), file.stem) for file in results.glob("*.jsonl")]
+    found.sort(key=lambda device: max(r["run"] for r in device[0]), reverse=True)
+    return "\n\n".join(_device(records, stem, tests) for records, stem in found)
 
 
 def _device(records: list[Record], stem: str, tests: Collection[str] | None) -> str:
-    """A short table, the plots, and all the rest folded."""
+    """A short table, the plots, and where the rest is."""
+    rows = current(records, tests)
+    newest = max(records, key=lambda r: r["run"])
+    pictures = [f"![{alt}](docs/bench/{name})" for name, alt in plots.names(rows, stem).items()]
+    lines = [
+        f"**{newest['device']}, {newest['threads']} threads**",
+        "",
+        *_table(SHORT, [_short(row) for row in _headlines([r for r in rows if cells(r)])]),
+        *(line for picture in pictures for line in ("", picture)),
+        "",
+        f"[{REST}](docs/bench/{stem}.md)",
+    ]
+    return "\n".join(lines)
+
+
+def page(records: list[Record], tests: Collection[str] | None = None) -> str:
+    """docs/bench/<device>.md: every row and peer, and what stands behind the figures."""
     rows = current(records, tests)
     timed = [row for row in rows if cells(row)]
     waiting = [row for row in rows if not cells(row)]
     newest = max(records, key=lambda r: r["run"])
-    pictures = [f"![{alt}](docs/bench/{name})" for name, alt in plots.names(rows, stem).items()]
     commits = dict.fromkeys(
         f"`{r['commit'][:9]}`{' with local changes' if r['dirty'] else ''} ({r['run'][:10]})"
         for row in timed
@@ -57,19 +74,16 @@ def _device(records: list[Record], stem: str, tests: Collection[str] | None) -> 
     )
     versions = ", ".join(f"{name} {v}" for name, v in newest["versions"].items())
     lines = [
-        f"**{newest['device']}, {newest['threads']} threads**",
+        f"# {newest['device']}, {newest['threads']} threads",
         "",
-        *_table(SHORT, [_short(row) for row in _headlines(timed)]),
-        *(line for picture in pictures for line in ("", picture)),
-        "",
-        "<details><summary>Every row and peer, sizes, samples, what was not measured</summary>",
+        "Written by `make report` from `bench/results/`. Medians; a ratio is the peer's time over "
+        "m3fast's, round by round.",
         "",
         *_table(HEADER, [line for row in timed for line in cells(row)]),
         "",
         *(f"- *{row[0]['row']}*: {notes(row)}." for row in [*timed, *waiting]),
         "",
         *([f"Measured at {', '.join(commits)}; {versions}.", ""] if timed else []),
-        "</details>",
     ]
     return "\n".join(lines)
 
@@ -138,6 +152,8 @@ def main(arguments: list[str] | None = None) -> int:
     block = markdown(options.results)
     new = rewrite(old, block)
     for file in sorted(options.results.glob("*.jsonl")):
+        options.plots.mkdir(parents=True, exist_ok=True)
+        (options.plots / f"{file.stem}.md").write_text(page(read(file)), encoding="utf-8")
         for drawn in plots.draw(current(read(file)), file.stem, options.plots):
             print(f"{drawn}: drawn")
     if new is None:

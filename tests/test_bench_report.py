@@ -30,10 +30,11 @@ def test_report_prints_figures_in_their_units(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "cpu.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     block = report.markdown(tmp_path)
-    short, _, folded = block.partition("<details>")
-    assert short.endswith(
+    folded = report.page(rows)
+    assert block.endswith(
         "| Workload | m3fast | Ratio to peers |\n| --- | --- | --- |\n"
         "| r | 5,116 tokens/s (aim ≤ 1 s, met) | 4.00× Peer (aim ≥ 5×, not met) |\n\n"
+        "[Every row and peer, sizes, samples, versions, what was not measured](docs/bench/cpu.md)"
     )
     assert "| r | 5,116 tokens/s |  |  |  | ≤ 1 s | yes |" in folded
     assert "| r | 5,116 tokens/s | Peer | 1,279 tokens/s | 4.00× | ≥ 5× | no |" in folded
@@ -43,7 +44,8 @@ def test_report_prints_figures_in_their_units(tmp_path: Path) -> None:
     for _ in range(2):
         report.main(["--readme", str(readme), "--results", str(tmp_path),
                      "--plots", str(tmp_path / "plots")])  # fmt: skip
-    assert not (tmp_path / "plots").exists()
+    assert [file.name for file in (tmp_path / "plots").iterdir()] == ["cpu.md"]
+    assert (tmp_path / "plots" / "cpu.md").read_text() == folded
     assert readme.read_text() == f"before\n{report.BEGIN}\n{block}\n{report.END}\nafter\n"
     assert report.rewrite("no markers", block) is None
 
@@ -53,7 +55,10 @@ def test_readme_shows_what_the_results_say() -> None:
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     if report.BEGIN not in text:
         pytest.skip("README.md has no benchmark block")
-    assert report.rewrite(text, report.markdown()) == text, "run: python -m bench.report"
+    assert report.rewrite(text, report.markdown()) == text, "run: make report"
+    for file in report.RESULTS.glob("*.jsonl"):
+        shown = (report.PLOTS / f"{file.stem}.md").read_text(encoding="utf-8")
+        assert shown == report.page(report.read(file)), "run: make report"
 
 
 def test_committed_results_are_complete() -> None:
