@@ -52,8 +52,14 @@ def current(records: list[Record], tests: Collection[str] | None = None) -> list
     def part(record: Record) -> tuple[Any, ...]:
         return record["test"], record.get("full"), record.get("model")
 
-    newest = {part(r): r["run"] for r in sorted(named, key=lambda r: r["run"])}
-    kept = [r for r in named if r["run"] == newest[part(r)] and r["test"] in tests]
+    runs: dict[tuple[Any, ...], dict[str, set[str]]] = {}
+    for r in named:
+        runs.setdefault(part(r), {}).setdefault(r["run"], set()).add(r["row"])
+    # The last run with most of a test's rows; one of some rows (-k) after it replaces just those.
+    since = {
+        its: max(found, key=lambda run: (len(found[run]), run)) for its, found in runs.items()
+    }
+    kept = [r for r in named if r["run"] >= since[part(r)] and r["test"] in tests]
     order = {suite: i for i, suite in enumerate(ORDER)}
     return sorted(latest(kept), key=lambda row: order.get(row[0]["suite"], -1))
 

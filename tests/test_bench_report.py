@@ -50,6 +50,17 @@ def test_report_prints_figures_in_their_units(tmp_path: Path) -> None:
     assert report.rewrite("no markers", block) is None
 
 
+def test_a_run_of_some_rows_replaces_just_those() -> None:
+    def ran(run: str, *rows: str) -> list[dict]:
+        more = {"test": "bench_x.py::test_x", "suite": "x", "p50": 1.0, "samples": 3}
+        return [made_up(run, row=row, **more) for row in rows]
+
+    records = [*ran("1", "old", "a"), *ran("2", "a", "b"), *ran("3", "b")]
+    shown = report.current(records, {"bench_x.py::test_x"})
+    assert [(row[0]["row"], row[0]["run"]) for row in shown] == [("a", "2"), ("b", "3")]
+    assert report.current(records, set()) == []
+
+
 def test_readme_shows_what_the_results_say() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
