@@ -1,8 +1,8 @@
 """Results files -> README's tables, docs/bench/ and its plots: `make report`, no figure typed.
 
-Of each test in bench/ the rows of its last whole run count, and what ran after it, so that no row of
-an older name lingers; 24-layer rows, which only --suite full has, keep their last record. `--check`
-looks for what became slower.
+Of each test in bench/ the rows of its last whole run count, and what ran after it, so that no row
+of an older name lingers; 24-layer rows, which only --suite full has, keep their last record.
+`--check` looks for what became slower.
 """
 
 from __future__ import annotations
