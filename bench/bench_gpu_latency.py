@@ -12,7 +12,7 @@ from bench import child, gpuencode, strong
 from bench.gpuencode import FLAG, STRONG
 from bench.harness import OURS, Bench, Row, micros, times
 from bench.measure import P99_SAMPLES, Absent, Sampled
-from bench.workloads import encoder_work, texts, weight_bytes
+from bench.workloads import encoder_work, queries, texts, weight_bytes
 
 QUERY = 20
 EAGER = "without graphs"
@@ -35,10 +35,6 @@ def _row(bench: Bench, name: str, dtype: str, batch: int, note: str) -> Row:
     )
 
 
-def _words(batch: int) -> str:
-    return f"one query of {QUERY} tokens" if batch == 1 else f"{batch} queries of {QUERY} tokens"
-
-
 @pytest.mark.parametrize("batch", [1, 8])
 def test_query_gpu_time(bench: Bench, batch: int) -> None:
     """What the GPU does, launches aside."""
@@ -53,7 +49,7 @@ def test_query_gpu_time(bench: Bench, batch: int) -> None:
         submit(inputs[0])()
     bench.compare(
         _row(
-            bench, f"{_words(batch)} in GPU time", gpuencode.dtype_of(weights), batch,
+            bench, f"{queries(batch, QUERY)} in GPU time", gpuencode.dtype_of(weights), batch,
             "from upload to download; weights come from memory, not from L2",
         ),
         {
@@ -82,7 +78,8 @@ def test_text_to_numpy(bench: Bench, batch: int) -> None:
     inputs = [texts([QUERY] * batch, seed) for seed in range(16)]
     bench.compare(
         _row(
-            bench, f"{_words(batch)}, text to numpy on the GPU", gpuencode.dtype_of(engine), batch,
+            bench, f"{queries(batch, QUERY)}, text to numpy on the GPU",
+            gpuencode.dtype_of(engine), batch,
             "wall time, warm; sentence-transformers returns dense vectors only",
         ),
         {

@@ -13,7 +13,7 @@ from bench import child, cpuencode, peers, record
 from bench.cpuencode import DTYPES, NAMES, TOLERANCE, Peers
 from bench.harness import OURS, Bench, Row, times
 from bench.measure import P99_SAMPLES, Absent, Sampled
-from bench.workloads import Shape, encoder_work, texts, weight_bytes
+from bench.workloads import Shape, encoder_work, queries, texts, weight_bytes
 
 QUERY = 20  # tokens
 PROBE = "FlagEmbedding runs the forward pass twice, first as a probe for memory"
@@ -35,7 +35,7 @@ def test_query(bench: Bench, layers: int, batch: int, dtype: str) -> None:
     if layers == 24 and batch > 1:
         pytest.skip("with 24 layers one query only")
     shape = bench.encoder_shape(layers)
-    row = _row(shape, f"{_queries(batch)}, {shape.layers} layers", batch, dtype)
+    row = _row(shape, f"{queries(batch, QUERY)}, {shape.layers} layers", batch, dtype)
     if dtype == "bf16":
         bench.need(row, record.has_bf16(), cpuencode.NO_BF16)
     inputs = [texts([QUERY] * batch, seed) for seed in range(16)]
@@ -58,7 +58,7 @@ def test_batches(bench: Bench) -> None:
     makers = {name: cache(make) for name, make in its.makers.items()}
     for batch in bench.pick(BATCHES, (2,)):
         bench.compare(
-            _row(shape, f"batch of {_queries(batch)}, {shape.layers} layers", batch, "fp32"),
+            _row(shape, f"batch of {queries(batch, QUERY)}, {shape.layers} layers", batch, "fp32"),
             makers,
             [texts([QUERY] * batch, seed) for seed in range(8)],
             rounds=15,
@@ -144,10 +144,6 @@ def _first(name: str, path: str, threads: int, text: str) -> dict:
     said = json.loads(shown.strip().splitlines()[-1])
     arrays = {k: child.unpack(packed) for k, packed in said["arrays"].items()}
     return said | {"result": arrays | {"lexical_weights": said["weights"]}}
-
-
-def _queries(batch: int) -> str:
-    return "one query of 20 tokens" if batch == 1 else f"{batch} queries of 20 tokens"
 
 
 def _row(shape: Shape, name: str, batch: int, dtype: str) -> Row:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import gpupeers, peers, strong
+from bench import gpupeers, peers, roof, strong
 from bench.harness import Bench
 from bench.measure import Absent, Candidate
 from bench.workloads import OUTPUTS, Shape
@@ -141,8 +141,7 @@ def linears(bench: Bench, shape: Shape, tokens: int) -> Candidate:
     """The four products of every layer, with their weights read in turn, and nothing else."""
     gpupeers.cuda_only(bench.device)
     make = partial(torch.randn, device=bench.device, dtype=torch.bfloat16)
-    hidden = shape.hidden
-    sizes = ((3 * hidden, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 4 * hidden))
+    sizes = roof.shapes(shape.hidden).values()
     weights = [make(n, k) / 32 for _ in range(shape.layers) for n, k in sizes]
     return strong.products(torch.mm, weights, tokens)
 

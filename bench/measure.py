@@ -70,7 +70,7 @@ def interleave(
     Returns:
         Samples by name. A peer that raises or is wrong has the reason and no samples.
     """
-    watch = watch or partial(_wall, clock)
+    watch = watch or partial(wall, clock)
     found = {name: Sampled() for name in candidates}
     names = list(candidates)
     for name, candidate in candidates.items():
@@ -105,7 +105,8 @@ def _spent(seconds: Sequence[float], enough: bool, budget: float, hard: float) -
     return used > 0 and ((enough and used > budget) or used + seconds[-1] > hard)
 
 
-def _wall(clock: Callable[[], float]) -> Callable[[], float]:
+def wall(clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
+    """A `Watch` of wall time."""
     start = clock()
     return lambda: clock() - start
 
@@ -145,12 +146,17 @@ def _quantile(samples: Sequence[float], q: float) -> float:
     return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
+def timed(candidate: Candidate, value: Any) -> float:
+    """Seconds of one call."""
+    stop = wall()
+    candidate(value)
+    return stop()
+
+
 def fastest(candidates: Mapping[str, Candidate], value: Any, warm: Any) -> str:
     """Name of the quickest in one timed call each, after an untimed one: a peer's best setting."""
     seconds: dict[str, float] = {}
     for name, candidate in candidates.items():
         candidate(warm)
-        start = time.perf_counter()
-        candidate(value)
-        seconds[name] = time.perf_counter() - start
+        seconds[name] = timed(candidate, value)
     return min(seconds, key=seconds.__getitem__)

@@ -5,7 +5,6 @@ Packed tokens, torch's varlen_attn, each layer through torch.compile, the whole 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import gpu, gpupeers
-from bench.measure import Candidate
+from bench.measure import Candidate, wall
 from m3fast.checkpoint import Weights
 from m3fast.config import ModelConfig
 
@@ -153,7 +152,7 @@ def gemm_share(
     """
     layers = ((its.qkv, its.out, its.up, its.down) for its in weights.layers)
     of_layers = [part.weight for parts in layers for part in parts]
-    watch = gpu.Events(device, ahead) if device.type == "cuda" else _wall
+    watch = gpu.Events(device, ahead) if device.type == "cuda" else wall
     bare = products(torch.mm, of_layers, tokens)
     compiled = products(multiply or compiled_linear(), of_layers, tokens)
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -165,8 +164,3 @@ def gemm_share(
             run(None)
             its.append(stop())
     return median(seconds[0]) / median(seconds[1])
-
-
-def _wall() -> Callable[[], float]:
-    start = time.perf_counter()
-    return lambda: time.perf_counter() - start

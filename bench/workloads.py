@@ -213,3 +213,8 @@ def padding_ratio(lengths: list[int], batch: int | None = None) -> float:
     longest = sorted(lengths, reverse=True)
     chunks = [longest[i : i + batch] for i in range(0, len(longest), batch)]
     return sum(len(chunk) * chunk[0] for chunk in chunks) / sum(lengths)
+
+
+def queries(count: int, tokens: int) -> str:
+    """So many queries in the words of a row's name."""
+    return f"one query of {tokens} tokens" if count == 1 else f"{count} queries of {tokens} tokens"

@@ -201,7 +201,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
 #endif
   m.def("cpu_path", cpu_path, py::arg("force") = py::none(),
-        "Instructions in use: avx512bf16, avx512, avx2 or base; `force` sets them for tests, 'auto' resets");
+        "Instructions in use: avx512bf16, avx512, avx2 or base; `force` sets them for tests, "
+        "'auto' resets");
   m.def("has_team", has_team, "Whether torch's OpenMP team was found");
 
   m.def("pack", pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(),

@@ -36,8 +36,7 @@ def pack_weight(weight: torch.Tensor) -> Weight:
     """A copy of `weight` [N, K] for the CPU's own kernel, or `weight` where torch's is used.
 
     The kernel takes fp32 with AVX2 or AVX-512, and bf16 with AVX512_BF16 unless there is AMX, which
-    multiplies eight times as much in a cycle and which torch knows how to use. docs/adr/0008 has
-    the figures.
+    multiplies far more in a cycle and which torch knows how to use. docs/adr/0008 has the figures.
 
     Raises:
         TypeError: not a tensor of floats.

@@ -164,7 +164,7 @@ def load_weights(
     if not missing:
         rows = None if colbert_dim <= 0 else colbert_dim
         weight, bias = _load_head(heads[0], rows, config.hidden_size, device, dtype)
-        colbert = Linear(pack_weight(weight) if pack else weight, bias)
+        colbert = _linear(weight, bias, pack)
         sparse = SparseHead(*_load_head(heads[1], 1, config.hidden_size, device, dtype))
     with ExitStack() as stack:
         tensors = _open_tensors(path, stack)
@@ -195,7 +195,7 @@ def _fuse(
             weight, bias = weights[0], biases[0]
         else:
             weight, bias = torch.cat(weights), torch.cat(biases)
-        return Linear(pack_weight(weight) if pack else weight, bias)
+        return _linear(weight, bias, pack)
 
     def layer(i: int) -> Layer:
         base = f"encoder.layer.{i}"
@@ -218,6 +218,10 @@ def _fuse(
         colbert=colbert,
         sparse=sparse,
     )
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor, pack: bool) -> Linear:
+    return Linear(pack_weight(weight) if pack else weight, bias)
 
 
 class _Tensors:
