@@ -8,7 +8,9 @@ from m3fast.kernels.reference import bias_gelu_ref, linear_ref
 
 # Around a tile's 6 rows, a task's 192 rows, a panel's 8, 16 and 64 outputs, a chain's 256 and 512.
 ROWS = [1, 2, 5, 6, 7, 13, 20, 64, 191, 192, 193, 577]
-SIZES = [(2, 1), (6, 3), (40, 100), (128, 129), (256, 64), (1024, 50), (1030, 65)]
+SIZES = [
+    (2, 1), (6, 3), (40, 100), (128, 129), (256, 64), (257, 17), (514, 17), (1024, 50), (1030, 65),
+]  # fmt: skip
 
 
 def packed(weight, path):
