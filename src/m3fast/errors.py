@@ -15,3 +15,31 @@ class CheckpointError(M3FastError):
 
 class ProcessError(M3FastError, RuntimeError):
     """An engine used in a forked child of the process that made it."""
+
+
+class OverloadedError(M3FastError, RuntimeError):
+    """The queue has no room for these tokens now.
+
+    Attributes:
+        retry_after: seconds after which it should have.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(M3FastError, TimeoutError):
+    """A request was not answered before its deadline; what of it had not begun is not computed."""
+
+
+class ComputeError(M3FastError, RuntimeError):
+    """The batch a request rode in raised an error, which is the cause; other batches go on."""
+
+
+class DeviceMemoryError(ComputeError):
+    """One text alone does not fit into the device's memory."""
+
+
+class EngineClosedError(M3FastError, RuntimeError):
+    """The engine takes no more requests: it is closing, closed, or its worker has died."""

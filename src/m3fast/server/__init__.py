@@ -1,0 +1,1 @@
+"""The HTTP server: one engine behind the wire shapes that clients already speak."""
