@@ -6,7 +6,7 @@ import os
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -40,6 +40,15 @@ CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1024, 32768
 WINDOW_TEXTS, WINDOW_CHARACTERS = 1024, 1 << 18
 # On a GPU every call does: one window is tokenised while the one before is computed.
 GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS = 8192, 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call asks for, checked: which outputs, how they are made, most tokens per text."""
+
+    outputs: Outputs
+    options: HeadOptions
+    max_length: int
 
 
 class Engine:
@@ -156,6 +165,7 @@ class Engine:
         max_length: int | None = None,
         max_texts: int | None = None,
         truncate_dim: int | None = None,
+        normalize: bool | None = None,
         show_progress: bool | None = None,
     ) -> Embeddings:
         """Encode texts in one pass for all outputs asked for.
@@ -168,6 +178,7 @@ class Engine:
             max_texts: most texts per batch, beside the token budget.
             truncate_dim: leading dimensions to keep of dense and colbert vectors; None for the
                 engine's own.
+            normalize: L2-normalise dense and colbert vectors; None for the engine's own.
             show_progress: a tqdm bar over texts; None shows it on a terminal only.
 
         Returns:
@@ -177,24 +188,17 @@ class Engine:
             InputError: an argument is not as described, or an output has no head.
             ProcessError: called in a forked child.
         """
-        self._check_process()
-        outputs = self._check_outputs(dense, sparse, colbert)
-        limit = self.max_length if max_length is None else self._check_max_length(max_length)
+        call = self.call(dense, sparse, colbert, max_length, truncate_dim, normalize)
         if max_texts is not None:
             check_positive("max_texts", max_texts)
-        options = self.options
-        if truncate_dim is not None:
-            check_positive("truncate_dim", truncate_dim)
-            options = replace(options, truncate_dim=truncate_dim)
         given = check_texts(texts)
         parts: Iterable[Texts] = [given]
         if self.device.type != "cpu" and given:
             # The last window is tokenised late: all texts are checked before the first.
             checked = self.tokenizer.check(given)
-            parts = windows(checked, limit, GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
+            parts = windows(checked, call.max_length, GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
         with _progress(len(given), show_progress) as progress:
-            done = self._stream(parts, limit, outputs, options, max_texts, progress.update)
-            return join(list(done))
+            return join(list(self._stream(parts, call, max_texts, progress.update)))
 
     def encode_iter(
         self,
@@ -214,17 +218,15 @@ class Engine:
         Yields:
             Embeddings of consecutive texts: up to 1,024 of them, 8,192 on a GPU.
         """
-        self._check_process()
-        outputs = self._check_outputs(dense, sparse, colbert)
-        limit = self.max_length if max_length is None else self._check_max_length(max_length)
+        call = self.call(dense, sparse, colbert, max_length)
         if isinstance(texts, str):
             raise InputError("texts: expected an iterable of texts, found a single str")
         size = (WINDOW_TEXTS, WINDOW_CHARACTERS)
         if self.device.type != "cpu":
             size = (GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
-        parts = windows(texts, limit, *size)
+        parts = windows(texts, call.max_length, *size)
         with _progress(None, show_progress) as progress:
-            yield from self._stream(parts, limit, outputs, self.options, None, progress.update)
+            yield from self._stream(parts, call, None, progress.update)
 
     def hidden_states(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -267,17 +269,54 @@ class Engine:
 
         On a GPU this compiles the kernels and captures the CUDA graphs of small batches.
         """
+        call = self.call(dense, sparse, colbert)
+        for runner in self.runners:
+            runner.warmup(call.outputs, call.options)
+
+    def call(
+        self,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool | None = None,
+        max_length: int | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool | None = None,
+    ) -> Call:
+        """What these arguments of `encode` ask for.
+
+        Raises:
+            InputError: an argument is not as described, or an output has no head.
+            ProcessError: called in a forked child.
+        """
         self._check_process()
         outputs = self._check_outputs(dense, sparse, colbert)
-        for runner in self.runners:
-            runner.warmup(outputs, self.options)
+        limit = self.max_length if max_length is None else self._check_max_length(max_length)
+        options = self.options
+        if truncate_dim is not None:
+            check_positive("truncate_dim", truncate_dim)
+            options = replace(options, truncate_dim=truncate_dim)
+        if normalize is not None and normalize != options.normalize:
+            options = replace(options, normalize=bool(normalize))
+        return Call(outputs, options, limit)
+
+    def window(self, tokens: TokenIds, call: Call) -> Window:
+        """Room for what `call` asks of these texts."""
+        weights, cut, outputs = self.runner.weights, call.options.truncate_dim, call.outputs
+
+        def width(full: int) -> int:
+            return full if cut is None else min(full, cut)
+
+        return Window(
+            tokens,
+            width(self.config.hidden_size) if outputs.dense else None,
+            width(weights.colbert.weight.shape[0]) if outputs.colbert and weights.colbert else None,
+            self.config.vocab_size if outputs.sparse else None,
+        )
 
     def _stream(
         self,
         parts: Iterable[Texts],
-        limit: int,
-        outputs: Outputs,
-        options: HeadOptions,
+        call: Call,
         max_texts: int | None,
         progress: Callable[[int], Any],
     ) -> Iterator[Embeddings]:
@@ -285,14 +324,14 @@ class Engine:
         waiting: deque[Window] = deque()
 
         def tasks() -> Iterator[pipeline.Task]:
-            for tokens in self._tokenised(parts, limit):
-                window = self._window(tokens, outputs, options)
+            for tokens in self._tokenised(parts, call.max_length):
+                window = self.window(tokens, call)
                 waiting.append(window)
                 for order in plan_batches(window.lengths, self.token_budget, max_texts):
-                    yield pipeline.Task(window, order)
+                    yield pipeline.Task(tokens, order, call.outputs, call.options, window)
 
-        for task, result in pipeline.run(self.runners, tasks(), outputs, options):
-            task.window.add(task.order, result)
+        for task, result in pipeline.run(self.runners, tasks()):
+            task.owner.add(task.order, result)
             progress(len(task.order))
             while waiting and waiting[0].done:
                 yield waiting.popleft().finish()
@@ -312,19 +351,6 @@ class Engine:
                     yield this.result()
             if ahead is not None:
                 yield ahead.result()
-
-    def _window(self, tokens: TokenIds, outputs: Outputs, options: HeadOptions) -> Window:
-        weights, cut = self.runner.weights, options.truncate_dim
-
-        def width(full: int) -> int:
-            return full if cut is None else min(full, cut)
-
-        return Window(
-            tokens,
-            width(self.config.hidden_size) if outputs.dense else None,
-            width(weights.colbert.weight.shape[0]) if outputs.colbert and weights.colbert else None,
-            self.config.vocab_size if outputs.sparse else None,
-        )
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -360,7 +386,7 @@ class Engine:
             warnings.warn(
                 f"max_length: {max_length} is more than this model's {limit}, which is used",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return min(int(max_length), limit)
 

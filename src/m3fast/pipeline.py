@@ -10,8 +10,8 @@ import queue
 import threading
 import warnings
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,33 +21,39 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from m3fast.assembly import Window
     from m3fast.runner import BatchResult, HeadOptions, Outputs, Runner
+    from m3fast.tokenizer import TokenIds
 
-    Answer = tuple["Task", BatchResult]
+    Answer = tuple["Task", BatchResult | Exception]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Texts `order` of a window, to be encoded as one batch."""
+    """Texts `order` of `tokens`, to be encoded as one batch.
 
-    window: Window
+    Attributes:
+        owner: what its maker wants back with the result.
+    """
+
+    tokens: TokenIds
     order: NDArray[np.int64]
+    outputs: Outputs
+    options: HeadOptions
+    owner: Any
 
 
-def run(
-    runners: Sequence[Runner], tasks: Iterable[Task], outputs: Outputs, options: HeadOptions
-) -> Iterator[Answer]:
+def run(runners: Sequence[Runner], tasks: Iterable[Task]) -> Iterator[tuple[Task, BatchResult]]:
     """Each task with its result: in order from one runner, as they come from several.
 
     Several runners take tasks from one queue, in a thread each, so that a slow device holds
     nobody up. What one of them raises is raised here, once all have stopped.
     """
     if len(runners) == 1:
-        yield from _pump(runners[0], tasks, outputs, options)
+        yield from _raising(pump(runners[0], tasks))
         return
     source, lock, stop = iter(tasks), threading.Lock(), threading.Event()
-    answers: queue.Queue[Answer | BaseException | None] = queue.Queue(len(runners))
+    answers: queue.Queue[tuple[Task, BatchResult] | BaseException | None]
+    answers = queue.Queue(len(runners))
 
     def take() -> Iterator[Task]:
         while not stop.is_set():
@@ -59,7 +65,7 @@ def run(
 
     def work(runner: Runner) -> None:
         try:
-            for answer in _pump(runner, take(), outputs, options):
+            for answer in _raising(pump(runner, take())):
                 answers.put(answer)
         except BaseException as error:  # whatever it is, the caller gets it
             stop.set()
@@ -89,38 +95,60 @@ def run(
         raise failure
 
 
-def _pump(
-    runner: Runner, tasks: Iterable[Task], outputs: Outputs, options: HeadOptions
-) -> Iterator[Answer]:
+def _raising(answers: Iterable[Answer]) -> Iterator[tuple[Task, BatchResult]]:
+    for task, result in answers:
+        if isinstance(result, Exception):
+            raise result
+        yield task, result
+
+
+def pump(runner: Runner, tasks: Iterable[Task | None]) -> Iterator[Answer]:
+    """Each task with its result, or with the exception that it alone ends with, in order.
+
+    A batch that does not fit into memory comes back in parts: tasks of fewer texts each, and
+    torch.OutOfMemoryError with a text that does not fit alone.
+
+    Args:
+        tasks: None among them says that nothing is there to be started now, so that what is in
+            flight is waited for.
+    """
     flying: deque[tuple[Task, Callable[[], BatchResult]]] = deque()
     for task in tasks:
-        todo = [task]
+        todo = [] if task is None else [task]
         while todo:
             task = todo.pop()
             try:
-                result = runner.submit(task.window.tokens, task.order, outputs, options)
-            except torch.OutOfMemoryError:
+                result = runner.submit(task.tokens, task.order, task.outputs, task.options)
+            except torch.OutOfMemoryError as error:
                 # Batches in flight hold memory too: once they are done the same one may fit.
-                landed = [(t, wait()) for t, wait in flying]
+                landed = [_landed(*each) for each in flying]
                 flying.clear()
                 runner.free()
-                if not landed and len(task.order) == 1:
-                    raise
-                todo += [task] if landed else _halves(task)
+                if landed or len(task.order) > 1:
+                    todo += [task] if landed else _halves(task)
+                else:
+                    landed = [(task, error)]
                 yield from landed
-                continue
-            flying.append((task, result))
-        while len(flying) > runner.in_flight:
-            done, wait = flying.popleft()
-            yield done, wait()
+            except Exception as error:
+                yield task, error
+            else:
+                flying.append((task, result))
+        while flying and (task is None or len(flying) > runner.in_flight):
+            yield _landed(*flying.popleft())
     while flying:
-        done, wait = flying.popleft()
-        yield done, wait()
+        yield _landed(*flying.popleft())
+
+
+def _landed(task: Task, wait: Callable[[], BatchResult]) -> Answer:
+    try:
+        return task, wait()
+    except Exception as error:
+        return task, error
 
 
 def _halves(task: Task) -> list[Task]:
     """Two tasks of about as many tokens each, the first one last."""
-    lengths = np.diff(task.window.tokens.offsets)[task.order]
+    lengths = np.diff(task.tokens.offsets)[task.order]
     warnings.warn(
         f"out of memory for {len(task.order)} texts of {lengths.sum()} tokens: the batch is split; "
         "a smaller token_budget avoids it",
@@ -129,4 +157,4 @@ def _halves(task: Task) -> list[Task]:
     )
     middle = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))
     middle = min(max(1, middle), len(task.order) - 1)
-    return [Task(task.window, task.order[middle:]), Task(task.window, task.order[:middle])]
+    return [replace(task, order=order) for order in (task.order[middle:], task.order[:middle])]
