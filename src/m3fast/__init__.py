@@ -8,18 +8,36 @@ from typing import TYPE_CHECKING, Any
 from m3fast._version import __version__
 
 if TYPE_CHECKING:
+    from m3fast.asyncengine import AsyncEngine, Limits
     from m3fast.engine import Engine
-    from m3fast.errors import CheckpointError, InputError, M3FastError, ProcessError
+    from m3fast.errors import (
+        CheckpointError,
+        ComputeError,
+        DeadlineError,
+        DeviceMemoryError,
+        EngineClosedError,
+        InputError,
+        M3FastError,
+        OverloadedError,
+        ProcessError,
+    )
     from m3fast.flag import BGEM3FlagModel
     from m3fast.types import Embeddings, SparseRows, TokenVectors
 
 __all__ = [
+    "AsyncEngine",
     "BGEM3FlagModel",
     "CheckpointError",
+    "ComputeError",
+    "DeadlineError",
+    "DeviceMemoryError",
     "Embeddings",
     "Engine",
+    "EngineClosedError",
     "InputError",
+    "Limits",
     "M3FastError",
+    "OverloadedError",
     "ProcessError",
     "SparseRows",
     "TokenVectors",
@@ -28,10 +46,17 @@ __all__ = [
 
 _HOME = {
     "BGEM3FlagModel": "flag",
+    "AsyncEngine": "asyncengine",
+    "Limits": "asyncengine",
     "Engine": "engine",
     "CheckpointError": "errors",
+    "ComputeError": "errors",
+    "DeadlineError": "errors",
+    "DeviceMemoryError": "errors",
+    "EngineClosedError": "errors",
     "InputError": "errors",
     "M3FastError": "errors",
+    "OverloadedError": "errors",
     "ProcessError": "errors",
     "Embeddings": "types",
     "SparseRows": "types",
