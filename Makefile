@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 MODEL = m3fast-tiny
+SERVE_ARGS =
 PYTEST_ARGS =
 GPU_LOG ?= gpu.log
 VENV = .venv
@@ -17,6 +18,7 @@ SOURCES = setup.py pyproject.toml csrc src kernels tests bench scripts
 
 help:
 	@echo 'make demo [MODEL=...]  encode and search a small multilingual corpus, draw a picture'
+	@echo 'make serve [MODEL=...] the server with its page on http://127.0.0.1:8080 (SERVE_ARGS="--port 80")'
 	@echo 'make test              lint, then every test (PYTEST_ARGS="-k name" for some)'
 	@echo 'make test-fast         lint, then the tests not marked slow'
 	@echo 'make lint              ruff, pyright, import layers'
@@ -33,6 +35,9 @@ help:
 
 demo: $(VENV)/demo.stamp ext
 	@$(PY) -m m3fast.demo --model '$(MODEL)'
+
+serve: $(VENV)/serve.stamp ext
+	@exec $(VENV)/bin/m3fast serve '$(MODEL)' $(SERVE_ARGS)
 
 lint: $(VENV)/test.stamp ext
 	@$(PY) -m ruff check . && $(PY) -m pyright -p pyproject.toml --pythonpath $(PY) && $(VENV)/bin/lint-imports
@@ -135,14 +140,19 @@ $(VENV)/demo.stamp: $(VENV)/base.stamp
 	@$(EDITABLE) '.[demo]'
 	@touch $@
 
+$(VENV)/serve.stamp: $(VENV)/base.stamp
+	@echo 'Installing m3fast[serve] and torch into $(VENV): some minutes the first time.'
+	@$(EDITABLE) '.[serve]'
+	@touch $@
+
 $(VENV)/test.stamp: $(VENV)/base.stamp
 	@echo 'Installing m3fast[test] and torch into $(VENV): some minutes the first time.'
 	@$(EDITABLE) '.[test]'
-	@touch $@ $(VENV)/demo.stamp
+	@touch $@ $(VENV)/demo.stamp $(VENV)/serve.stamp
 
 $(VENV)/bench.stamp: $(VENV)/base.stamp
 	@echo 'Installing m3fast[bench] and torch into $(VENV): some minutes the first time.'
 	@$(EDITABLE) '.[bench]'
-	@touch $@ $(VENV)/demo.stamp $(VENV)/test.stamp
+	@touch $@ $(VENV)/demo.stamp $(VENV)/serve.stamp $(VENV)/test.stamp
 
-.PHONY: help demo lint test test-fast sass bench bench-peers gpu gpu-sanitize report bench-check build clean ext
+.PHONY: help demo serve lint test test-fast sass bench bench-peers gpu gpu-sanitize report bench-check build clean ext

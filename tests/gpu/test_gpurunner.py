@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from checkpoints import TEXTS, make_checkpoint
 from test_engine import same
 
-from m3fast import Engine, gpurunner
+from m3fast import AsyncEngine, Engine, gpurunner
 from m3fast.gpurunner import GpuRunner
 from m3fast.kernels import triton_path
 from m3fast.runner import Outputs
@@ -270,3 +271,24 @@ def test_peak_memory_of_32k_tokens(tmp_path) -> None:
     torch.cuda.reset_peak_memory_stats()
     ours.encode([[0, *[9] * 510, 2]] * 64)
     assert torch.cuda.max_memory_allocated() - weights <= 0.8e9
+
+
+def test_requests_that_share_batches(pair, monkeypatch) -> None:
+    """The async engine keeps several batches in flight; each request gets its own rows."""
+    ours, plain = pair
+    asked = [(TEXTS[i : i + 3], dict(sparse=i % 2 == 0, truncate_dim=(None, 24)[i % 3 == 0]))
+             for i in range(5)]  # fmt: skip
+
+    async def main():
+        async with AsyncEngine(ours) as serving:
+            calls = [serving.encode(texts, max_length=128, **o) for texts, o in asked]
+            return await asyncio.gather(*calls)
+
+    for (texts, options), found in zip(asked, asyncio.run(main()), strict=True):
+        expected = encode(plain, monkeypatch, texts, **options)
+        np.testing.assert_allclose(found.dense, expected.dense, atol=1e-5)
+        np.testing.assert_allclose(found.colbert.values, expected.colbert.values, atol=1e-5)
+        assert (found.sparse is None) == (not options["sparse"])
+        if found.sparse is not None:
+            np.testing.assert_array_equal(found.sparse.indices, expected.sparse.indices)
+            np.testing.assert_allclose(found.sparse.values, expected.sparse.values, atol=1e-5)
