@@ -18,6 +18,7 @@ class RequestRecord:
         route: the path as the application declares it, "unmatched" for any other, so that no
             client can make up new labels.
         started_ns: time.time_ns() at the first line; seconds: from then to the last byte sent.
+        engine_ns: time.time_ns() when the engine got it, 0 for never.
         stages: seconds in the engine, None where the request did not reach it.
         error: kind of failure, such as "validation" or "overloaded", None for none.
         traceparent: W3C trace context header as received.
@@ -33,6 +34,7 @@ class RequestRecord:
     tokens: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    engine_ns: int = 0
     stages: Stages | None = None
     error: str | None = None
     traceparent: str | None = None
