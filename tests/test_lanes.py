@@ -168,6 +168,19 @@ def test_queries_go_first_and_bulk_fills_the_batch() -> None:
     assert lanes.take(0.0) == ([], [])
 
 
+def test_a_turn_of_bulk_leaves_room_for_queries_and_comes_only_after_waiting() -> None:
+    lanes: Lanes[None] = Lanes(BUDGET, 10**6)
+    for _ in range(3 * BULK_TURN):
+        push(lanes, [100], query=True)
+        lanes.done(lanes.take(0.0)[0])
+    bulk = push(lanes, [60, 30, 30])
+    for _ in range(BULK_TURN - 1):  # bulk has not waited until now
+        full = push(lanes, [100], query=True)
+        assert [p.job for p in lanes.take(0.0)[0]] == [full]
+    query = push(lanes, [40], query=True)
+    assert [(p.job, p.start, p.stop) for p in lanes.take(0.0)[0]] == [(bulk, 0, 1), (query, 0, 1)]
+
+
 def test_a_text_longer_than_the_budget_runs_alone() -> None:
     lanes: Lanes[None] = Lanes(BUDGET, 10**6)
     push(lanes, [500, 10])
@@ -192,7 +205,8 @@ def test_small_requests_overtake_large_ones_that_came_just_before_and_no_others(
 
 def test_bulk_leaves_room_for_queries() -> None:
     lanes: Lanes[None] = Lanes(BUDGET, 800)
-    push(lanes, [100] * 7)
+    push(lanes, [100] * 6)
+    push(lanes, [100])
     with pytest.raises(OverloadedError, match="700 tokens are queued, no room for 2 more") as full:
         lanes.reserve(2, query=False)
     assert full.value.retry_after > 0
@@ -245,6 +259,16 @@ def test_batches_never_shrink_below_what_a_device_needs() -> None:
     assert lanes.rate > 10_000, "the estimate recovers"
 
 
+def test_full_batches_tell_the_rate_small_ones_only_that_it_is_higher() -> None:
+    lanes: Lanes[None] = Lanes(BUDGET, 10**6)
+    rates = []
+    for tokens, seconds in ((100, 0.1), (100, 0.2), (10, 0.1), (10, 0.001)):
+        push(lanes, [tokens], query=True)
+        lanes.done(lanes.take(0.0)[0], seconds)
+        rates.append(lanes.rate)
+    assert rates == pytest.approx([1000, 900, 900, 900 + 0.2 * 9100])
+
+
 def test_cancelled_and_expired_work_is_dropped() -> None:
     lanes: Lanes[None] = Lanes(BUDGET, 10**6)
     running = push(lanes, [100, 100])
@@ -256,6 +280,9 @@ def test_cancelled_and_expired_work_is_dropped() -> None:
     lanes.cancel(running)
     assert lanes.tokens == 100  # in flight, and the one that will expire
     assert lanes.done(parts) == []
+    late = push(lanes, [50], query=True)
+    lanes.cancel(late)
+    assert not lanes._queries, "what is cancelled is not kept"
     assert lanes.take(1.0) == ([], [expired]) and lanes.tokens == 0
     lanes.cancel(cancelled)
     assert lanes.tokens == 0

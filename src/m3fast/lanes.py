@@ -169,9 +169,8 @@ class Lanes(Generic[P]):
             room -= self._give(self._head_of_bulk(now, expired), room, parts, most=1)
         for head in (self._head_of_queries, self._head_of_bulk):
             while (job := head(now, expired)) is not None:
-                given = self._give(job, room, parts)
-                room -= given
-                if not given or job.waiting:
+                room -= self._give(job, room, parts)
+                if job.waiting:
                     break
         has_bulk = any(not part.job.query for part in parts)
         self._without_bulk = self._without_bulk + 1 if bulk_waits and not has_bulk else 0
