@@ -1,0 +1,270 @@
+"""The log: what a line says, that no user's text gets into it, that nothing waits for stderr."""
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+from datetime import datetime, timedelta
+
+import pytest
+
+from m3fast.asyncengine import Stages
+from m3fast.errors import ComputeError, InputError
+from m3fast.server.logs import LINES
+from m3fast.server.record import RequestRecord
+from m3fast.server.telemetry import Telemetry
+
+MARKER = "zebra crossing"
+
+
+def record(**changes) -> RequestRecord:
+    known = dict(id="a-1", method="POST", route="/embed", seconds=0.0125, status=200, texts=2)
+    return RequestRecord(**(known | changes))
+
+
+class Log:
+    """Telemetry that writes to a pipe, and what came out once it is closed."""
+
+    def __init__(self, **options) -> None:
+        self.reading, self.writing = os.pipe()
+        self.telemetry = Telemetry(fd=self.writing, **options)
+        os.close(self.writing)
+
+    def text(self) -> str:
+        self.telemetry.close()
+        with open(self.reading, "rb") as pipe:
+            return pipe.read().decode()
+
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self.text().splitlines()]
+
+
+def failure() -> Exception:
+    """As a batch that fails on somebody's text."""
+    try:
+        try:
+            raise RuntimeError(f"cannot compute {MARKER}")
+        except RuntimeError as error:
+            raise ComputeError(f"the batch failed: {MARKER}") from error
+    except ComputeError as error:
+        return error
+
+
+def test_a_request_is_one_line_of_json():
+    log = Log()
+    log.telemetry.finished(
+        record(
+            tokens=9, bytes_in=70, bytes_out=900, stages=Stages(0.001, 0.002, 0.004),
+            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )
+    )  # fmt: skip
+    [line] = log.lines()
+    at = datetime.fromisoformat(line.pop("ts"))
+    assert at.utcoffset() == timedelta(0)
+    assert abs(at.timestamp() - time.time()) < 60
+    assert line == {
+        "level": "info", "event": "request", "request_id": "a-1", "method": "POST",
+        "route": "/embed", "status": 200, "ms": 12.5, "texts": 2, "tokens": 9,
+        "bytes_in": 70, "bytes_out": 900,
+        "stages": {"tokenize": 1.0, "queue": 2.0, "compute": 4.0, "respond": 5.5},
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+    }  # fmt: skip
+
+
+def test_failures_have_their_kind_and_a_level():
+    log = Log()
+    log.telemetry.finished(record(status=429, error="overloaded"))
+    log.telemetry.finished(record(status=500, error="compute"))
+    found = [(line["level"], line["error"]) for line in log.lines()]
+    assert found == [("warning", "overloaded"), ("error", "compute")]
+
+
+def test_the_level_leaves_lines_out():
+    log = Log(log_level="warning")
+    log.telemetry.finished(record())
+    log.telemetry.finished(record(status=404))
+    assert [line["status"] for line in log.lines()] == [404]
+
+
+def test_text_is_a_readable_line():
+    log = Log(log_format="text")
+    log.telemetry.finished(record(stages=Stages(0.001, 0.002, 0.004)))
+    log.telemetry.exception("a-2", failure())
+    first, second, *frames = log.text().splitlines()
+    assert "info    POST /embed 200 12.5 ms request_id=a-1 texts=2" in first
+    assert "stages=tokenize:1.0,queue:2.0,compute:4.0,respond:5.5" in first
+    assert "exception request_id=a-2 exception=ComputeError<-RuntimeError" in second
+    assert any("test_logs.py" in frame and "failure" in frame for frame in frames)
+
+
+def test_an_exception_shows_where_but_never_its_message():
+    log = Log()
+    log.telemetry.exception("a-2", failure())
+    [line] = log.lines()
+    assert line["request_id"] == "a-2"
+    assert line["exception"]["kinds"] == ["ComputeError", "RuntimeError"]
+    assert line["exception"]["stack"][-1].endswith(" failure")
+    assert MARKER not in json.dumps(line)
+
+
+def test_an_exception_that_is_its_own_cause_ends():
+    log, error = Log(), ValueError()
+    error.__cause__ = error
+    log.telemetry.exception("a-2", error)
+    assert len(log.lines()) == 1
+
+
+def test_other_loggers_come_through_without_text():
+    log = Log()
+    logging.getLogger("uvicorn.error").info("Started server process [%d]", 7)
+    logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=failure())
+    logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" 403', "1.2.3.4", MARKER)
+    logging.getLogger("uvicorn.access").info('%s - "%s"', "1.2.3.4", f"GET /?q={MARKER}")
+    logging.getLogger("some.library").warning("cannot parse %r", MARKER)
+    logging.getLogger("some.library").warning(f"cannot parse {MARKER}")
+    logging.getLogger("some.library").info("below its level")
+    log.telemetry.logs.logger.info("%d", MARKER)  # does not fit: dropped, not fatal
+    log.telemetry.finished(record())
+    lines = [line for line in log.lines() if line["event"] != "log_lines_dropped"]
+    assert MARKER not in json.dumps(lines)
+    assert lines[0]["message"] == "Started server process [7]"
+    assert lines[1]["exception"]["kinds"] == ["ComputeError", "RuntimeError"]
+    assert lines[2]["message"].startswith("%s")
+    assert [line["logger"] for line in lines[3:5]] == ["some.library"] * 2
+    assert "test_logs.py" in lines[3]["place"]
+    assert lines[5]["event"] == "request"
+
+
+def test_what_asyncio_says_of_a_lost_exception_is_cut():
+    log = Log()
+
+    async def main() -> None:
+        async def fail() -> None:
+            raise RuntimeError(MARKER)
+
+        def call(_: str) -> None:
+            raise RuntimeError(MARKER)
+
+        loop = asyncio.get_running_loop()
+        loop.call_soon(call, MARKER)
+        task = asyncio.create_task(fail())
+        await asyncio.sleep(0.01)
+        del task
+        import gc
+
+        gc.collect()
+
+    asyncio.run(main())
+    lines = log.lines()
+    assert MARKER not in json.dumps(lines)
+    assert sorted(line["message"] for line in lines) == [
+        "Exception in callback test_what_asyncio_says_of_a_lost_exception_is_cut.",
+        "Task exception was never retrieved",
+    ]
+
+
+def test_a_thread_that_fails_is_logged_without_text(capfd):
+    log = Log()
+
+    def fail() -> None:
+        raise RuntimeError(MARKER)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join(10)
+    [line] = log.lines()
+    assert line["event"] == "thread_failed"
+    assert line["exception"]["kinds"] == ["RuntimeError"]
+    assert MARKER not in json.dumps(line) + capfd.readouterr().err
+
+
+def test_closing_gives_the_process_back():
+    root, hook = logging.getLogger(), threading.excepthook
+    before = list(root.handlers), logging.getLogger("uvicorn").level
+    log = Log()
+    assert len(root.handlers) == len(before[0]) + 1
+    log.text()
+    assert (list(root.handlers), logging.getLogger("uvicorn").level) == before
+    assert threading.excepthook is hook
+
+
+def test_a_method_that_a_client_made_up_is_not_written():
+    log = Log()
+    log.telemetry.finished(record(method="ZEBRA"))
+    log.telemetry.finished(record(traceparent=f"00-{MARKER}"))
+    first, second = log.lines()
+    assert first["method"] == "_OTHER"
+    assert "trace_id" not in second
+
+
+def in_time(work, seconds: float = 30.0) -> None:
+    """Run it in a thread; fail where it hangs."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it hangs"
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_blocked_stderr_holds_nothing_up_and_lost_lines_are_counted(blocking):
+    log = Log()
+    os.set_blocking(log.telemetry.logs._fd, blocking)
+    count = 3 * LINES
+
+    def work() -> None:
+        for _ in range(count):
+            log.telemetry.finished(record())
+
+    in_time(work)
+    assert log.telemetry.logs.dropped > 0
+    in_time(log.telemetry.close)
+    os.close(log.reading)
+
+
+def test_lines_come_again_and_tell_how_many_were_lost():
+    log = Log()
+    for _ in range(3 * LINES):
+        log.telemetry.finished(record())
+    lost = log.telemetry.logs.dropped
+    assert lost > 0
+    found: list[bytes] = []
+
+    def read() -> None:
+        while part := os.read(log.reading, 1 << 16):
+            found.append(part)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    deadline = time.monotonic() + 20
+    while b"log_lines_dropped" not in b"".join(found) and time.monotonic() < deadline:
+        log.telemetry.finished(record(route="/later"))
+        time.sleep(0.01)
+    log.telemetry.close()
+    reader.join(20)
+    lines = [json.loads(line) for line in b"".join(found).splitlines()]
+    told = sum(line["lines"] for line in lines if line["event"] == "log_lines_dropped")
+    assert told == log.telemetry.logs.dropped >= lost
+    assert lines[-1]["route"] == "/later"
+
+
+@pytest.mark.parametrize("how", ["reader gone", "never open"])
+def test_a_stderr_that_is_closed_kills_nothing(how):
+    if how == "reader gone":
+        log = Log()
+        os.close(log.reading)
+        telemetry = log.telemetry
+    else:
+        telemetry = Telemetry(fd=os.dup(2) + 100)
+    for _ in range(100):
+        telemetry.finished(record())
+    in_time(telemetry.close)
+    assert telemetry.logs.dropped == 100
+
+
+@pytest.mark.parametrize("option", [{"log_format": "xml"}, {"log_level": "loud"}])
+def test_a_bad_option_is_named(option):
+    [name] = option
+    with pytest.raises(InputError, match=f"^{name}: expected "):
+        Telemetry(**option)
