@@ -3,6 +3,7 @@
 import asyncio
 import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -161,3 +162,11 @@ def test_figures_of_a_real_engine():
     assert found["m3fast_batch_texts_sum",] == 2
     assert found["m3fast_stage_duration_seconds_sum", "compute"] > 0
     assert found["m3fast_queue_tokens",] == 0
+
+
+def test_the_documentation_lists_every_metric():
+    page = Path(__file__, "../../../docs/observability.md").resolve().read_text()
+    named = set(re.findall(r"`(m3fast_\w+)`", page))
+    pattern = rb"# HELP (m3fast_\w+) "
+    there = {name.decode() for name in re.findall(pattern, Metrics().render(idle(), {}))}
+    assert named == there
