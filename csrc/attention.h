@@ -205,9 +205,10 @@ void attention(const Attention<T>& a, const int32_t* cu_seqlens, int64_t texts, 
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t i, int64_t j) { return length(i) > length(j); });
   std::vector<Task> blocks;
-  int64_t most = 0;
+  int64_t most = 0, pairs = 0;
   for (int64_t i : order) {
     const int64_t parts = (length(i) + QUERIES - 1) / QUERIES;
+    pairs += length(i) * length(i);
     for (int64_t p = 0; p < parts; ++p) {
       // In whole panels, as equal as they come.
       const int64_t all = (length(i) + PANEL - 1) / PANEL;
@@ -217,6 +218,7 @@ void attention(const Attention<T>& a, const int32_t* cu_seqlens, int64_t texts, 
       most = std::max(most, last - first);
     }
   }
+  threads = threads_for(2 * pairs * a.heads * a.dim, threads);
   parallel_for(static_cast<int64_t>(blocks.size()) * a.heads, threads, [&](Tasks& tasks) {
     const Scratch<E> scratch(a.dim, (most + PANEL - 1) / PANEL);
     for (int64_t t; tasks.next(t);) {

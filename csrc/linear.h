@@ -52,6 +52,8 @@ void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y
             int64_t depth, int64_t outs, int threads) {
   if (!rows || !outs) return;
   constexpr int64_t CHAIN = CHAIN_BYTES / sizeof(T);
+  // Of few rows the weights decide: they come from memory at the price of 16 rows or so.
+  threads = threads_for(std::max<int64_t>(rows, 16) * depth * outs, threads);
   const int64_t panels = (outs + OUTS - 1) / OUTS, blocks = (rows + BLOCK - 1) / BLOCK;
   const int64_t fits = TASK_WEIGHTS / (OUTS * depth * int64_t{sizeof(T)});
   const int64_t group =

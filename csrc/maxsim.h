@@ -74,10 +74,12 @@ void maxsim(const float* queries, const int64_t* q_offsets, int64_t n_queries, c
     while (last < n_queries && q_offsets[last + 1] - q_offsets[first] <= QUERY_TOKENS) ++last;
     const int64_t start = q_offsets[first], tokens = q_offsets[last] - start;
     QueryBlock block(tokens, dim);
-    parallel_for(block.panels, threads, [&](Tasks& tasks) {
+    const int64_t work = tokens * (d_offsets[n_docs] - d_offsets[0]) * dim;
+    const int team = threads_for(work, threads);
+    parallel_for(block.panels, team, [&](Tasks& tasks) {
       for (int64_t p; tasks.next(p);) block.fill(p, queries + start * dim, tokens);
     });
-    parallel_for(n_docs, threads, [&](Tasks& tasks) {
+    parallel_for(n_docs, team, [&](Tasks& tasks) {
       Buffer wide(DOC_ROWS * dim), best(block.panels * PANEL);
       for (int64_t j; tasks.next(j);) {
         const int64_t n = d_offsets[j + 1] - d_offsets[j];
@@ -95,10 +97,13 @@ template <class T>
 void maxsim_pairs(const float* queries, const int64_t* q_offsets, const T* docs,
                   const int64_t* d_offsets, const int64_t* pairs, int64_t n_pairs, int64_t dim,
                   float* out, int threads) {
-  int64_t longest = 0;
-  for (int64_t p = 0; p < n_pairs; ++p)
-    longest = std::max(longest, q_offsets[pairs[2 * p] + 1] - q_offsets[pairs[2 * p]]);
-  parallel_for(n_pairs, threads, [&](Tasks& tasks) {
+  int64_t longest = 0, products = 0;
+  for (int64_t p = 0; p < n_pairs; ++p) {
+    const int64_t i = pairs[2 * p], j = pairs[2 * p + 1], tokens = q_offsets[i + 1] - q_offsets[i];
+    longest = std::max(longest, tokens);
+    products += tokens * (d_offsets[j + 1] - d_offsets[j]);
+  }
+  parallel_for(n_pairs, threads_for(products * dim, threads), [&](Tasks& tasks) {
     QueryBlock block(longest, dim);
     Buffer wide(DOC_ROWS * dim), best(block.panels * PANEL);
     int64_t held = -1;  // the query now in `block`: neighbours in the list often share one

@@ -4,6 +4,7 @@
 // OpenMP runtime globally, so the entry point is found by name; libgomp, libiomp5 and LLVM's libomp
 // all export it. Where none does (macOS), work runs on the calling thread.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -23,6 +24,13 @@ class Tasks {
   std::atomic<int64_t> taken_{0};
   const int64_t count_;
 };
+
+// Threads worth waking up: a share of less than this many multiply-adds (some 10 us) costs more to
+// hand over than to do, and milliseconds where another process has the second core.
+constexpr int64_t SHARE = 1 << 20;
+inline int threads_for(int64_t multiply_adds, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(multiply_adds / SHARE, 1, std::max(threads, 1)));
+}
 
 // True where a team of threads was found.
 bool has_team();
