@@ -180,8 +180,9 @@ def test_a_thread_that_fails_is_logged_without_text(capfd):
     assert MARKER not in json.dumps(line) + capfd.readouterr().err
 
 
-def test_closing_gives_the_process_back():
+def test_closing_gives_the_process_back(monkeypatch):
     root, hook = logging.getLogger(), threading.excepthook
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "level", logging.CRITICAL)
     before = list(root.handlers), logging.getLogger("uvicorn").level
     log = Log()
     assert len(root.handlers) == len(before[0]) + 1
