@@ -76,9 +76,10 @@ def test_a_request_is_one_line_of_json():
 def test_failures_have_their_kind_and_a_level():
     log = Log()
     log.telemetry.finished(record(status=429, error="overloaded"))
-    log.telemetry.finished(record(status=500, error="compute"))
+    for status in (500, 424):
+        log.telemetry.finished(record(status=status, error="compute"))
     found = [(line["level"], line["error"]) for line in log.lines()]
-    assert found == [("warning", "overloaded"), ("error", "compute")]
+    assert found == [("warning", "overloaded"), ("error", "compute"), ("error", "compute")]
 
 
 def test_the_level_leaves_lines_out():

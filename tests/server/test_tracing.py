@@ -85,8 +85,9 @@ def test_a_broken_traceparent_begins_a_new_trace(header):
     assert root.context.trace_id != TRACE
 
 
-def test_failures_are_marked():
-    failed = spans_of(record(status=500, error="compute"))["POST /embed"]
+@pytest.mark.parametrize("status", [500, 424])
+def test_failures_are_marked(status):
+    failed = spans_of(record(status=status, error="compute"))["POST /embed"]
     assert failed.status.status_code is StatusCode.ERROR
     assert failed.attributes["error.type"] == "compute"
     refused = spans_of(record(status=429, error="overloaded", stages=None))

@@ -69,7 +69,7 @@ class Logs:
         """One line for a request that is over."""
         level = logging.INFO
         if record.status >= 400:
-            level = logging.ERROR if record.status >= 500 else logging.WARNING
+            level = logging.ERROR if record.fault else logging.WARNING
         if self.logger.isEnabledFor(level):
             self._put(level, record)
 

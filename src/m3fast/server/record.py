@@ -39,3 +39,8 @@ class RequestRecord:
     error: str | None = None
     traceparent: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fault(self) -> bool:
+        """Whether it failed by the server's fault; TEI says 424 where a batch failed."""
+        return self.status >= 500 or self.status == 424

@@ -96,7 +96,7 @@ class Traces:
             start_time=record.started_ns,
             attributes=_attributes(record, method),
         )
-        if record.status >= 500:
+        if record.fault:
             span.set_status(self._trace.StatusCode.ERROR)
         if record.stages is not None and record.engine_ns and span.is_recording():
             inside, at = self._trace.set_span_in_context(span), record.engine_ns
