@@ -1,0 +1,131 @@
+"""The application: all routes over one AsyncEngine."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from m3fast._version import __version__
+from m3fast.server import openai, ops, tei
+from m3fast.server.errors import Problem
+from m3fast.server.guard import Guard
+from m3fast.server.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from m3fast.asyncengine import AsyncEngine
+    from m3fast.server.service import Reports
+    from m3fast.server.settings import Settings
+
+EXPOSED = ("X-Request-ID", "Retry-After", "Server-Timing", "X-Compute-Tokens", "X-Total-Time")
+DESCRIPTION = "Dense, sparse and ColBERT vectors of one pass, and scores made of them."
+
+
+def create_app(engine: AsyncEngine, settings: Settings, telemetry: Reports) -> FastAPI:
+    """The server's ASGI application.
+
+    Its lifespan starts the engine, warms it up beside the first requests for /health and /ready,
+    and at the end answers what was admitted before it closes the engine. `app.state.service`
+    (`Service`) has the state; set its `draining` as soon as the server is told to stop.
+
+    Args:
+        engine: not started yet.
+    """
+    service = Service(engine, settings, telemetry)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with engine:
+            warming = asyncio.create_task(_warm_up(service))
+            try:
+                yield
+            finally:
+                service.draining = True
+                warming.cancel()
+                await engine.close(drain=True)
+                service.pool.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPIOffline(
+        title="m3fast",
+        version=__version__,
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        exception_handlers={HTTPException: _http_error},
+    )
+    app.state.service = service
+    for family in (openai, tei, ops):
+        # Not include_router: its routes would be looked up through one more layer per request.
+        app.router.routes.extend(family.router.routes)
+    app.add_middleware(Guard, service=service)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
+            expose_headers=EXPOSED,
+        )
+    _document(app, settings)
+    return app
+
+
+async def _warm_up(service: Service) -> None:
+    """What the first request would wait for otherwise."""
+    try:
+        await asyncio.to_thread(service.engine.engine.warmup)
+        await service.engine.encode("warm-up")
+    except Exception as error:
+        service.failure = f"the warm-up failed: {type(error).__name__}"
+        service.telemetry.exception("warm-up", error)
+    else:
+        service.warm = True
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own errors go the way of all others: to the guard."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    if status == 405 and isinstance(error, HTTPException):
+        allowed = (error.headers or {}).get("Allow", "")
+        raise Problem(
+            "method", f"method: expected {allowed}", headers=((b"allow", allowed.encode()),)
+        )
+    raise Problem("not_found", "path: expected one of those in /openapi.json, found another")
+
+
+def _document(app: FastAPI, settings: Settings) -> None:
+    """Mend the OpenAPI document: our routes answer malformed bodies in their own way."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        document = make()
+        open_paths = ("/health", "/ready")
+        if settings.api_keys:
+            bearer = {"type": "http", "scheme": "bearer"}
+            document["components"]["securitySchemes"] = {"key": bearer}
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                found = operation["responses"]
+                if "HTTPValidationError" in str(found.get("422", "")):
+                    del found["422"]
+                free = path in open_paths or (path == "/" and method == "get")
+                if settings.api_keys and not free:
+                    operation["security"] = [{"key": []}]
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+    app.openapi = openapi  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,168 @@
+"""From a checked body to the engine and back: what all families of routes have in common."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from m3fast.errors import InputError
+from m3fast.server.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from m3fast.asyncengine import Lane
+    from m3fast.engine import Engine
+    from m3fast.server.guard import Call
+    from m3fast.types import Embeddings
+
+Result = TypeVar("Result")
+_PLACE = re.compile(r"^texts(?:\[(\d+)\])?")
+
+
+def model_of(call: Call, model: str | None) -> str:
+    """The served name that a request means."""
+    names = call.service.settings.served_names
+    if model is None:
+        return names[0]
+    if model not in names:
+        raise Problem("model", "model: expected one of those at /v1/models, found another", "model")
+    return model
+
+
+def texts_of(given: str | Sequence[Any], param: str, *, empty: bool = False) -> list[Any]:
+    """A list of texts and lists of ids from any of the forms that clients send.
+
+    Raises:
+        Problem: there is none, unless `empty`.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not given and not empty:
+        raise Problem("empty", f"{param}: expected at least one text, found none", param)
+    if given and isinstance(given[0], int):
+        return [list(given)]
+    return list(given)
+
+
+def check_list(call: Call, size: int, param: str) -> None:
+    """Problem unless a list of so many is allowed."""
+    most = call.service.settings.max_list
+    if size > most:
+        raise Problem("validation", f"{param}: expected at most {most}, found {size}", param)
+
+
+def check_heads(engine: Engine, what: str, **wanted: bool) -> None:
+    """Problem unless the model has a head for each output that is wanted."""
+    missing = [name for name, asked in wanted.items() if asked and not getattr(engine.outputs, name)]
+    if missing:
+        raise Problem(
+            "validation", f"{what}: expected a model with {' and '.join(missing)} vectors, "
+            "found one without", what,
+        )  # fmt: skip
+
+
+def max_length_of(engine: Engine, asked: int | None) -> int:
+    """Tokens per text: no request gets more than the server allows."""
+    return engine.max_length if asked is None else min(asked, engine.max_length)
+
+
+def truncation_of(
+    engine: Engine, prompt_tokens: int | None, default: bool
+) -> tuple[int | None, bool]:
+    """max_length and truncate from vLLM's truncate_prompt_tokens."""
+    if prompt_tokens is None:
+        return None, default
+    if prompt_tokens == -1:
+        return None, True
+    if prompt_tokens < 3:
+        raise Problem(
+            "validation",
+            f"truncate_prompt_tokens: expected -1 or at least 3, found {prompt_tokens}",
+            "truncate_prompt_tokens",
+        )
+    return max_length_of(engine, prompt_tokens), True
+
+
+def check_dimensions(engine: Engine, asked: int | None, *, colbert: bool = False) -> None:
+    """Problem where more dimensions are asked for than vectors have."""
+    if asked is None:
+        return
+    widths = [engine.config.hidden_size]
+    if colbert and engine.runner.weights.colbert is not None:
+        widths.append(engine.runner.weights.colbert.weight.shape[0])
+    most = min(max(widths), engine.options.truncate_dim or max(widths))
+    if asked > most:
+        raise Problem(
+            "validation", f"dimensions: expected at most {most}, found {asked}", "dimensions"
+        )
+
+
+async def encode(
+    call: Call,
+    texts: list[Any],
+    place: Callable[[int], str],
+    *,
+    dense: bool = False,
+    sparse: bool = False,
+    colbert: bool = False,
+    max_length: int | None = None,
+    truncate: bool | None = None,
+    dimensions: int | None = None,
+    normalize: bool | None = None,
+    lane: Lane = "auto",
+    timeout: float | None = None,
+) -> Embeddings:
+    """Run texts through the engine and note in the record what it took.
+
+    Args:
+        place: what the client calls texts[i], for errors.
+
+    Raises:
+        Problem: for a timeout above the server's own; else what `AsyncEngine.encode` raises.
+    """
+    service = call.service
+    record, settings = call.record, service.settings
+    if timeout is not None and timeout > settings.timeout:
+        raise Problem(
+            "validation", f"timeout: expected at most {settings.timeout:g} s, found {timeout:g}",
+            "timeout",
+        )  # fmt: skip
+    record.texts = len(texts)
+    record.engine_ns = time.time_ns()
+    try:
+        answer = await service.engine.submit(
+            texts,
+            dense=dense,
+            sparse=sparse,
+            colbert=colbert,
+            max_length=max_length_of(service.engine.engine, max_length),
+            truncate=settings.auto_truncate if truncate is None else truncate,
+            truncate_dim=dimensions,
+            normalize=normalize,
+            lane=lane,
+            timeout=timeout,
+        )
+    except InputError as error:
+        raise _renamed(error, place) from None
+    record.stages = answer.stages
+    record.tokens = int(answer.embeddings.n_tokens.sum())
+    return answer.embeddings
+
+
+def _renamed(error: InputError, place: Callable[[int], str]) -> Problem:
+    """The engine speaks of texts[i]; the client knows them by another name."""
+    message = str(error)
+    found = _PLACE.match(message)
+    if found is None:
+        return Problem("validation", message)
+    name = place(int(found[1] or 0))
+    if found[1] is None:
+        name = name.partition("[")[0]
+    return Problem("validation", name + message[found.end() :], name.partition("[")[0])
+
+
+def usage(call: Call) -> dict[str, int]:
+    """Tokens of the request, as OpenAI counts them."""
+    return {"prompt_tokens": call.record.tokens, "total_tokens": call.record.tokens}

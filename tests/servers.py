@@ -1,0 +1,225 @@
+"""A running server for tests: the whole application on a free port, in a thread or in a process.
+
+    with running() as server:                        # in a thread of this process, m3fast-tiny
+        server.post("/embed", {"inputs": "a text"})  # an httpx.Response
+        server.service.engine                        # the AsyncEngine; server.records: what was told
+
+    with process("--api-key-file", "keys") as server:  # `m3fast serve` as a user starts it
+        os.kill(server.pid, signal.SIGTERM); server.wait()
+
+Both wait until /ready says yes. `running` takes any field of `Settings` as a keyword.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from typing import Any
+
+import httpx
+import uvicorn
+
+from m3fast.asyncengine import AsyncEngine, BatchRecord
+from m3fast.engine import Engine
+from m3fast.server.app import create_app
+from m3fast.server.record import RequestRecord
+from m3fast.server.service import Service
+from m3fast.server.settings import Settings
+
+PATIENCE = 60.0  # seconds until something that should happen counts as hanging
+
+
+class Reporter:
+    """Stands in for Telemetry and keeps what it is told.
+
+    Attributes:
+        records: of finished requests; batches: that were computed; errors: (request id, error).
+    """
+
+    def __init__(self) -> None:
+        self.records: list[RequestRecord] = []
+        self.batches: list[BatchRecord] = []
+        self.errors: list[tuple[str, BaseException]] = []
+
+    def finished(self, record: RequestRecord) -> None:
+        self.records.append(record)
+
+    def batch(self, record: BatchRecord) -> None:
+        self.batches.append(record)
+
+    def exception(self, request_id: str, error: BaseException) -> None:
+        self.errors.append((request_id, error))
+
+    def metrics(self, engine: AsyncEngine) -> bytes:
+        return b"m3fast_test 1\n"
+
+    def close(self) -> None:
+        pass
+
+
+class Server:
+    """A server that runs. `client` keeps connections alive; `get` and `post` use it."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.url = port, f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return self.client.get(path, **more)
+
+    def post(self, path: str, body: Any = None, **more: Any) -> httpx.Response:
+        if body is not None:
+            more["json"] = body
+        return self.client.post(path, **more)
+
+    def connect(self) -> socket.socket:
+        """A bare connection, for what no proper client does."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def until_ready(self) -> None:
+        def ready() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return self.get("/ready").status_code == 200
+            return False
+
+        eventually(ready)
+
+
+class ThreadServer(Server):
+    """In a thread of this process.
+
+    Attributes:
+        service: `app.state.service`; its `engine` is the AsyncEngine.
+        reports: a Reporter, or the telemetry that was given.
+    """
+
+    def __init__(self, port: int, service: Service, reports: Any) -> None:
+        super().__init__(port)
+        self.service, self.reports = service, reports
+
+    @property
+    def records(self) -> list[RequestRecord]:
+        return self.reports.records
+
+    def last_record(self, request_id: str) -> RequestRecord:
+        """The record of a request, which comes a moment after its last byte."""
+        found: list[RequestRecord] = []
+
+        def there() -> bool:
+            found[:] = [r for r in self.records if r.id == request_id]
+            return bool(found)
+
+        eventually(there)
+        return found[-1]
+
+
+class ProcessServer(Server):
+    """`m3fast serve` in a process of its own; `log` is its stderr so far."""
+
+    def __init__(self, port: int, child: subprocess.Popen[bytes], lines: list[bytes]) -> None:
+        super().__init__(port)
+        self.child, self.pid, self._lines = child, child.pid, lines
+
+    @property
+    def log(self) -> str:
+        return b"".join(self._lines).decode(errors="replace")
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Its exit code."""
+        return self.child.wait(seconds)
+
+
+def eventually(check: Any, seconds: float = PATIENCE) -> None:
+    """Wait until `check()` is true."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
+
+
+@functools.cache
+def tiny() -> Engine:
+    """One m3fast-tiny per process, in float32: the same values on every machine."""
+    return Engine.from_pretrained("m3fast-tiny", dtype="float32")
+
+
+@contextlib.contextmanager
+def running(
+    engine: Engine | None = None, *, telemetry: Any = None, **settings: Any
+) -> Generator[ThreadServer]:
+    """A server in a thread, over `engine` (m3fast-tiny by default)."""
+    reports = telemetry or Reporter()
+    chosen = Settings(port=0, **settings)
+    inner = AsyncEngine(engine or tiny(), limits=chosen.limits(), on_batch=reports.batch)
+    app = create_app(inner, chosen, reports)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(512)
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        found = ThreadServer(listener.getsockname()[1], app.state.service, reports)
+        try:
+            found.until_ready()
+            yield found
+        finally:
+            found.client.close()
+            server.should_exit = True
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "the server does not stop"
+
+
+@contextlib.contextmanager
+def process(*arguments: str, environment: dict[str, str] | None = None) -> Generator[ProcessServer]:
+    """`m3fast serve m3fast-tiny ARGUMENTS` on a free port, killed at the end if it still runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "m3fast", "serve", "m3fast-tiny", "--port", str(port), *arguments],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+    )
+    lines: list[bytes] = []
+
+    def read() -> None:
+        assert child.stderr is not None
+        lines.extend(child.stderr)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    server = ProcessServer(port, child, lines)
+    try:
+        eventually(lambda: child.poll() is not None or _answers(server))
+        assert child.poll() is None, server.log
+        yield server
+    finally:
+        server.client.close()
+        if child.poll() is None:
+            child.kill()
+        child.wait(PATIENCE)
+        reader.join(PATIENCE)
+
+
+def _answers(server: Server) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return server.get("/ready").status_code == 200
+    return False
+
+
+def openapi_paths(server: Server) -> dict[str, Any]:
+    return server.get("/openapi.json").json()["paths"]
+
+
+def without_numbers(text: str) -> str:
+    """For comparing messages."""
+    return re.sub(r"\d+", "N", text)
