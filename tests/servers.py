@@ -2,7 +2,7 @@
 
     with running() as server:                        # in a thread of this process, m3fast-tiny
         server.post("/embed", {"inputs": "a text"})  # an httpx.Response
-        server.service.engine                        # the AsyncEngine; server.records: what was told
+        server.service.engine                        # the AsyncEngine; server.records: of requests
 
     with process("--api-key-file", "keys") as server:  # `m3fast serve` as a user starts it
         os.kill(server.pid, signal.SIGTERM); server.wait()

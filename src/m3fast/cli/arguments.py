@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from m3fast._version import __version__
+from m3fast.cli import servearguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +122,10 @@ def parser() -> Parser:
     command("search", "rank the texts of a file for queries", SEARCH, _search, _columns, _engine)
     command("score", "score pairs of query and passage", SCORE, _score, _engine)
     command("verify", "check a model's results on this machine", VERIFY, _verify)
+    command(
+        "serve", "answer over HTTP: OpenAI's, TEI's, Cohere's and native routes",
+        servearguments.EPILOG, servearguments.add,
+    )  # fmt: skip
     command("tune", "measure the GPU kernels' configs on this GPU", TUNE, _tune)
     command("env", "show versions, devices and active kernels", ENV, _json)
     return root

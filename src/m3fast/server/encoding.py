@@ -55,7 +55,7 @@ def check_list(call: Call, size: int, param: str) -> None:
 
 def check_heads(engine: Engine, what: str, **wanted: bool) -> None:
     """Problem unless the model has a head for each output that is wanted."""
-    missing = [name for name, asked in wanted.items() if asked and not getattr(engine.outputs, name)]
+    missing = [n for n, asked in wanted.items() if asked and not getattr(engine.outputs, n)]
     if missing:
         raise Problem(
             "validation", f"{what}: expected a model with {' and '.join(missing)} vectors, "

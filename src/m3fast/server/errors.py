@@ -85,9 +85,9 @@ class Problem(Exception):
         self.kind, self.message, self.param, self.headers = kind, message, param, headers
 
 
-def family_of(path: str) -> Family:
+def family_of(method: str, path: str) -> Family:
     """Whose shape an error at this path has."""
-    if path in TEI_PATHS:
+    if path in TEI_PATHS and (method, path) != ("GET", "/"):
         return "tei"
     if path in ("/v1/rerank", "/v2/rerank"):
         return "rerank"

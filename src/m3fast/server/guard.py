@@ -11,7 +11,7 @@ import hmac
 import re
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -109,9 +109,8 @@ class Call(Request):
         return int(text) if text.isdigit() and len(text) < 20 else 0
 
     def _too_large(self) -> Problem:
-        return Problem(
-            "too_large", f"body: expected at most {self.service.settings.max_body} bytes, found more"
-        )
+        most = self.service.settings.max_body
+        return Problem("too_large", f"body: expected at most {most} bytes, found more")
 
     def _watch(self) -> None:
         self._watcher = asyncio.ensure_future(self._until_gone())
@@ -245,7 +244,7 @@ class Guard:
             self.service.telemetry.exception(record.id, error)
         if call.started:  # too late to say so: a cut connection says it
             raise error
-        status, body = render(problem, family_of(call.scope["path"]), record.id)
+        status, body = render(problem, family_of(record.method, call.scope["path"]), record.id)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
@@ -278,6 +277,6 @@ def _headers(call: Call) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def call_of(scope: dict[str, Any]) -> Call:
+def call_of(scope: Scope) -> Call:
     """The call that the guard made for this request."""
     return scope["m3fast"]

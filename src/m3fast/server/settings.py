@@ -88,7 +88,7 @@ class Settings:
         _expect(_whole(self.port) and 0 <= self.port < 65536, "port", "0 to 65535", self.port)
         _expect(bool(self.host), "host", "an address", self.host)
         names = self.served_names
-        good = bool(names) and all(_plain(name, 256) for name in names)
+        good = bool(names) and all(0 < len(n) <= 256 and n.isprintable() for n in names)
         _expect(good, "served_names", "printable names", names)
         # A key that no header can hold would lock everybody out; it is not shown.
         if not all(_plain(key, 512) for key in self.api_keys):
