@@ -9,7 +9,9 @@ import time
 from datetime import datetime, timedelta
 
 import pytest
+from servers import running
 
+from m3fast import Engine
 from m3fast.asyncengine import Stages
 from m3fast.errors import ComputeError, InputError
 from m3fast.server.logs import LINES
@@ -270,3 +272,50 @@ def test_a_bad_option_is_named(option):
     [name] = option
     with pytest.raises(InputError, match=f"^{name}: expected "):
         Telemetry(**option)
+
+
+def test_nothing_that_a_client_sends_gets_into_a_servers_log():
+    marker = "zebra"
+    engine = Engine.from_pretrained("m3fast-tiny", dtype="float32")
+    compute, failing = engine.runner.submit, threading.Event()
+
+    def submit(*arguments):
+        if failing.is_set():
+            failing.clear()
+            raise RuntimeError(f"cannot compute {marker}")
+        return compute(*arguments)
+
+    engine.runner.submit = submit
+    log = Log()
+    with running(engine, telemetry=log.telemetry) as server:
+        server.post("/embed", {"inputs": f"{marker} {marker}"})
+        server.post("/embed", {"inputs": "a"}, headers={"x-request-id": f"{marker} crossing"})
+        headers = {"user-agent": marker, "authorization": f"Bearer {marker}", marker: marker}
+        server.post("/embed", {"inputs": "a"}, headers=headers | {"traceparent": marker})
+        server.post("/v1/embeddings", {"input": "a", "model": marker, "user": marker})
+        for body in (f'{{"inputs": {marker}', f'{{"{marker}": 1}}', f'{{"inputs": {{"{marker}": 1}}}}'):
+            json_type = {"content-type": "application/json"}
+            assert server.post("/embed", content=body, headers=json_type).status_code == 422
+            server.post("/v1/embeddings", content=body, headers=json_type)
+        server.post("/embed", content=marker, headers={"content-type": f"text/{marker}"})
+        assert server.get(f"/{marker}?{marker}={marker}").status_code == 404
+        server.client.request(marker.upper(), f"/embed?{marker}")
+        upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        server.get(f"/{marker}", headers=upgrade | {"sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="})
+        failing.set()
+        failed = server.post("/embed", {"inputs": marker})
+        assert failed.status_code == 424
+        assert marker not in failed.text
+        with server.connect() as bare:
+            bare.sendall(f"{marker} / {marker}\r\n\r\n".encode())
+            bare.recv(1000)
+    text = log.text()
+    assert marker not in text.lower()
+    lines = [json.loads(line) for line in text.splitlines()]
+    requests = [line for line in lines if line["event"] == "request"]
+    assert len(requests) >= 13
+    assert requests[0]["stages"]["compute"] > 0
+    assert {line["route"] for line in requests} >= {"/embed", "/v1/embeddings", "unmatched"}
+    [failure] = [line for line in lines if line["event"] == "exception"]
+    assert failure["request_id"] == failed.headers["x-request-id"]
+    assert failure["exception"]["kinds"] == ["ComputeError", "RuntimeError"]

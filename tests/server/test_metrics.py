@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
+from servers import eventually, running
 
 from m3fast import Engine
 from m3fast.asyncengine import AsyncEngine, BatchRecord, Load, Stages
+from m3fast.server.errors import KINDS
 from m3fast.server.metrics import MOST_LABELS, SECONDS, Metrics
 from m3fast.server.record import RequestRecord
 from m3fast.server.telemetry import Telemetry
@@ -170,3 +172,30 @@ def test_the_documentation_lists_every_metric():
     pattern = rb"# HELP (m3fast_\w+) "
     there = {name.decode() for name in re.findall(pattern, Metrics().render(idle(), {}))}
     assert named == there
+
+
+def test_a_servers_metrics_over_http_and_no_label_is_a_clients():
+    telemetry = Telemetry(log_level="error")
+    try:
+        with running(telemetry=telemetry) as server:
+            for i in range(50):
+                assert server.get(f"/zebra{i}").status_code == 404
+                server.client.request(f"ZEBRA{i}", "/embed")
+                body = {"input": "a", "model": f"zebra{i}"}
+                assert server.post("/v1/embeddings", body).status_code == 404
+            assert server.post("/embed", {"inputs": ["a text", "another"]}).status_code == 200
+            answer = server.get("/metrics")
+            counted = ("m3fast_requests_total", "/embed", "200")
+            eventually(lambda: values(server.get("/metrics").content).get(counted) == 1)
+            found = values(server.get("/metrics").content)
+    finally:
+        telemetry.close()
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert not any("zebra" in str(key).lower() for key in found)
+    assert found["m3fast_requests_total", "unmatched", "404"] == 50
+    assert found["m3fast_requests_total", "/v1/embeddings", "404"] == 50
+    assert found["m3fast_texts_total",] >= 2
+    assert found["m3fast_tokens_total",] >= 6
+    assert found["m3fast_stage_duration_seconds_count", "respond"] >= 1
+    assert found["m3fast_engine_ready",] == 1
+    assert {key[1] for key in found if key[0] == "m3fast_errors_total"} <= set(KINDS)

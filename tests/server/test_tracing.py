@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -12,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from servers import running
 
 from m3fast.asyncengine import Stages
 from m3fast.errors import InputError
@@ -222,3 +224,29 @@ def test_spans_lost_are_counted():
     assert traces.dropped > 0
     hold.set()
     traces.close()
+
+
+def test_a_servers_spans_go_from_the_first_byte_to_the_last(monkeypatch, sink):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
+    telemetry = Telemetry(log_level="error", traces=True)
+    with running(telemetry=telemetry) as server:
+        before = time.time_ns()
+        server.post("/embed", {"inputs": "a text"}, headers={"traceparent": TRACEPARENT})
+        after = time.time_ns()
+    telemetry.close()
+    sent = [ExportTraceServiceRequest.FromString(body) for body in sink.bodies]
+    spans = [span for one in sent for span in one.resource_spans[0].scope_spans[0].spans]
+    trace = {span.name: span for span in spans if span.trace_id == TRACE.to_bytes(16, "big")}
+    assert trace.keys() == {"POST /embed", "tokenize", "queue", "compute"}
+    root = trace["POST /embed"]
+    assert root.parent_span_id == PARENT.to_bytes(8, "big")
+    order = [root.start_time_unix_nano]
+    for name in ("tokenize", "queue", "compute"):
+        assert trace[name].parent_span_id == root.span_id
+        order += [trace[name].start_time_unix_nano, trace[name].end_time_unix_nano]
+    slack = 2_000_000  # the end is known by another clock, and the client hears of it earlier
+    assert before <= order[0]
+    assert order == sorted(order)
+    assert order[-1] <= root.end_time_unix_nano + slack
+    assert order[-1] <= after + slack
+    assert trace["compute"].end_time_unix_nano > trace["compute"].start_time_unix_nano
