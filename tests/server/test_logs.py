@@ -91,6 +91,13 @@ def test_the_level_leaves_lines_out():
     assert [line["status"] for line in log.lines()] == [404]
 
 
+def test_probes_are_told_only_where_they_fail():
+    log = Log()
+    for status in (200, 503):
+        log.telemetry.finished(record(route="/ready", status=status))
+    assert [line["status"] for line in log.lines()] == [503]
+
+
 def test_text_is_a_readable_line():
     log = Log(log_format="text")
     log.telemetry.finished(record(stages=Stages(0.001, 0.002, 0.004)))
@@ -293,15 +300,17 @@ def test_nothing_that_a_client_sends_gets_into_a_servers_log():
         headers = {"user-agent": marker, "authorization": f"Bearer {marker}", marker: marker}
         server.post("/embed", {"inputs": "a"}, headers=headers | {"traceparent": marker})
         server.post("/v1/embeddings", {"input": "a", "model": marker, "user": marker})
-        for body in (f'{{"inputs": {marker}', f'{{"{marker}": 1}}', f'{{"inputs": {{"{marker}": 1}}}}'):
+        broken = (f'{{"inputs": {marker}', f'{{"{marker}": 1}}', f'{{"inputs": {{"{marker}": 1}}}}')
+        for body in broken:
             json_type = {"content-type": "application/json"}
             assert server.post("/embed", content=body, headers=json_type).status_code == 422
             server.post("/v1/embeddings", content=body, headers=json_type)
         server.post("/embed", content=marker, headers={"content-type": f"text/{marker}"})
         assert server.get(f"/{marker}?{marker}={marker}").status_code == 404
         server.client.request(marker.upper(), f"/embed?{marker}")
-        upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
-        server.get(f"/{marker}", headers=upgrade | {"sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="})
+        upgrade = {"connection": "upgrade", "upgrade": "websocket"}
+        upgrade |= {"sec-websocket-version": "13", "sec-websocket-key": "A" * 22 + "=="}
+        server.get(f"/{marker}", headers=upgrade)
         failing.set()
         failed = server.post("/embed", {"inputs": marker})
         assert failed.status_code == 424
@@ -314,7 +323,7 @@ def test_nothing_that_a_client_sends_gets_into_a_servers_log():
     lines = [json.loads(line) for line in text.splitlines()]
     requests = [line for line in lines if line["event"] == "request"]
     assert len(requests) >= 13
-    assert requests[0]["stages"]["compute"] > 0
+    assert sum("stages" in line for line in requests) >= 3
     assert {line["route"] for line in requests} >= {"/embed", "/v1/embeddings", "unmatched"}
     [failure] = [line for line in lines if line["event"] == "exception"]
     assert failure["request_id"] == failed.headers["x-request-id"]

@@ -26,6 +26,8 @@ LogFormat = Literal["json", "text"]
 LEVELS = ("debug", "info", "warning", "error")
 # Lines that wait for stderr; more are dropped and counted.
 LINES = 8192
+# Asked every few seconds by machines: worth a line where they fail, else only in debugging.
+PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 
 class Logs:
@@ -67,7 +69,7 @@ class Logs:
 
     def request(self, record: RequestRecord) -> None:
         """One line for a request that is over."""
-        level = logging.INFO
+        level = logging.DEBUG if record.route in PROBES else logging.INFO
         if record.status >= 400:
             level = logging.ERROR if record.fault else logging.WARNING
         if self.logger.isEnabledFor(level):
