@@ -102,7 +102,9 @@ def test_text_is_a_readable_line():
     log = Log(log_format="text")
     log.telemetry.finished(record(stages=Stages(0.001, 0.002, 0.004)))
     log.telemetry.exception("a-2", failure())
-    first, second, *frames = log.text().splitlines()
+    logging.getLogger("uvicorn.error").error("Shutting down")
+    first, second, *frames, last = log.text().splitlines()
+    assert "error   Shutting down logger=uvicorn.error" in last
     assert "info    POST /embed 200 12.5 ms request_id=a-1 texts=2" in first
     assert "stages=tokenize:1.0,queue:2.0,compute:4.0,respond:5.5" in first
     assert "exception request_id=a-2 exception=ComputeError<-RuntimeError" in second

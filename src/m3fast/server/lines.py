@@ -46,6 +46,7 @@ def as_text(record: logging.LogRecord) -> bytes:
     if event == "request":
         method, route, status, ms = (fields.pop(k) for k in ("method", "route", "status", "ms"))
         event = f"{method} {route} {status} {ms} ms"
+    event = fields.pop("message", event)
     stack = fields.get("exception", {}).get("stack", [])
     rest = " ".join(f"{name}={_plain(value)}" for name, value in fields.items())
     lines = [f"{at} {level:7} {event} {rest}", *(f"    {frame}" for frame in stack)]
