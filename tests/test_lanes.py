@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from m3fast import InputError
 from m3fast.errors import OverloadedError
-from m3fast.lanes import BULK_TURN, QUERY_MEMORY, SHORT_BATCH, SHORT_BATCH_SECONDS, Job, Lanes
+from m3fast.lanes import (
+    BULK_TURN,
+    QUERY_MEMORY,
+    RATE_SECONDS,
+    SHORT_BATCH,
+    SHORT_BATCH_SECONDS,
+    Job,
+    Lanes,
+)
 
 BUDGET = 100
 FAR = math.inf
@@ -255,8 +263,12 @@ def test_batches_never_shrink_below_what_a_device_needs() -> None:
     push(lanes, [64] * 100)
     parts, _ = lanes.take(0.1)
     assert sum(p.tokens for p in parts) == SHORT_BATCH
-    lanes.done(parts, 0.001)
+    for _ in range(200):
+        lanes.done(parts, 0.01)
+        push(lanes, [64] * 100)
+        parts, _ = lanes.take(0.1)
     assert lanes.rate > 10_000, "the estimate recovers"
+    assert sum(p.tokens for p in parts) > SHORT_BATCH
 
 
 def test_full_batches_tell_the_rate_small_ones_only_that_it_is_higher() -> None:
@@ -266,7 +278,9 @@ def test_full_batches_tell_the_rate_small_ones_only_that_it_is_higher() -> None:
         push(lanes, [tokens], query=True)
         lanes.done(lanes.take(0.0)[0], seconds)
         rates.append(lanes.rate)
-    assert rates == pytest.approx([1000, 900, 900, 900 + 0.2 * 9100])
+    falls = 1000 - 500 * (1 - math.exp(-0.2 / RATE_SECONDS))
+    rises = falls + (10_000 - falls) * (1 - math.exp(-0.001 / RATE_SECONDS))
+    assert rates == pytest.approx([1000, falls, falls, rises])
 
 
 def test_cancelled_and_expired_work_is_dropped() -> None:

@@ -25,6 +25,7 @@ P = TypeVar("P")
 SHORT_BATCH_SECONDS, SHORT_BATCH = 0.05, 256
 QUERY_MEMORY = 5.0  # seconds since the last query for which they count as coming
 BULK_TURN = 4  # a batch in so many begins with bulk
+RATE_SECONDS = 0.5  # of work over which the speed is averaged
 # The last eighth of the queue is for queries only.
 BULK_SHARE = 7 / 8
 # A request overtakes those that came up to this share of its rival's own run time before it.
@@ -77,7 +78,7 @@ class Lanes(Generic[P]):
 
     Attributes:
         tokens: reserved or admitted, and not yet answered.
-        rate: tokens per second of the last full batches; 0 before the first.
+        rate: tokens per second, averaged over late full batches; 0 before the first.
     """
 
     def __init__(self, token_budget: int, queue_tokens: int, timeout: float | None = None) -> None:
@@ -195,7 +196,8 @@ class Lanes(Generic[P]):
             rate = tokens / seconds
             # Small batches say how long a launch takes, not how fast the device is.
             if not self.rate or rate > self.rate or 2 * tokens >= self._short_batch():
-                self.rate += (rate - self.rate) * (0.2 if self.rate else 1.0)
+                share = 1 - math.exp(-seconds / RATE_SECONDS) if self.rate else 1.0
+                self.rate += (rate - self.rate) * share
         return answered
 
     @property
