@@ -111,6 +111,25 @@ class Tokenizer:
         """The texts as a list, or the error that `encode` would raise for them."""
         return [self._check(i, text) for i, text in enumerate(texts)]
 
+    def spans(
+        self, text: str, *, special: bool = True
+    ) -> list[tuple[int, str, tuple[int, int] | None]]:
+        """(id, piece, (start, stop) in characters of the text or None) of each token, uncut.
+
+        Args:
+            special: add the tokens around a text, which stand nowhere in it: None.
+
+        Raises:
+            InputError: as `encode` for this text.
+        """
+        found = self._backend.encode(self.check([text])[0], add_special_tokens=special)
+        return [
+            (number, piece, None if added else (start, stop))
+            for number, piece, (start, stop), added in zip(
+                found.ids, found.tokens, found.offsets, found.special_tokens_mask, strict=True
+            )
+        ]
+
     def decode(self, ids: int | Iterable[int]) -> str:
         """Text of one id or several, special tokens included."""
         text = self._backend.decode(_as_ids(ids), skip_special_tokens=False)

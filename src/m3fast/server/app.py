@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from m3fast._version import __version__
-from m3fast.server import openai, ops, tei
+from m3fast.server import native, openai, ops, rerank, tei
 from m3fast.server.errors import Problem
 from m3fast.server.guard import Guard
 from m3fast.server.service import Service
@@ -65,7 +65,7 @@ def create_app(engine: AsyncEngine, settings: Settings, telemetry: Reports) -> F
         exception_handlers={HTTPException: _http_error},
     )
     app.state.service = service
-    for family in (openai, tei, ops):
+    for family in (openai, tei, rerank, native, ops):
         # Not include_router: its routes would be looked up through one more layer per request.
         app.router.routes.extend(family.router.routes)
     app.add_middleware(Guard, service=service)

@@ -85,7 +85,7 @@ class Problem(Exception):
         self.kind, self.message, self.param, self.headers = kind, message, param, headers
 
 
-def family_of(method: str, path: str) -> Family:
+def family_of(path: str, method: str = "POST") -> Family:
     """Whose shape an error at this path has."""
     if path in TEI_PATHS and (method, path) != ("GET", "/"):
         return "tei"

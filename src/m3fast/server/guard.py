@@ -244,7 +244,7 @@ class Guard:
             self.service.telemetry.exception(record.id, error)
         if call.started:  # too late to say so: a cut connection says it
             raise error
-        status, body = render(problem, family_of(record.method, call.scope["path"]), record.id)
+        status, body = render(problem, family_of(call.scope["path"], record.method), record.id)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -23,8 +23,9 @@ Texts = Annotated[
         json_schema_extra={"example": ["What is BGE M3?", "BGE M3 is an embedding model."]},
     ),
 ]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 Weights = Annotated[
-    Annotated[list[float], Field(min_length=3, max_length=3)]
+    Annotated[list[Weight], Field(min_length=3, max_length=3)]
     | Literal["miracl", "mkqa", "mldr", "miracl-dense-sparse", "mldr-dense-sparse"],
     Field(
         union_mode="left_to_right",
@@ -214,7 +215,9 @@ class RerankRequest(Loose):
     documents: Many[str | Document] = Field(examples=[PASSAGES])
     top_n: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     return_documents: bool = False
-    mode: Literal["hybrid", "colbert", "dense", "sparse"] = "hybrid"
+    mode: Literal["hybrid", "colbert", "dense", "sparse"] | None = Field(
+        None, description="what ranks; None: hybrid, or dense for a model with nothing else"
+    )
     weights: Weights | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
 
@@ -318,7 +321,10 @@ class ScoreRequest(Exact):
 
 
 class ScoreResponse(BaseModel):
-    """Lists of P scores for pairs, of m for one query, [n][m] for several."""
+    """Lists of P scores for pairs, of m for one query, [n][m] for several.
+
+    A mean whose weights sum to 0 is null.
+    """
 
     model_config = ConfigDict(populate_by_name=True)
     dense: list[Any]

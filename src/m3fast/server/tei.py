@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from fastapi import APIRouter
 
-from m3fast.server.encoding import check_dimensions, check_list, encode, texts_of
+from m3fast import scoring
+from m3fast._version import __version__
+from m3fast.server.encoding import check_dimensions, check_heads, check_list, encode, texts_of
+from m3fast.server.errors import Problem
 from m3fast.server.guard import Call
-from m3fast.server.respond import reply, rows_json
+from m3fast.server.ranking import rank, rows
+from m3fast.server.respond import Reply, dumps, listed, ragged_json, reply, rows_json
 from m3fast.server.route import Route, documented
-from m3fast.server.schemas import EmbedRequest, TeiError
+from m3fast.server.schemas import (
+    EmbedRequest,
+    Info,
+    SimilarityRequest,
+    SparseValue,
+    TeiError,
+    TeiRank,
+    TeiRerankRequest,
+    Token,
+    TokenizeRequest,
+    TokensRequest,
+)
 
 if TYPE_CHECKING:
-    from m3fast.types import Embeddings
+    from collections.abc import Iterator
 
+    from m3fast.types import Embeddings, SparseRows
+
+# /tokenize answers with an object per token, so it takes less than the other routes: characters.
+MOST_CHARACTERS, INLINE_CHARACTERS = 1 << 18, 1 << 10
 router = APIRouter(route_class=Route, tags=["Text Embeddings Inference"])
 
 
@@ -29,6 +51,129 @@ async def embed(body: EmbedRequest, call: Call) -> Any:
     rows = found.dense
     assert rows is not None  # it was asked for
     return reply(lambda: rows_json(rows), rows.nbytes)
+
+
+@router.post("/embed_sparse", responses=documented(list[list[SparseValue]], TeiError))
+async def embed_sparse(body: TokensRequest, call: Call) -> Any:
+    """Lexical weights by token id."""
+    check_heads(call.service.engine.engine, "/embed_sparse", sparse=True)
+    found = (await _encode(body, call, sparse=True)).sparse
+    assert found is not None  # it was asked for
+    return reply(lambda: listed(_weights(found)), found.values.nbytes + found.indices.nbytes)
+
+
+@router.post("/embed_all", responses=documented(list[list[list[float]]], TeiError))
+async def embed_all(body: TokensRequest, call: Call) -> Any:
+    """ColBERT vectors: one per token but the first."""
+    check_heads(call.service.engine.engine, "/embed_all", colbert=True)
+    found = (await _encode(body, call, colbert=True)).colbert
+    assert found is not None  # it was asked for
+    return reply(lambda: ragged_json(found.values, found.offsets), found.values.nbytes)
+
+
+@router.post("/rerank", responses=documented(list[TeiRank], TeiError))
+async def rerank(body: TeiRerankRequest, call: Call) -> Any:
+    """Texts ranked for a query by the hybrid score; by the dense one if there is no other."""
+    scores = await rank(call, body.query, body.texts, "texts", truncate=body.truncate)
+    _timing(call, [body.query, *body.texts])
+    ranks: list[dict[str, Any]] = []
+    for i in np.argsort(-scores, kind="stable").tolist():
+        ranks.append({"index": i, "score": scores[i]})
+        if body.return_text:
+            ranks[-1]["text"] = body.texts[i]
+    return Reply(dumps(ranks))
+
+
+@router.post("/similarity", responses=documented(list[float], TeiError))
+async def similarity(body: SimilarityRequest, call: Call) -> Any:
+    """Dense scores of sentences with one other."""
+    given = body.inputs
+    if not given.sentences:
+        raise Problem("empty", "inputs.sentences: expected at least one, found none", "inputs")
+    check_list(call, len(given.sentences), "inputs.sentences")
+    texts = [given.source_sentence, *given.sentences]
+    found = await encode(
+        call,
+        texts,
+        lambda i: f"inputs.sentences[{i - 1}]" if i else "inputs.source_sentence",
+        dense=True,
+        normalize=True,
+        truncate=None if body.parameters is None else body.parameters.truncate,
+    )
+    _timing(call, texts)
+    parts = scoring.all_scores(rows(found, 0, 1), rows(found, 1, len(found)))
+    return Reply(dumps(parts["dense"][0]))
+
+
+@router.post("/tokenize", responses=documented(list[list[Token]], TeiError))
+async def tokenize(body: TokenizeRequest, call: Call) -> Any:
+    """Tokens of each text, uncut, with their place in it in characters."""
+    texts = texts_of(body.inputs, "inputs")
+    check_list(call, len(texts), "inputs")
+    characters = sum(map(len, texts))
+    if characters > MOST_CHARACTERS:
+        message = f"inputs: expected at most {MOST_CHARACTERS} characters, found {characters}"
+        raise Problem("validation", message, "inputs")
+    tokenizer = call.service.engine.engine.tokenizer
+
+    def made() -> bytes:
+        special = body.add_special_tokens
+        return dumps([_tokens(text, tokenizer.spans(text, special=special)) for text in texts])
+
+    call.record.texts = len(texts)
+    if characters <= INLINE_CHARACTERS:
+        return Reply(made())
+    loop = asyncio.get_running_loop()
+    return Reply(await loop.run_in_executor(call.service.pool, made))
+
+
+@router.get("/info", responses=documented(Info, TeiError, body=False))
+async def info(call: Call) -> Any:
+    """The model and the server's limits."""
+    settings, engine = call.service.settings, call.service.engine.engine
+    return Reply(
+        dumps(
+            {
+                "model_id": settings.served_names[0],
+                "model_sha": None,
+                "model_dtype": str(engine.dtype).removeprefix("torch."),
+                "model_type": {"embedding": {"pooling": engine.options.pooling}},
+                "max_concurrent_requests": settings.max_requests,
+                "max_input_length": engine.max_length,
+                "max_batch_tokens": engine.token_budget,
+                "max_batch_requests": None,
+                "max_client_batch_size": settings.max_list,
+                "auto_truncate": settings.auto_truncate,
+                "tokenization_workers": settings.tokenizer_threads,
+                "version": __version__,
+            }
+        )
+    )
+
+
+def _weights(found: SparseRows) -> Iterator[bytes]:
+    """A JSON list of objects per text."""
+    ends = found.indptr.tolist()
+    for start, stop in pairwise(ends):
+        ids = dumps(found.indices[start:stop])[1:-1].split(b",")
+        values = dumps(found.values[start:stop])[1:-1].split(b",")
+        pairs = zip(ids, values, strict=True) if stop > start else ()
+        yield b"[" + b",".join([b'{"index":%b,"value":%b}' % pair for pair in pairs]) + b"]"
+
+
+def _tokens(
+    text: str, spans: list[tuple[int, str, tuple[int, int] | None]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": number,
+            "text": piece if span is None else text[span[0] : span[1]],
+            "special": span is None,
+            "start": None if span is None else span[0],
+            "stop": None if span is None else span[1],
+        }
+        for number, piece, span in spans
+    ]
 
 
 async def _encode(body: Any, call: Call, **options: Any) -> Embeddings:
