@@ -1,0 +1,252 @@
+"""uvicorn's HTTP protocol, with an end to clients that are slow, greedy or silent.
+
+uvicorn waits for as long as a client likes: for headers, for its taking a response, while it sends
+bytes that are no request. `check`, called several times a second for every connection, ends that.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, ClassVar
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from typing import Any
+
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from m3fast.server.settings import Settings
+
+# Between requests, in a request's line and headers, in its body.
+IDLE, HEAD, BODY = range(3)
+# Seconds for which what a refused client still sends is thrown away: it would not see the refusal
+# if the connection were closed with bytes of its own unread.
+LINGER = 2.0
+# Connections beyond the limit that are told so; those beyond even these are cut.
+SPARE = 64
+REASONS = {
+    400: "request: expected HTTP/1.1, found something else",
+    408: "request: its headers did not come in time",
+    431: "request: its line and headers are too long",
+    503: "connections: no room for one more now",
+}
+
+
+def _refusal(status: int, message: str) -> bytes:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    body = orjson.dumps({"error": error})
+    retry = "retry-after: 1\r\n" if status == 503 else ""
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+REFUSALS = {status: _refusal(status, message) for status, message in REASONS.items()}
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. Use a subclass made by `limited`.
+
+    Attributes:
+        settings: its limits in seconds and bytes.
+        most: connections at the same time.
+        refused: told the status of every request that the application never sees.
+    """
+
+    settings: ClassVar[Settings]
+    most: ClassVar[int]
+    refused: ClassVar[Callable[[int], None]]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._stage = IDLE
+        self._since = 0.0  # when the client's turn began
+        self._begun = 0  # messages that began in the last chunk
+        self._fed = self._chunk = self._useful = 0  # bytes of a message, of the last chunk, of body
+        self._left, self._moved = 0, 0.0  # bytes of responses not taken, and since when so many
+        self._status = 0
+        self._deaf = self._lingers = self._last = self._upgrades = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        if len(self.connections) > self.most + SPARE:
+            transport.abort()
+        elif len(self.connections) > self.most:
+            self._refuse(503)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        was_idle = self._stage == IDLE
+        self._begun, self._chunk = 0, len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(self._status or 400)
+            return
+        if self._stage == IDLE:
+            return
+        if not self._begun:
+            self._fed += len(data)
+        elif was_idle:
+            self._since = self.loop.time()
+            # Where several began in it, how much of it is the last one's is not known.
+            self._fed = len(data) if self._begun == 1 else 0
+        # One limit for endless headers, and for chunked bodies that are mostly not body.
+        if self._fed - 16 * self._useful > self.settings.max_header * (1 + (self._stage == BODY)):
+            self._refuse(431 if self._stage == HEAD else 400)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrades = False
+            if self.parser.get_method() == b"CONNECT":
+                raise
+            # No protocol is upgraded to. The parser has skipped the body, which Java's client sends
+            # along, so the request is parsed once more as one that does not ask for it.
+            self._feed(self._plain_head() + data[upgrade.args[0] :])
+
+    def _plain_head(self) -> bytes:
+        parser = self.parser
+        version = parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b"close" if b"close" in value.lower() else b"keep-alive"
+            if name not in (b"upgrade", b"http2-settings"):
+                lines.append(b"%b: %b" % (name, value))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join((*lines, b"", b""))
+
+    def on_message_begin(self) -> None:
+        self._stage = HEAD
+        self._begun += 1
+        self._fed = self._useful = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._stage == HEAD:  # nobody wants what may follow a chunked body
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        limit = self.settings.max_header
+        if self._fed + self._chunk > limit:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > limit:
+                self._status = 431
+                raise ValueError("headers are too long")
+        if self.parser.should_upgrade():
+            self._upgrades = True
+            return
+        self._stage = BODY
+        super().on_headers_complete()
+        if self._last:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._useful += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._upgrades:
+            self._stage = IDLE
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # `check` keeps the time
+        self._since = self.loop.time()
+
+    def shutdown(self) -> None:
+        """Take no request beyond the one that has begun to arrive."""
+        self._last = True
+        if self.busy:
+            self.cycle.keep_alive = False
+        elif self._stage == IDLE and not self._lingers:
+            self.transport.close()
+
+    def check(self, now: float) -> None:
+        """End the connection if the client has kept us waiting for too long.
+
+        Args:
+            now: the loop's time.
+        """
+        if self._stalled(now) or self.busy:
+            return
+        settings, age = self.settings, now - self._since
+        if self._lingers or self._stage == BODY:
+            if age > LINGER:
+                self.transport.abort()
+        elif self._stage == HEAD:
+            if age > settings.header_timeout:
+                self._refuse(408)
+        elif age > (settings.header_timeout if self.cycle is None else settings.idle_timeout):  # pyright: ignore[reportUnnecessaryComparison]
+            self.transport.close()
+
+    def _stalled(self, now: float) -> bool:
+        left = self.transport.get_write_buffer_size()
+        if left and left == self._left:
+            if now - self._moved > self.settings.write_timeout:
+                self.transport.abort()  # closing would wait for the client once more
+        else:
+            self._left, self._moved = left, now
+        if left and not self._lingers:
+            self._since = now
+        return left > 0
+
+    def _refuse(self, status: int) -> None:
+        """Say why, and hear no more. What was asked before is answered first, and nothing after."""
+        self._deaf = True
+        type(self).refused(status)
+        cycle = self.cycle
+        if self.busy and not cycle.more_body:
+            cycle.keep_alive = False
+            return
+        if self.busy and (self.pipeline or cycle.response_started):
+            self.transport.abort()
+            return
+        if self.busy:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.busy or self._stage != BODY:  # else it has its response
+            self.transport.write(REFUSALS[status])
+        self._lingers, self._since = True, self.loop.time()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+
+def limited(
+    settings: Settings, most: int, refused: Callable[[int], None]
+) -> type[LimitedProtocol]:
+    """A protocol class with these limits; see its attributes."""
+
+    class Protocol(LimitedProtocol):
+        pass
+
+    Protocol.settings, Protocol.most, Protocol.refused = settings, most, refused
+    return Protocol

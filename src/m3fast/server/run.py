@@ -1,0 +1,329 @@
+"""`serve`: one process, from listening to the last answer.
+
+The sockets listen before the model is loaded, so that a port in use is told at once and /health
+answers all along. A signal ends admission; what was admitted is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import uuid
+from email.utils import formatdate
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
+
+from m3fast.asyncengine import AsyncEngine
+from m3fast.errors import ComputeError
+from m3fast.server import listen
+from m3fast.server.app import create_app
+from m3fast.server.gate import Gate
+from m3fast.server.protocol import limited
+from m3fast.server.record import RequestRecord
+from m3fast.server.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from ssl import SSLContext
+
+    from fastapi import FastAPI
+
+    from m3fast.engine import Engine
+    from m3fast.server.settings import Settings
+
+# Connections beside those with a request: browsers and pools keep them for later.
+CONNECTIONS_PER_REQUEST = 4
+# The worker gives the interpreter up in every native call and must get it back after each. Python's
+# own 5 ms would let a busy event loop keep it for that long every time, and a worker keep the loop.
+SWITCH_INTERVAL = 5e-4
+TICK = 0.1  # seconds between two looks at the connections
+GRACE = 2.0  # seconds that responses get when the time to drain is up
+CLOSING = 10.0  # seconds for the engine to close
+
+
+def serve(load: Callable[[], Engine], settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT and answer what was admitted; a second signal ends it at once.
+
+    It takes the process over: signals, the interpreter's switch interval, objects frozen for the
+    garbage collector. Where a thread cannot be waited for, it ends the process itself.
+
+    Args:
+        load: makes the engine, in a thread.
+
+    Returns:
+        Exit code: 0, or 1 if requests were left unanswered.
+
+    Raises:
+        InputError: an address, port or certificate that cannot be used.
+        Exception: whatever `load` raises; ComputeError for a warm-up that fails.
+    """
+    return Server(load, settings).run()
+
+
+class Server:
+    """One server; `serve` with a handle to it.
+
+    Attributes:
+        url: where it can be reached, from the start.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        settings: Settings,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """Listen, and read the certificate.
+
+        Args:
+            telemetry: None for one as settings have it; closed at the end in any case.
+
+        Raises:
+            InputError: as `serve`.
+        """
+        self.load, self.settings = load, settings
+        self._tls: SSLContext | None = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self._tls = listen.tls_context(settings.tls_cert, settings.tls_key)
+        self._sockets = listen.listen(settings.host, settings.port)
+        self.url = listen.url_of(self._sockets, self._tls is not None)
+        try:
+            self._telemetry = telemetry or Telemetry(
+                settings.log_format, settings.log_level, settings.traces
+            )
+        except Exception:
+            listen.close(self._sockets)
+            raise
+        self._state = ServerState()
+        self._gate = Gate()
+        self._stopping, self._drained = asyncio.Event(), asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._app: FastAPI | None = None
+        self._signals = 0
+
+    def run(self) -> int:
+        """Block until stopped; see `serve`."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(self._main())
+        finally:
+            sys.setswitchinterval(interval)
+            gc.unfreeze()
+            listen.close(self._sockets)
+            self._telemetry.close()
+
+    def stop(self) -> None:
+        """What a signal does; from any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._stop)
+
+    @property
+    def app(self) -> FastAPI | None:
+        """The application, once the model is loaded."""
+        return self._app
+
+    def _stop(self) -> None:
+        self._signals += 1
+        self._stopping.set()
+
+    async def _main(self) -> int:
+        self._loop = loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._loop_failed)
+        if owns_process := threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(each, self._stop)
+        listeners = await self._listen()
+        serving = asyncio.create_task(self._serve_model())
+        ticking = asyncio.create_task(self._tick())
+        self._telemetry.logs.event("loading", url=self.url)
+        code, stop = 0, asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                code = await self._drain(listeners)
+        finally:
+            for each in listeners:
+                each.close()
+            await self._close(serving)
+            stop.cancel()
+            ticking.cancel()
+        if serving.done() and not serving.cancelled():
+            serving.result()  # raises what ended it
+        self._telemetry.logs.event("stopped", code=code)
+        if owns_process and (not self._warm or self._signals > 1 or _threads()):
+            # A thread that loads a model or computes cannot be ended, and Python would wait.
+            self._telemetry.close()
+            os._exit(code)
+        return code
+
+    async def _listen(self) -> list[asyncio.Server]:
+        settings = self.settings
+        most = listen.room_for(CONNECTIONS_PER_REQUEST * settings.max_requests)
+        config = uvicorn.Config(
+            self._gate,
+            http=limited(settings, most, self._refused),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+        )
+        config.load()
+        protocol: Callable[..., Any] = config.http_protocol_class
+        make = partial(protocol, config, self._state, {})
+        more: dict[str, Any] = {}
+        if self._tls is not None:
+            seconds = settings.header_timeout
+            more = {"ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": min(seconds, 5.0)}
+        return [
+            await self._running.create_server(
+                make, sock=each, ssl=self._tls, backlog=listen.BACKLOG, **more
+            )
+            for each in self._sockets
+        ]
+
+    @property
+    def _running(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None  # _main sets it
+        return self._loop
+
+    async def _serve_model(self) -> None:
+        """Load, warm up, and keep the engine until the last answer."""
+        engine = await self._in_thread(self.load)
+        settings, telemetry = self.settings, self._telemetry
+        inner = AsyncEngine(engine, limits=settings.limits(), on_batch=telemetry.batch)
+        app = self._app = create_app(inner, settings, telemetry)
+        service = app.state.service
+        async with app.router.lifespan_context(app):
+            self._gate.app = app
+            while not service.warm:
+                if service.failure:
+                    raise ComputeError(f"model: {service.failure}")
+                await asyncio.sleep(0.02)
+            # What is here now stays, hundreds of thousands of objects: no need to walk through
+            # them in the middle of requests.
+            gc.collect()
+            gc.freeze()
+            outputs = [n for n in ("dense", "sparse", "colbert") if getattr(engine.outputs, n)]
+            telemetry.logs.event(
+                "serving",
+                url=self.url,
+                model=settings.served_names[0],
+                device=", ".join(str(runner.device) for runner in engine.runners),
+                dtype=str(engine.dtype).removeprefix("torch."),
+                outputs=", ".join(outputs),
+            )
+            await self._drained.wait()
+
+    async def _in_thread(self, call: Callable[[], Engine]) -> Engine:
+        """Not asyncio.to_thread: the end of the process would wait for that thread."""
+        loop, done = self._running, self._running.create_future()
+
+        def settle(result: Engine | None, error: BaseException | None) -> None:
+            if not done.done():
+                done.set_exception(error) if error is not None else done.set_result(result)
+
+        def work() -> None:
+            result = error = None
+            try:
+                result = call()
+            except BaseException as raised:  # whatever it is, it ends the server
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(settle, result, error)
+
+        threading.Thread(target=work, name="m3fast-load", daemon=True).start()
+        return await done
+
+    async def _tick(self) -> None:
+        while True:
+            self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+            now = self._running.time()
+            for each in self._connections():
+                each.check(now)
+            await asyncio.sleep(TICK)
+
+    def _connections(self) -> Iterator[Any]:
+        return iter(list(self._state.connections))
+
+    async def _drain(self, listeners: list[asyncio.Server]) -> int:
+        """Answer what was admitted; the exit code."""
+        state, loop = self._state, self._running
+        self._telemetry.logs.event("stopping", connections=len(state.connections))
+        # A breath before and one after: who has got a connection and sent a request is heard.
+        await asyncio.sleep(0.02)
+        for each in listeners:
+            each.close()
+        await asyncio.sleep(0.05)
+        service = None if self._app is None else self._app.state.service
+        if service is not None:
+            service.draining = True
+        for each in self._connections():
+            each.shutdown()
+
+        async def until_done(seconds: float) -> bool:
+            end = loop.time() + seconds
+            while state.connections or state.tasks:
+                if self._signals > 1 or loop.time() > end:
+                    return False
+                await asyncio.sleep(0.01)
+            return True
+
+        if await until_done(self.settings.drain_timeout):
+            return 0
+        if service is not None and self._signals < 2:
+            closing = asyncio.create_task(service.engine.close(drain=False))
+            await until_done(GRACE)
+            closing.cancel()
+        failed = 0
+        for each in self._connections():
+            failed += each.busy or each.transport.get_write_buffer_size() > 0
+            each.transport.abort()
+        for task in state.tasks:
+            task.cancel()
+        self._telemetry.logs.event("drain_failed", level=logging.ERROR, requests=failed)
+        return 1 if failed else 0
+
+    async def _close(self, serving: asyncio.Task[None]) -> None:
+        """End `_serve_model`, for as long as that is bearable."""
+        self._drained.set()
+        if not self._warm:
+            serving.cancel()
+        if self._signals < 2:
+            await asyncio.wait((serving,), timeout=CLOSING)
+
+    @property
+    def _warm(self) -> bool:
+        return self._app is not None and self._app.state.service.warm
+
+    def _refused(self, status: int) -> None:
+        kinds = {408: "slow", 503: "overloaded"}
+        error = kinds.get(status, "malformed")
+        self._telemetry.finished(RequestRecord(uuid.uuid4().hex, "", status=status, error=error))
+
+    def _loop_failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, BaseException):
+            self._telemetry.exception("", error)
+
+
+def _threads() -> bool:
+    """Whether a thread that cannot be ended still runs."""
+    names = ("m3fast-load", "m3fast-cpu", "m3fast-cuda")
+    return any(thread.name.startswith(names) for thread in threading.enumerate())
