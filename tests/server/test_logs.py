@@ -1,15 +1,19 @@
 """The log: what a line says, that no user's text gets into it, that nothing waits for stderr."""
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from datetime import datetime, timedelta
 
 import pytest
-from servers import running
+from servers import PATIENCE, Server, eventually, running
 
 from m3fast import Engine
 from m3fast.asyncengine import Stages
@@ -330,3 +334,34 @@ def test_nothing_that_a_client_sends_gets_into_a_servers_log():
     [failure] = [line for line in lines if line["event"] == "exception"]
     assert failure["request_id"] == failed.headers["x-request-id"]
     assert failure["exception"]["kinds"] == ["ComputeError", "RuntimeError"]
+
+
+@pytest.mark.parametrize("how", ["nobody reads", "reader gone", "never open"])
+def test_a_process_whose_stderr_is_no_good_serves_and_ends(how):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "m3fast", "serve", "m3fast-tiny", "--port", str(port)]
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    if how == "reader gone":
+        os.close(reading)
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh"] if how == "never open" else []
+    child = subprocess.Popen([*shell, *command], stderr=writing)
+    os.close(writing)
+    server = Server(port)
+    try:
+        server.until_ready()
+        for _ in range(100):
+            assert server.post("/embed", {"inputs": "a"}).status_code == 200
+        if how != "nobody reads":  # what it cannot write at once is kept for later
+            lost = 'm3fast_telemetry_dropped{what="log_lines"} '
+            eventually(lambda: float(server.get("/metrics").text.split(lost)[1].split()[0]) > 90)
+        child.terminate()
+        assert child.wait(PATIENCE) == 0
+    finally:
+        child.kill()
+        child.wait(PATIENCE)
+        server.client.close()
+        if how != "reader gone":
+            os.close(reading)

@@ -97,6 +97,10 @@ def test_failures_are_marked(status):
     assert refused["POST /embed"].status.status_code is StatusCode.UNSET
 
 
+def test_what_was_never_read_as_a_request_has_no_span():
+    assert spans_of(record(started_ns=0, stages=None, status=408, error="slow")) == {}
+
+
 def test_a_method_that_a_client_made_up_is_no_name():
     assert list(spans_of(record(method="ZEBRA", stages=None))) == ["HTTP /embed"]
 

@@ -40,6 +40,7 @@ class Telemetry:
             InputError: an argument is not as described, or packages for traces are missing.
         """
         self._traces = Traces() if traces else None
+        self._closed = False
         self._metrics = Metrics()
         self.logs = Logs(log_format, log_level, fd=fd)
 
@@ -66,7 +67,10 @@ class Telemetry:
         return self._metrics.render(engine, dropped)
 
     def close(self) -> None:
-        """Write and send what is left, for a few seconds at most."""
+        """Write and send what is left, for a few seconds at most. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
         if self._traces is not None:
             self._traces.close()
         self.logs.close()

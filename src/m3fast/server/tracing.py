@@ -70,8 +70,9 @@ class Traces:
         return self._background.dropped
 
     def request(self, record: RequestRecord) -> None:
-        """Make the spans of a request that is over, later."""
-        self._background.put(record)
+        """Make the spans of a request that is over, later; none of what was never read as one."""
+        if record.started_ns:
+            self._background.put(record)
 
     def close(self, seconds: float = 5.0) -> None:
         """Send what is left, for at most `seconds`; a collector that hangs is left behind."""
