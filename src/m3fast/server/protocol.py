@@ -6,6 +6,9 @@ bytes that are no request. `check`, called several times a second for every conn
 
 from __future__ import annotations
 
+import fcntl
+import struct
+import termios
 from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar
 
@@ -124,7 +127,7 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._upgrades = False
             if self.parser.get_method() == b"CONNECT":
-                raise
+                raise httptools.HttpParserError from None
             # No protocol is upgraded to. The parser has skipped the body, which Java's client sends
             # along, so the request is parsed once more as one that does not ask for it.
             self._feed(self._plain_head() + data[upgrade.args[0] :])
@@ -209,6 +212,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _stalled(self, now: float) -> bool:
         left = self.transport.get_write_buffer_size()
+        if left:
+            # The kernel holds megabytes too, and asks for more only once a third of it is gone.
+            file = self.transport.get_extra_info("socket").fileno()
+            left += struct.unpack("i", fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)))[0]
         if left and left == self._left:
             if now - self._moved > self.settings.write_timeout:
                 self.transport.abort()  # closing would wait for the client once more
@@ -240,9 +247,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
 
 
-def limited(
-    settings: Settings, most: int, refused: Callable[[int], None]
-) -> type[LimitedProtocol]:
+def limited(settings: Settings, most: int, refused: Callable[[int], None]) -> type[LimitedProtocol]:
     """A protocol class with these limits; see its attributes."""
 
     class Protocol(LimitedProtocol):

@@ -1,0 +1,219 @@
+"""For tests of load and faults: a server with a spy at its runner, and clients that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+from servers import PATIENCE, ThreadServer, eventually, tiny
+
+from m3fast.server.run import Server
+from m3fast.server.settings import Settings
+from m3fast.server.telemetry import Telemetry
+
+
+class Recording(Telemetry):
+    """Telemetry that keeps what it is told, and logs nowhere."""
+
+    def __init__(self) -> None:
+        with open(os.devnull, "wb") as nowhere:
+            super().__init__(fd=nowhere.fileno())
+        self.records: list[Any] = []
+        self.batches: list[Any] = []
+        self.errors: list[Any] = []
+
+    def finished(self, record: Any) -> None:
+        self.records.append(record)
+        super().finished(record)
+
+    def batch(self, record: Any) -> None:
+        self.batches.append(record)
+        super().batch(record)
+
+    def exception(self, request_id: str, error: BaseException) -> None:
+        self.errors.append((request_id, error))
+
+
+class Started(ThreadServer):
+    """A server as `m3fast serve` runs it, in a thread; `code` once it has ended."""
+
+    def __init__(self, server: Server, service: Any, reports: Recording) -> None:
+        super().__init__(int(server.url.rsplit(":", 1)[1]), service, reports)
+        self.server, self.code = server, None
+
+    def stop(self) -> int:
+        self.server.stop()
+        eventually(lambda: self.code is not None)
+        assert self.code is not None
+        return self.code
+
+    @property
+    def statuses(self) -> list[int]:
+        return [record.status for record in self.reports.records]
+
+
+@contextlib.contextmanager
+def started(app: Any = None, load: Any = tiny, **settings: Any) -> Generator[Started]:
+    """The real server over m3fast-tiny, or over `app`, any ASGI application."""
+    reports, over = Recording(), threading.Event()
+
+    def wait() -> Any:
+        over.wait(PATIENCE * 5)
+        raise InterruptedError
+
+    server = Server(wait if app else load, Settings(port=0, **settings), reports)
+    found = Started(server, None, reports)
+    server._gate.app = app
+
+    def main() -> None:
+        found.code = server.run()
+
+    thread = threading.Thread(target=main, daemon=True)
+    thread.start()
+    try:
+        eventually(lambda: server._loop is not None)
+        if app is None:
+            found.until_ready()
+            found.service = server.app.state.service
+            found.client.close()
+            eventually(lambda: not server._state.connections)
+            found.client = type(found.client)(base_url=found.url, timeout=PATIENCE)
+            reports.records.clear()
+        yield found
+    finally:
+        found.client.close()
+        server.stop()
+        thread.join(PATIENCE)
+        over.set()
+        assert not thread.is_alive(), "the server does not stop"
+
+
+class Spy:
+    """Sees what a runner is given, can hold it back, and can make it fail."""
+
+    def __init__(self, runner: Any) -> None:
+        self._submit = runner.submit
+        runner.submit = self.submit
+        self.batches: list[tuple[list[int], Any]] = []  # lengths of the texts, outputs
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.fail: Callable[[list[int]], None] | None = None  # may raise
+
+    def submit(self, tokens: Any, order: Any, outputs: Any, options: Any) -> Any:
+        lengths = np.diff(tokens.offsets)[order].tolist()
+        self.batches.append((lengths, outputs))
+        self.entered.set()
+        assert self.gate.wait(PATIENCE)
+        if self.fail is not None:
+            self.fail(lengths)
+        return self._submit(tokens, order, outputs, options)
+
+    @property
+    def texts(self) -> int:
+        return sum(len(lengths) for lengths, _ in self.batches)
+
+    def hold(self) -> None:
+        """From now on the device is busy with whatever comes next, until `gate` is set."""
+        self.entered.clear()
+        self.gate.clear()
+
+    def busy(self) -> None:
+        assert self.entered.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def spied(runner: Any = None) -> Generator[Spy]:
+    """A spy at the runner of m3fast-tiny, or at another."""
+    runner = runner or tiny().runner
+    spy = Spy(runner)
+    try:
+        yield spy
+    finally:
+        spy.gate.set()
+        del runner.submit
+
+
+class Wire:
+    """A bare connection and what comes over it."""
+
+    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(("127.0.0.1", port))
+        self.buffer = b""
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        """What the server no longer takes is dropped, as by a client that does not look."""
+        with contextlib.suppress(ConnectionError):
+            self.socket.sendall(data)
+
+    def more(self) -> bool:
+        try:
+            data = self.socket.recv(1 << 16)
+        except ConnectionError:
+            data = b""
+        self.buffer += data
+        return bool(data)
+
+    def line(self) -> bytes:
+        while b"\r\n" not in self.buffer:
+            assert self.more(), f"cut after {self.buffer[:200]!r}"
+        found, self.buffer = self.buffer.split(b"\r\n", 1)
+        return found
+
+    def exactly(self, size: int) -> bytes:
+        while len(self.buffer) < size:
+            assert self.more(), "cut in a body"
+        found, self.buffer = self.buffer[:size], self.buffer[size:]
+        return found
+
+    def response(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers, body of the next response."""
+        status = int(self.line().split(b" ")[1])
+        headers: dict[str, str] = {}
+        while line := self.line():
+            name, _, value = line.decode().partition(":")
+            headers[name.lower()] = value.strip()
+        if headers.get("transfer-encoding") != "chunked":
+            return status, headers, self.exactly(int(headers.get("content-length", 0)))
+        body = b""
+        while size := int(self.line(), 16):
+            body += self.exactly(size)
+            self.line()
+        self.line()
+        return status, headers, body
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server ends the connection, sending nothing more."""
+        while not self.buffer and self.more():
+            pass
+        return not self.buffer
+
+
+def request(
+    path: str, body: bytes | None = None, *headers: str, method: str | None = None
+) -> bytes:
+    """An HTTP/1.1 request in bytes."""
+    lines = [f"{method or ('GET' if body is None else 'POST')} {path} HTTP/1.1", "Host: x"]
+    if body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join((*lines, *headers, "", "")).encode() + (body or b"")
+
+
+def embed(text: str = "a text") -> bytes:
+    return request("/embed", b'{"inputs": "%b"}' % text.encode())
