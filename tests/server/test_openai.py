@@ -1,0 +1,130 @@
+"""OpenAI's routes against Engine.encode."""
+
+import base64
+from collections.abc import Iterator
+
+import checkpoints
+import numpy as np
+import pytest
+import servers
+
+LONG = "word " * 9000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[servers.ThreadServer]:
+    with servers.running(served_names=("m3fast-tiny", "org/other")) as running:
+        yield running
+
+
+def dense(texts, **more) -> np.ndarray:
+    return servers.tiny().encode(texts, dense=True, sparse=False, colbert=False, **more).dense
+
+
+def decoded(answer) -> np.ndarray:
+    assert [each["index"] for each in answer["data"]] == list(range(len(answer["data"])))
+    rows = [each["embedding"] for each in answer["data"]]
+    if isinstance(rows[0], str):
+        return np.stack([np.frombuffer(base64.b64decode(row), "<f4") for row in rows])
+    return np.array(rows, np.float32)
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_values_are_those_of_the_engine(server, form):
+    body = {"input": checkpoints.TEXTS, "encoding_format": form, "model": "m3fast-tiny"}
+    answer = server.post("/v1/embeddings", body).json()
+    np.testing.assert_array_equal(decoded(answer), dense(checkpoints.TEXTS))
+    tokens = int(servers.tiny().encode(checkpoints.TEXTS).n_tokens.sum())
+    assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert answer["object"] == "list" and answer["model"] == "m3fast-tiny"
+    assert all(each["object"] == "embedding" for each in answer["data"])
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_large_responses_are_the_same(server, form):
+    texts = [f"text {i}" for i in range(1200)]
+    response = server.post("/v1/embeddings", {"input": texts, "encoding_format": form})
+    assert response.headers["transfer-encoding"] == "chunked"
+    np.testing.assert_array_equal(decoded(response.json()), dense(texts))
+    record = server.last_record(response.headers["x-request-id"])
+    assert record.bytes_out == len(response.content)
+
+
+def test_one_text_and_token_ids(server):
+    ids = servers.tiny().tokenizer.encode(["What is BGE M3?"], 64).ids.tolist()
+    wanted = dense("What is BGE M3?")
+    for given in ("What is BGE M3?", ids, [ids]):
+        np.testing.assert_array_equal(
+            decoded(server.post("/v1/embeddings", {"input": given}).json()), wanted
+        )
+
+
+def test_dimensions(server):
+    wanted = dense(["a", "b"], truncate_dim=16)
+    answer = server.post("/v1/embeddings", {"input": ["a", "b"], "dimensions": 16}).json()
+    np.testing.assert_array_equal(decoded(answer), wanted)
+    for bad in (129, 0, -1, 2**40, 1.5, "16", True):
+        response = server.post("/v1/embeddings", {"input": "a", "dimensions": bad})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "dimensions"
+
+
+def test_a_long_text_is_refused_or_cut_as_asked(server):
+    response = server.post("/v1/embeddings", {"input": ["short", LONG]})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["message"] == "input[1]: expected at most 8192 tokens, found more"
+    assert error["param"] == "input" and error["type"] == "invalid_request_error"
+    for cut, length in ((-1, 8192), (20, 20), (3, 3)):
+        answer = server.post(
+            "/v1/embeddings", {"input": "word " * 9000, "truncate_prompt_tokens": cut}
+        ).json()
+        assert answer["usage"]["prompt_tokens"] == length
+        np.testing.assert_array_equal(decoded(answer), dense(LONG, max_length=length))
+    for bad in (0, 2, -2):
+        body = {"input": "a", "truncate_prompt_tokens": bad}
+        assert server.post("/v1/embeddings", body).status_code == 400
+
+
+def test_auto_truncate_and_the_servers_own_limit():
+    engine = servers.Engine.from_pretrained("m3fast-tiny", dtype="float32", max_length=16)
+    with servers.running(engine, auto_truncate=True) as server:
+        answer = server.post("/v1/embeddings", {"input": LONG}).json()
+        assert answer["usage"]["prompt_tokens"] == 16
+        # No request gets more than the server allows.
+        body = {"input": LONG, "truncate_prompt_tokens": 100}
+        assert server.post("/v1/embeddings", body).json()["usage"]["prompt_tokens"] == 16
+        body = {"texts": LONG, "max_length": 2**31 - 1}
+        assert server.post("/encode", body).json()["n_tokens"] == [16]
+
+
+def test_models(server):
+    listed = server.get("/v1/models").json()
+    assert [each["id"] for each in listed["data"]] == ["m3fast-tiny", "org/other"]
+    one = server.get("/v1/models/org/other").json()
+    assert one["id"] == "org/other" and one["object"] == "model"
+    answer = server.post("/v1/embeddings", {"input": "a", "model": "org/other"}).json()
+    assert answer["model"] == "org/other"
+    for response in (
+        server.get("/v1/models/unknown"),
+        server.post("/v1/embeddings", {"input": "a", "model": "unknown"}),
+    ):
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "model_not_found"
+        assert "unknown" not in response.text
+
+
+def test_extras_of_clients_are_ignored(server):
+    body = {"input": "a", "user": "me", "priority": 3, "extra": {"x": [1]}}
+    assert server.post("/v1/embeddings", body).status_code == 200
+
+
+def test_lists_have_a_limit(server):
+    most = server.service.settings.max_list
+    assert server.post("/v1/embeddings", {"input": ["a"] * most}).status_code == 200
+    response = server.post("/v1/embeddings", {"input": ["a"] * (most + 1)})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == f"input: expected at most {most}, found 2049"
+    response = server.post("/v1/embeddings", {"input": []})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "input: expected at least one text, found none"
