@@ -7,8 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
+import openai
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
+from langchain_openai import OpenAIEmbeddings
 from servers import PATIENCE, Server, running, tiny
 from tokenizers import Tokenizer
 
@@ -221,6 +225,11 @@ CHECKS = {
 }
 
 
+def off_the_hub(monkeypatch):
+    """Where tests are told to keep off the hub, its library would keep off every host."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 def test_every_block_of_the_page_is_run():
     assert list(BLOCKS) == list(CHECKS)
     assert len(BLOCKS) == PAGE.count("```") // 2
@@ -231,8 +240,24 @@ def test_a_block_of_the_page(heading, server, monkeypatch):
     if BLOCKS[heading][0] == "bash" and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     if heading.startswith("huggingface_hub"):
-        import huggingface_hub.constants
-
-        # Where the tests are told to keep off the hub, the library keeps off every host.
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        off_the_hub(monkeypatch)
     CHECKS[heading](run(heading, server))
+
+
+def test_clients_send_their_keys(monkeypatch):
+    off_the_hub(monkeypatch)
+    key = "sesame-1234"
+    with running(api_keys=(key,)) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=key)
+        assert len(client.embeddings.create(model="m3fast-tiny", input=QUERY).data) == 1
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="other").embeddings.create(model="m3fast-tiny", input=QUERY)
+        hub = huggingface_hub.InferenceClient(server.url, token=key)
+        assert hub.feature_extraction(QUERY).shape == (1, tiny().config.hidden_size)
+        with pytest.raises(HfHubHTTPError, match="401"):
+            huggingface_hub.InferenceClient(server.url, token="other").feature_extraction(QUERY)
+        chain = OpenAIEmbeddings(
+            base_url=f"{server.url}/v1", api_key=key, check_embedding_ctx_length=False
+        )
+        with pytest.raises(openai.NotFoundError, match="model"):  # LangChain's default model
+            chain.embed_query(QUERY)
