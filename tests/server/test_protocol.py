@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from faults import Wire, request, started
+from faults import Wire, certificate, request, started
 from servers import PATIENCE, eventually
 
 
@@ -152,19 +152,6 @@ def test_a_connection_is_used_again_and_again() -> None:
             wire.send(request(f"/{i}", b"x" * i))
             assert wire.response()[2] == f"POST /{i} {i}".encode()
         assert len(server.server._state.connections) == 1
-
-
-def certificate(folder):
-    """A key and a certificate of its own for 127.0.0.1."""
-    import subprocess
-
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert,
-         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
 
 
 @pytest.mark.parametrize("secure", [False, True])

@@ -32,7 +32,7 @@ class Gate:
             body = orjson.dumps({"status": "unavailable", "reason": REASON})
         else:
             problem = Problem("unavailable", f"unavailable: {REASON}")
-            status, body = render(problem, family_of(scope["method"], path), "")
+            status, body = render(problem, family_of(path, scope["method"]), "")
         headers += [(b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
