@@ -259,7 +259,10 @@ def test_batches_are_short_while_queries_come() -> None:
 def test_batches_never_shrink_below_what_a_device_needs() -> None:
     lanes: Lanes[None] = Lanes(10_000, 10**6)
     push(lanes, [20], query=True)
-    lanes.done(lanes.take(0.0)[0], 0.2)  # 100 tokens/s: a first batch that compiled something
+    lanes.done(lanes.take(0.0)[0], 0.2)
+    assert not lanes.rate, "a small batch says nothing yet"
+    push(lanes, [6000], query=True)
+    lanes.done(lanes.take(0.0)[0], 60)  # 100 tokens/s: a first batch that compiled something
     push(lanes, [64] * 100)
     parts, _ = lanes.take(0.1)
     assert sum(p.tokens for p in parts) == SHORT_BATCH

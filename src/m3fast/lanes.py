@@ -78,7 +78,8 @@ class Lanes(Generic[P]):
 
     Attributes:
         tokens: reserved or admitted, and not yet answered.
-        rate: tokens per second, averaged over late full batches; 0 before the first.
+        rate: tokens per second, averaged over late full batches; 0 before the first, and
+            then nothing is refused for its sake.
     """
 
     def __init__(self, token_budget: int, queue_tokens: int, timeout: float | None = None) -> None:
@@ -194,8 +195,9 @@ class Lanes(Generic[P]):
                 answered.append(job)
         if seconds and tokens:
             rate = tokens / seconds
-            # Small batches say how long a launch takes, not how fast the device is.
-            if not self.rate or rate > self.rate or 2 * tokens >= self._short_batch():
+            # Small batches say how long a launch takes, not how fast the device is: at most that it
+            # is faster than was thought.
+            if 2 * tokens >= self._short_batch() or 0 < self.rate < rate:
                 share = 1 - math.exp(-seconds / RATE_SECONDS) if self.rate else 1.0
                 self.rate += (rate - self.rate) * share
         return answered
