@@ -153,9 +153,9 @@ def tiny() -> Engine:
 
 @contextlib.contextmanager
 def running(
-    engine: Engine | None = None, *, telemetry: Any = None, **settings: Any
+    engine: Engine | None = None, *, telemetry: Any = None, wait: bool = True, **settings: Any
 ) -> Generator[ThreadServer]:
-    """A server in a thread, over `engine` (m3fast-tiny by default)."""
+    """A server in a thread, over `engine` (m3fast-tiny by default); `wait` until it is ready."""
     reports = telemetry or Reporter()
     chosen = Settings(port=0, **settings)
     inner = AsyncEngine(engine or tiny(), limits=chosen.limits(), on_batch=reports.batch)
@@ -169,7 +169,8 @@ def running(
         thread.start()
         found = ThreadServer(listener.getsockname()[1], app.state.service, reports)
         try:
-            found.until_ready()
+            if wait:
+                found.until_ready()
             yield found
         finally:
             found.client.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from m3fast._version import __version__
 from m3fast.server import native, openai, ops, rerank, tei
+from m3fast.server.document import describe
 from m3fast.server.errors import Problem
 from m3fast.server.guard import Guard
 from m3fast.server.service import Service
@@ -77,7 +78,7 @@ def create_app(engine: AsyncEngine, settings: Settings, telemetry: Reports) -> F
             allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
             expose_headers=EXPOSED,
         )
-    _document(app, settings)
+    describe(app, service)
     return app
 
 
@@ -96,36 +97,12 @@ async def _warm_up(service: Service) -> None:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own errors go the way of all others: to the guard."""
     status = error.status_code if isinstance(error, HTTPException) else 404
-    if status == 405 and isinstance(error, HTTPException):
-        allowed = (error.headers or {}).get("Allow", "")
+    if status == 405:
+        # More than one route may have this path, each with methods of its own.
+        path = request.scope["route"].path
+        here = [each for each in request.app.routes if getattr(each, "path", None) == path]
+        allowed = ", ".join(sorted({method for each in here for method in each.methods}))
         raise Problem(
             "method", f"method: expected {allowed}", headers=((b"allow", allowed.encode()),)
         )
     raise Problem("not_found", "path: expected one of those in /openapi.json, found another")
-
-
-def _document(app: FastAPI, settings: Settings) -> None:
-    """Mend the OpenAPI document: our routes answer malformed bodies in their own way."""
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        document = make()
-        open_paths = ("/health", "/ready")
-        if settings.api_keys:
-            bearer = {"type": "http", "scheme": "bearer"}
-            document["components"]["securitySchemes"] = {"key": bearer}
-        for path, operations in document["paths"].items():
-            for method, operation in operations.items():
-                found = operation["responses"]
-                if "HTTPValidationError" in str(found.get("422", "")):
-                    del found["422"]
-                free = path in open_paths or (path == "/" and method == "get")
-                if settings.api_keys and not free:
-                    operation["security"] = [{"key": []}]
-        for name in ("HTTPValidationError", "ValidationError"):
-            document["components"]["schemas"].pop(name, None)
-        return document
-
-    app.openapi = openapi  # pyright: ignore[reportAttributeAccessIssue]

@@ -85,15 +85,18 @@ def truncation_of(
     return max_length_of(engine, prompt_tokens), True
 
 
-def check_dimensions(engine: Engine, asked: int | None, *, colbert: bool = False) -> None:
-    """Problem where more dimensions are asked for than vectors have."""
-    if asked is None:
-        return
+def most_dimensions(engine: Engine, *, colbert: bool = False) -> int:
+    """Width of the widest vectors."""
     widths = [engine.config.hidden_size]
     if colbert and engine.runner.weights.colbert is not None:
         widths.append(engine.runner.weights.colbert.weight.shape[0])
-    most = min(max(widths), engine.options.truncate_dim or max(widths))
-    if asked > most:
+    return min(max(widths), engine.options.truncate_dim or max(widths))
+
+
+def check_dimensions(engine: Engine, asked: int | None, *, colbert: bool = False) -> None:
+    """Problem where more dimensions are asked for than vectors have."""
+    most = most_dimensions(engine, colbert=colbert)
+    if asked is not None and asked > most:
         raise Problem(
             "validation", f"dimensions: expected at most {most}, found {asked}", "dimensions"
         )

@@ -80,6 +80,8 @@ class Call(Request):
             media.startswith(b"application/") and media.endswith(b"+json")
         ):
             raise Problem("media_type", "content-type: expected application/json")
+        if self.seen.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Problem("media_type", "content-encoding: expected none")
         if self._length() > settings.max_body:
             raise self._too_large()
         parts: list[bytes] = []

@@ -36,8 +36,7 @@ class Route(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in (self.methods or ()):
-            allowed = {"Allow": ", ".join(sorted(self.methods or ()))}
-            raise HTTPException(405, headers=allowed)
+            raise HTTPException(405)
         call = call_of(scope)
         call.record.route = self.path
         values: dict[str, Any] = dict(scope.get("path_params", {}))

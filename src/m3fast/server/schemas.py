@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Item = TypeVar("Item")
-Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Many = Annotated[list[Item], Field(fail_fast=True)]
+# "x-limit" is replaced in the OpenAPI document by what this server and its model allow.
+Id = Annotated[int, Field(ge=0, le=2**31 - 1, json_schema_extra={"x-limit": "ids"})]
+Many = Annotated[list[Item], Field(fail_fast=True, json_schema_extra={"x-limit": "list"})]
+Name = Annotated[str, Field(json_schema_extra={"x-limit": "model"})]
 Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1)]
 TEXTS = "a text, a list of texts, a list of token ids, or a list of such lists"
 Texts = Annotated[
-    str | Many[str] | Many[Id] | Many[Ids],
+    str | Many[str] | Ids | Many[Ids],
     Field(
         union_mode="left_to_right",
         description=f"{TEXTS}; token ids hold their special tokens already",
@@ -33,8 +35,8 @@ Weights = Annotated[
     ),
 ]
 Dimensions = Annotated[
-    int | None,
-    Field(ge=1, le=2**31 - 1, description="leading dimensions to keep; None for all"),
+    Annotated[int, Field(ge=1, le=2**31 - 1, json_schema_extra={"x-limit": "dimensions"})] | None,
+    Field(description="leading dimensions to keep; None for all"),
 ]
 QUERY, PASSAGES = "What is BGE M3?", ["BGE M3 is an embedding model.", "BM25 ranks by terms."]
 
@@ -55,7 +57,7 @@ class Exact(BaseModel):
 
 
 class EmbeddingRequest(Loose):
-    model: str | None = None
+    model: Name | None = None
     input: Texts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Dimensions = None
@@ -111,22 +113,8 @@ class Error(BaseModel):
 
 class Truncation(Loose):
     truncate: bool | None = Field(None, description="cut long texts; None as the server is set")
-    truncation_direction: Literal["right", "Right", "left", "Left"] = "right"
-    prompt_name: str | None = None
-
-    @field_validator("truncation_direction")
-    @classmethod
-    def _right(cls, value: str) -> str:
-        if value.lower() == "left":
-            raise ValueError("expected 'right': texts are cut at their end only")
-        return value
-
-    @field_validator("prompt_name")
-    @classmethod
-    def _no_prompt(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("expected null: this server has no prompts")
-        return value
+    truncation_direction: Literal["right", "Right"] = "right"
+    prompt_name: None = None
 
 
 class EmbedRequest(Truncation):
@@ -210,7 +198,7 @@ class Document(Loose):
 
 
 class RerankRequest(Loose):
-    model: str | None = None
+    model: Name | None = None
     query: str = Field(examples=[QUERY])
     documents: Many[str | Document] = Field(examples=[PASSAGES])
     top_n: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
@@ -254,7 +242,7 @@ Seconds = Annotated[
 
 
 class EncodeRequest(Exact):
-    model: str | None = None
+    model: Name | None = None
     texts: Texts
     dense: bool = True
     sparse: bool = False
@@ -298,7 +286,7 @@ Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 
 
 class ScoreRequest(Exact):
-    model: str | None = None
+    model: Name | None = None
     pairs: Many[Pair] | None = Field(None, examples=[[[QUERY, PASSAGES[0]]]])
     query: str | None = None
     queries: Many[str] | None = None
