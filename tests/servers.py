@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -25,11 +25,10 @@ from collections.abc import Generator
 from typing import Any
 
 import httpx
-import uvicorn
 
 from m3fast.asyncengine import AsyncEngine, BatchRecord
 from m3fast.engine import Engine
-from m3fast.server.app import create_app
+from m3fast.server import run
 from m3fast.server.record import RequestRecord
 from m3fast.server.service import Service
 from m3fast.server.settings import Settings
@@ -42,12 +41,18 @@ class Reporter:
 
     Attributes:
         records: of finished requests; batches: that were computed; errors: (request id, error).
+        events: names of what the server said of itself.
     """
 
     def __init__(self) -> None:
         self.records: list[RequestRecord] = []
         self.batches: list[BatchRecord] = []
         self.errors: list[tuple[str, BaseException]] = []
+        self.events: list[str] = []
+        self.logs = self
+
+    def event(self, name: str, **_: Any) -> None:
+        self.events.append(name)
 
     def finished(self, record: RequestRecord) -> None:
         self.records.append(record)
@@ -101,9 +106,14 @@ class ThreadServer(Server):
         reports: a Reporter, or the telemetry that was given.
     """
 
-    def __init__(self, port: int, service: Service, reports: Any) -> None:
-        super().__init__(port)
-        self.service, self.reports = service, reports
+    def __init__(self, server: run.Server, reports: Any) -> None:
+        super().__init__(int(server.url.rsplit(":", 1)[1]))
+        self._server, self.reports = server, reports
+
+    @property
+    def service(self) -> Service:
+        assert self._server.app is not None
+        return self._server.app.state.service
 
     @property
     def records(self) -> list[RequestRecord]:
@@ -153,30 +163,28 @@ def tiny() -> Engine:
 
 @contextlib.contextmanager
 def running(
-    engine: Engine | None = None, *, telemetry: Any = None, wait: bool = True, **settings: Any
+    engine: Engine | None = None, *, telemetry: Any = None, **settings: Any
 ) -> Generator[ThreadServer]:
-    """A server in a thread, over `engine` (m3fast-tiny by default); `wait` until it is ready."""
+    """What `m3fast serve` runs, in a thread, over `engine` (m3fast-tiny by default).
+
+    Telemetry that is given is closed at the end.
+    """
     reports = telemetry or Reporter()
-    chosen = Settings(port=0, **settings)
-    inner = AsyncEngine(engine or tiny(), limits=chosen.limits(), on_batch=reports.batch)
-    app = create_app(inner, chosen, reports)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(512)
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        found = ThreadServer(listener.getsockname()[1], app.state.service, reports)
-        try:
-            if wait:
-                found.until_ready()
-            yield found
-        finally:
-            found.client.close()
-            server.should_exit = True
-            thread.join(PATIENCE)
-            assert not thread.is_alive(), "the server does not stop"
+    server = run.Server(lambda: engine or tiny(), Settings(port=0, **settings), reports)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    found = ThreadServer(server, reports)
+    try:
+        eventually(lambda: server.app is not None or not thread.is_alive())
+        assert server.app is not None, "the server has ended"
+        found.until_ready()
+        yield found
+    finally:
+        found.client.close()
+        server.stop()
+        thread.join(PATIENCE)
+        logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)  # uvicorn's Config sets it
+        assert not thread.is_alive(), "the server does not stop"
 
 
 @contextlib.contextmanager
@@ -216,11 +224,3 @@ def _answers(server: Server) -> bool:
         return server.get("/ready").status_code == 200
     return False
 
-
-def openapi_paths(server: Server) -> dict[str, Any]:
-    return server.get("/openapi.json").json()["paths"]
-
-
-def without_numbers(text: str) -> str:
-    """For comparing messages."""
-    return re.sub(r"\d+", "N", text)

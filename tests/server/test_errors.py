@@ -1,12 +1,15 @@
 """Everything that can be wrong with a request, in every family's own shape."""
 
+import asyncio
 import json
 import socket
 import threading
 
+import httpx
 import pytest
 import servers
 
+from m3fast.asyncengine import AsyncEngine
 from m3fast.errors import (
     ComputeError,
     DeadlineError,
@@ -14,6 +17,8 @@ from m3fast.errors import (
     EngineClosedError,
     OverloadedError,
 )
+from m3fast.server.app import create_app
+from m3fast.server.settings import Settings
 
 SECRET = "s3cr3t"
 BODIES = {
@@ -292,13 +297,24 @@ def test_a_failing_warm_up():
         raise RuntimeError(SECRET)
 
     engine.warmup = warmup
-    with servers.running(engine, wait=False) as server:
-        servers.eventually(lambda: server.get("/health").status_code == 503)
-        assert server.get("/health").json() == {
-            "status": "unavailable",
-            "reason": "the warm-up failed: RuntimeError",
-        }
-        assert server.get("/ready").status_code == 503
+    reports = servers.Reporter()
+    app = create_app(AsyncEngine(engine), Settings(), reports)
+
+    async def asked():
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+            asyncio.timeout(servers.PATIENCE),
+        ):
+            while not app.state.service.failure:
+                await asyncio.sleep(0.01)
+            return [await client.get(path) for path in ("/health", "/ready")]
+
+    for response in asyncio.run(asked()):
+        assert response.status_code == 503
+        assert response.json()["reason"] == "the warm-up failed: RuntimeError"
+    assert isinstance(reports.errors[0][1], RuntimeError)
 
 
 def test_more_requests_than_allowed():
@@ -307,8 +323,6 @@ def test_more_requests_than_allowed():
         submit = server.service.engine.submit
 
         async def slow(*arguments, **options):
-            import asyncio
-
             began.set()
             await asyncio.to_thread(go_on.wait, servers.PATIENCE)
             return await submit(*arguments, **options)
@@ -334,8 +348,6 @@ def test_more_requests_than_allowed():
 
 
 def test_a_client_that_goes_away_cancels_its_work(server):
-    import asyncio
-
     began, cancelled = threading.Event(), threading.Event()
 
     async def forever(*_, **__):

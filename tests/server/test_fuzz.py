@@ -18,7 +18,7 @@ ROUTES = [
     for method in route.methods
 ]
 MODES = schemathesis.GenerationMode
-EXAMPLES = 25
+EXAMPLES = 80
 REFUSED = ("validation", "empty", "model", "not_found")
 
 
@@ -81,6 +81,8 @@ def test_what_the_document_allows(server, document, method, path):
 
     def test(case):
         case.body = whole(case.body)
+        if isinstance(case.body, dict) and "timeout" in case.body:
+            case.body["timeout"] = 20  # one of a picosecond is valid, and is over at once
         response = sent(case, excluded_checks=[positive_data_acceptance])
         answered.append(response.status_code == 200)
         if response.status_code != 200:

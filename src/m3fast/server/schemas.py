@@ -263,7 +263,7 @@ class EncodeRequest(Exact):
         if not (self.dense or self.sparse or self.colbert):
             raise ValueError("expected one of dense, sparse, colbert to be true")
         if self.format == "json" and self.vector_dtype != "float32":
-            raise ValueError("vector_dtype: expected float32 unless format is safetensors")
+            raise ValueError("expected float32 as vector_dtype unless format is safetensors")
         return self
 
 
