@@ -42,11 +42,16 @@ class Recording(Telemetry):
 
 
 class Started(ThreadServer):
-    """A server as `m3fast serve` runs it, in a thread; `code` once it has ended."""
+    """A server as `m3fast serve` runs it, in a thread.
 
-    def __init__(self, server: Server, service: Any, reports: Recording) -> None:
-        super().__init__(int(server.url.rsplit(":", 1)[1]), service, reports)
-        self.server, self.code = server, None
+    Attributes:
+        server: that server; code: its exit code once it has ended.
+    """
+
+    def __init__(self, server: Server, reports: Recording) -> None:
+        super().__init__(server, reports)
+        self.server = server
+        self.code: int | None = None
 
     def stop(self) -> int:
         self.server.stop()
@@ -69,7 +74,7 @@ def started(app: Any = None, load: Any = tiny, **settings: Any) -> Generator[Sta
         raise InterruptedError
 
     server = Server(wait if app else load, Settings(port=0, **settings), reports)
-    found = Started(server, None, reports)
+    found = Started(server, reports)
     server._gate.app = app
 
     def main() -> None:
@@ -80,12 +85,7 @@ def started(app: Any = None, load: Any = tiny, **settings: Any) -> Generator[Sta
     try:
         eventually(lambda: server._loop is not None)
         if app is None:
-            found.until_ready()
-            found.service = server.app.state.service
-            found.client.close()
-            eventually(lambda: not server._state.connections)
-            found.client = type(found.client)(base_url=found.url, timeout=PATIENCE)
-            reports.records.clear()
+            eventually(lambda: server.app is not None and found.service.warm)
         yield found
     finally:
         found.client.close()

@@ -56,6 +56,19 @@ def _refusal(status: int, message: str) -> bytes:
 REFUSALS = {status: _refusal(status, message) for status, message in REASONS.items()}
 
 
+class _Writer:
+    """A transport as a response needs it. What comes after its end is dropped: uvloop would raise,
+    and the application hears of the end an instant later."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._write = transport.write
+        self.close, self.is_closing = transport.close, transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self.is_closing():
+            self._write(data)
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. Use a subclass made by `limited`.
 
@@ -93,6 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
+        self._writer: Any = _Writer(transport)
         self._since = self.loop.time()
         if len(self.connections) > self.most + SPARE:
             transport.abort()
@@ -167,6 +181,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._stage = BODY
         super().on_headers_complete()
+        self.cycle.transport = self._writer
         if self._last:
             self.cycle.keep_alive = False
 

@@ -125,7 +125,7 @@ class Server:
             self._telemetry.close()
 
     def stop(self) -> None:
-        """What a signal does; from any thread."""
+        """What a signal does; from any thread, once it runs."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._stop)
