@@ -193,6 +193,7 @@ class Guard:
             await self.app(scope, receive, sending)
         except asyncio.CancelledError:
             if not call.gone:
+                record.error = "cancelled"
                 raise
             if call.task is not None:
                 call.task.uncancel()
@@ -230,6 +231,8 @@ class Guard:
             headers = retry_after(1)
             if service.draining:
                 headers = (*headers, (b"connection", b"close"))
+            if service.dead:
+                reason = "the engine has failed"  # how, only /health says
             raise Problem("unavailable", f"unavailable: {reason}", headers=headers)
         if service.active >= service.settings.max_requests:
             raise Problem(

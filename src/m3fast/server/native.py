@@ -37,14 +37,9 @@ from m3fast.server.respond import (
     reply,
     rows_json,
 )
+from m3fast.server.responses import EncodeResponse, Error, ScoreResponse
 from m3fast.server.route import Route, documented
-from m3fast.server.schemas import (
-    EncodeRequest,
-    EncodeResponse,
-    Error,
-    ScoreRequest,
-    ScoreResponse,
-)
+from m3fast.server.schemas import EncodeRequest, ScoreRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,14 +27,9 @@ from m3fast.server.respond import (
     listed,
     reply,
 )
+from m3fast.server.responses import EmbeddingResponse, Error, Model, ModelList
 from m3fast.server.route import Route, documented
-from m3fast.server.schemas import (
-    EmbeddingRequest,
-    EmbeddingResponse,
-    Error,
-    Model,
-    ModelList,
-)
+from m3fast.server.schemas import EmbeddingRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,10 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from m3fast.server.errors import Problem
 from m3fast.server.guard import Call
+from m3fast.server.metrics import CONTENT_TYPE
 from m3fast.server.respond import JSON, Reply, dumps
+from m3fast.server.responses import Error, Status
 from m3fast.server.route import Route
-from m3fast.server.schemas import Error, Status
 
 router = APIRouter(route_class=Route, tags=["Operations"])
 PAGE = Path(__file__).parent / "page" / "index.html"
@@ -52,7 +53,7 @@ async def ready(call: Call) -> Any:
 async def metrics(call: Call) -> Any:
     """Metrics in Prometheus' text format."""
     service = call.service
-    kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+    kind = (b"content-type", CONTENT_TYPE.encode())
     return Reply(service.telemetry.metrics(service.engine), headers=(kind, NO_STORE))
 
 

@@ -11,8 +11,9 @@ from m3fast.server.encoding import model_of, truncation_of, usage
 from m3fast.server.guard import Call
 from m3fast.server.ranking import rank
 from m3fast.server.respond import Reply, dumps
+from m3fast.server.responses import RerankError, RerankResponse
 from m3fast.server.route import Route, documented
-from m3fast.server.schemas import RerankError, RerankRequest, RerankResponse
+from m3fast.server.schemas import RerankRequest
 
 router = APIRouter(route_class=Route, tags=["Rerank"])
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from m3fast.server import schemas
 from m3fast.server.errors import malformed
 from m3fast.server.guard import call_of
+from m3fast.server.responses import TeiError
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -89,7 +90,7 @@ def documented(
         response: model of the body at 200; more: of the entry for 200.
         body: whether the route takes one.
     """
-    statuses = {**_ANY, **(_BODY if body else {}), **(_TEI if error is schemas.TeiError else {})}
+    statuses = {**_ANY, **(_BODY if body else {}), **(_TEI if error is TeiError else {})}
     found: dict[int | str, dict[str, Any]] = {200: {"model": response, **more}}
     for status, text in sorted(statuses.items()):
         found[status] = {"model": error, "description": text}

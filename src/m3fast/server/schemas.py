@@ -1,4 +1,4 @@
-"""Bodies of requests and responses. Requests are validated by them, responses only documented.
+"""Bodies of requests, of all families of routes.
 
 JSON types are taken as they are: "1" is no number, 1 no bool. Lists stop at their first fault, so
 that a body of millions of faults costs no more than one of a few.
@@ -6,7 +6,7 @@ that a body of millions of faults costs no more than one of a few.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -67,47 +67,6 @@ class EmbeddingRequest(Loose):
     )
 
 
-class Usage(BaseModel):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embedding(BaseModel):
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str = Field(description="floats, or base64 of float32 little-endian")
-
-
-class EmbeddingResponse(BaseModel):
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str
-    usage: Usage
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-
-
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[Model]
-
-
-class ErrorBody(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(BaseModel):
-    error: ErrorBody
-
-
 # TEI ---------------------------------------------------------------------------------------------
 
 
@@ -151,45 +110,6 @@ class TokenizeRequest(Loose):
     prompt_name: None = None
 
 
-class SparseValue(BaseModel):
-    index: int
-    value: float
-
-
-class TeiRank(BaseModel):
-    index: int
-    score: float
-    text: str | None = None
-
-
-class Token(BaseModel):
-    id: int
-    text: str
-    special: bool
-    start: int | None = Field(description="characters from the text's beginning")
-    stop: int | None
-
-
-class Info(BaseModel):
-    model_id: str
-    model_sha: None
-    model_dtype: str
-    model_type: dict[str, Any]
-    max_concurrent_requests: int
-    max_input_length: int
-    max_batch_tokens: int
-    max_batch_requests: None
-    max_client_batch_size: int
-    auto_truncate: bool
-    tokenization_workers: int
-    version: str
-
-
-class TeiError(BaseModel):
-    error: str
-    error_type: str
-
-
 # Rerank ------------------------------------------------------------------------------------------
 
 
@@ -208,26 +128,6 @@ class RerankRequest(Loose):
     )
     weights: Weights | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
-
-
-class Rank(BaseModel):
-    index: int
-    relevance_score: float
-    document: Document | None = None
-
-
-class RerankResponse(BaseModel):
-    id: str
-    model: str
-    usage: Usage
-    meta: dict[str, Any]
-    results: list[Rank]
-
-
-class RerankError(BaseModel):
-    id: str
-    message: str
-    error: ErrorBody
 
 
 # Native ------------------------------------------------------------------------------------------
@@ -267,21 +167,6 @@ class EncodeRequest(Exact):
         return self
 
 
-class SparseVector(BaseModel):
-    indices: list[int]
-    values: list[float]
-
-
-class EncodeResponse(BaseModel):
-    model: str
-    dense: list[list[float]] | None
-    sparse: list[SparseVector] | None
-    colbert: list[list[list[float]]] | None
-    n_tokens: list[int]
-    truncated: list[bool]
-    usage: Usage
-
-
 Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 
 
@@ -306,27 +191,3 @@ class ScoreRequest(Exact):
         if given not in (("pairs",), ("query", "passages"), ("queries", "passages")):
             raise ValueError("expected pairs, or query and passages, or queries and passages")
         return self
-
-
-class ScoreResponse(BaseModel):
-    """Lists of P scores for pairs, of m for one query, [n][m] for several.
-
-    A mean whose weights sum to 0 is null.
-    """
-
-    model_config = ConfigDict(populate_by_name=True)
-    dense: list[Any]
-    sparse: list[Any] | None = None
-    colbert: list[Any] | None = None
-    sparse_dense: list[Any] | None = Field(None, alias="sparse+dense")
-    colbert_sparse_dense: list[Any] | None = Field(None, alias="colbert+sparse+dense")
-    model: str
-    usage: Usage
-
-
-# Operations --------------------------------------------------------------------------------------
-
-
-class Status(BaseModel):
-    status: str
-    reason: str | None = None

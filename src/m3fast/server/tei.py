@@ -16,16 +16,12 @@ from m3fast.server.errors import Problem
 from m3fast.server.guard import Call
 from m3fast.server.ranking import rank, rows
 from m3fast.server.respond import Reply, dumps, listed, ragged_json, reply, rows_json
+from m3fast.server.responses import Info, SparseValue, TeiError, TeiRank, Token
 from m3fast.server.route import Route, documented
 from m3fast.server.schemas import (
     EmbedRequest,
-    Info,
     SimilarityRequest,
-    SparseValue,
-    TeiError,
-    TeiRank,
     TeiRerankRequest,
-    Token,
     TokenizeRequest,
     TokensRequest,
 )
