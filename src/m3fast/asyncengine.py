@@ -34,7 +34,6 @@ from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.lanes import Job, Lanes, Part
 from m3fast.runner import BatchResult, HeadOptions, Outputs, dummy_texts
 from m3fast.tokenizer import TokenIds
-from m3fast.types import SparseRows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -643,7 +642,7 @@ class _Batch:
                 dense = result.dense[at:end] if outputs.dense and result.dense is not None else None
                 sparse = colbert = None
                 if outputs.sparse and result.sparse is not None:
-                    sparse = _rows(result.sparse, at, end)
+                    sparse = result.sparse.view(at, end)
                 if outputs.colbert and result.colbert is not None:
                     colbert = result.colbert[ends[at] : ends[end]]
                 if not same:
@@ -658,14 +657,6 @@ def _finished(vectors: torch.Tensor | None, options: HeadOptions) -> torch.Tenso
     if vectors is None:
         return None
     return vectors_of_rows(vectors, None, options.normalize, options.truncate_dim)
-
-
-def _rows(rows: SparseRows, start: int, stop: int) -> SparseRows:
-    """Rows start to stop, not copied."""
-    lo, hi = rows.indptr[start], rows.indptr[stop]
-    return SparseRows(
-        rows.indptr[start : stop + 1] - lo, rows.indices[lo:hi], rows.values[lo:hi], rows.vocab_size
-    )
 
 
 def _reordered(tokens: TokenIds, order: NDArray[np.int64]) -> TokenIds:

@@ -71,11 +71,16 @@ class SparseRows:
     def __getitem__(self, rows: int | slice) -> SparseRows:
         """Row or slice of rows, as a copy; a single int gives one row."""
         chosen = _as_slice(rows, len(self))
-        lo, hi = self.indptr[chosen.start], self.indptr[chosen.stop]
+        part = self.view(chosen.start, chosen.stop)
+        return SparseRows(part.indptr, part.indices.copy(), part.values.copy(), self.vocab_size)
+
+    def view(self, start: int, stop: int) -> SparseRows:
+        """Rows start to stop, sharing this one's memory."""
+        lo, hi = self.indptr[start], self.indptr[stop]
         return SparseRows(
-            self.indptr[chosen.start : chosen.stop + 1] - lo,
-            self.indices[lo:hi].copy(),
-            self.values[lo:hi].copy(),
+            self.indptr[start : stop + 1] - lo,
+            self.indices[lo:hi],
+            self.values[lo:hi],
             self.vocab_size,
         )
 
@@ -124,11 +129,14 @@ class TokenVectors:
     def __getitem__(self, rows: int | slice) -> NDArray[np.floating] | TokenVectors:
         """Vectors [n - 1, D] of one text, or a slice of texts; a copy, so it pins nothing else."""
         chosen = _as_slice(rows, len(self))
-        lo, hi = self.offsets[chosen.start], self.offsets[chosen.stop]
-        values = self.values[lo:hi].copy()
-        if not isinstance(rows, slice):
-            return values
-        return TokenVectors(values, self.offsets[chosen.start : chosen.stop + 1] - lo)
+        part = self.view(chosen.start, chosen.stop)
+        values = part.values.copy()
+        return TokenVectors(values, part.offsets) if isinstance(rows, slice) else values
+
+    def view(self, start: int, stop: int) -> TokenVectors:
+        """Texts start to stop, sharing this one's memory."""
+        lo, hi = self.offsets[start], self.offsets[stop]
+        return TokenVectors(self.values[lo:hi], self.offsets[start : stop + 1] - lo)
 
     def __iter__(self) -> Iterator[NDArray[np.floating]]:
         return (self[i] for i in range(len(self)))
@@ -164,6 +172,16 @@ class Embeddings:
             None if self.colbert is None else self.colbert[chosen],
             self.n_tokens[chosen].copy(),
             self.truncated[chosen].copy(),
+        )
+
+    def view(self, start: int, stop: int) -> Embeddings:
+        """Texts start to stop, sharing this one's memory."""
+        return Embeddings(
+            None if self.dense is None else self.dense[start:stop],
+            None if self.sparse is None else self.sparse.view(start, stop),
+            None if self.colbert is None else self.colbert.view(start, stop),
+            self.n_tokens[start:stop],
+            self.truncated[start:stop],
         )
 
 
