@@ -167,6 +167,8 @@ def malformed(error: ValidationError, model: type[BaseModel], fields: frozenset[
     message = best["msg"]
     if kind == "missing":
         message = "expected a value, found none"
+    elif kind == "none_required":
+        message = "expected null"
     elif kind == "json_invalid":
         message = f"expected JSON: {message.removeprefix('Invalid JSON: ')}"
     elif place == param and sum(fault["loc"][:1] == best["loc"][:1] for fault in faults) > 1:
