@@ -26,6 +26,7 @@ class ModelConfig:
             for (XLM-)RoBERTa, 0 for BERT.
         max_length: most tokens per text, special tokens included.
         pooling: which hidden states become the dense vector.
+        random_weights: never trained, as the checkpoint says of itself by a key of m3fast's own.
     """
 
     model_type: str
@@ -39,6 +40,7 @@ class ModelConfig:
     layer_norm_eps: float
     pad_id: int
     pooling: Pooling
+    random_weights: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -94,6 +96,7 @@ class ModelConfig:
             layer_norm_eps=float(_field(raw, file, "layer_norm_eps", (float, int))),
             pad_id=_field(raw, file, "pad_token_id", int),
             pooling=_pooling(path / "1_Pooling" / "config.json"),
+            random_weights=raw.get("m3fast_random_weights") is True,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import platform
 import statistics
 import sys
@@ -68,7 +67,7 @@ def run(model: str, out: Path, device: str, dtype: str) -> None:
     console.rule("m3fast demo")
     _print_machine(console, model, engine)
     console.print(f"start    import {imported - started:.2f} s, load {loaded - imported:.2f} s")
-    untrained = _has_random_weights(engine.path)
+    untrained = engine.config.random_weights
     if untrained:
         console.print(
             f"[yellow]{engine.path.name} has random weights: rankings show mechanics, not quality"
@@ -126,12 +125,6 @@ def _cpu_name() -> str:
 
 def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _has_random_weights(path: Path) -> bool:
-    """Whether config.json says so: a key of m3fast's own, absent from trained checkpoints."""
-    raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    return raw.get("m3fast_random_weights") is True
 
 
 def _median_seconds(engine: Engine, batch: list[str]) -> tuple[float, int]:

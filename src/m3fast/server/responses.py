@@ -80,6 +80,7 @@ class Info(BaseModel):
     auto_truncate: bool
     tokenization_workers: int
     version: str
+    random_weights: bool
 
 
 class TeiError(BaseModel):

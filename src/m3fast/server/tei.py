@@ -142,6 +142,7 @@ async def info(call: Call) -> Any:
                 "auto_truncate": settings.auto_truncate,
                 "tokenization_workers": settings.tokenizer_threads,
                 "version": __version__,
+                "random_weights": engine.config.random_weights,
             }
         )
     )
