@@ -142,7 +142,11 @@ def spied(runner: Any = None) -> Generator[Spy]:
 
 
 class Wire:
-    """A bare connection and what comes over it."""
+    """A bare connection and what comes over it.
+
+    Attributes:
+        reset: the server cut it without reading what was sent.
+    """
 
     def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
@@ -150,7 +154,7 @@ class Wire:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
         self.socket.connect(("127.0.0.1", port))
-        self.buffer = b""
+        self.buffer, self.reset = b"", False
 
     def __enter__(self) -> Wire:
         return self
@@ -160,14 +164,16 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         """What the server no longer takes is dropped, as by a client that does not look."""
-        with contextlib.suppress(ConnectionError):
+        try:
             self.socket.sendall(data)
+        except ConnectionError:
+            self.reset = True
 
     def more(self) -> bool:
         try:
             data = self.socket.recv(1 << 16)
         except ConnectionError:
-            data = b""
+            data, self.reset = b"", True
         self.buffer += data
         return bool(data)
 

@@ -25,11 +25,11 @@ class App:
         self.seen: list[tuple[str, bytes]] = []
         self.gone: list[str] = []
         self.gate = threading.Event()
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: dict[str, list[tuple[bytes, bytes]]] = {}
 
     async def __call__(self, scope, receive, send) -> None:
         path, body, more = scope["path"], b"", True
-        self.headers = scope["headers"]
+        self.headers[path] = scope["headers"]
         if path != "/early":
             while more:
                 message = await receive()
@@ -71,7 +71,7 @@ def test_long_headers_are_refused_and_others_are_not() -> None:
                 status, headers, body = wire.response()
                 assert status == 431 and headers["connection"] == "close"
                 assert message(body) == "request: its line and headers are too long"
-                assert wire.ended
+                assert wire.ended and not wire.reset, "a cut would hide the answer"
         with Wire(server.port) as wire:
             wire.send(request("/" + "u" * 5000))
             assert wire.response()[0] == 431
@@ -83,6 +83,10 @@ def test_long_headers_are_refused_and_others_are_not() -> None:
             assert [wire.response()[0] for _ in range(3)] == [200, 200, 200]
             wire.send(request("/c", b"b" * 500_000, long))
             assert wire.response()[2] == b"POST /c 500000"
+            wire.send(request("/d", b"b" * 20_000) + b"GET /e HTTP/1.1\r\nHo")
+            assert wire.response()[2] == b"POST /d 20000"
+            wire.send(b"st: x\r\n\r\n")
+            assert wire.response()[2] == b"GET /e 0"
         assert server.statuses == [431] * 4
 
 
@@ -129,6 +133,17 @@ def test_time_for_headers_does_not_run_while_a_request_before_is_answered() -> N
         assert wire.response()[2] == b"GET /next 0"
 
 
+def test_time_for_headers_begins_with_their_first_byte() -> None:
+    with started(App(), header_timeout=0.4, idle_timeout=30.0) as server, Wire(server.port) as wire:
+        wire.send(request("/a"))
+        assert wire.response()[0] == 200
+        time.sleep(0.6)
+        wire.send(b"GET /b HTTP/1.1\r\nHo")
+        time.sleep(0.2)
+        wire.send(b"st: x\r\n\r\n")
+        assert wire.response()[2] == b"GET /b 0"
+
+
 def test_an_idle_connection_is_closed_whatever_blank_lines_it_sends() -> None:
     with started(App(), idle_timeout=0.3) as server:
         for noise in (b"", b"\r\n"):
@@ -151,7 +166,8 @@ def test_a_connection_is_used_again_and_again() -> None:
         for i in range(500):
             wire.send(request(f"/{i}", b"x" * i))
             assert wire.response()[2] == f"POST /{i} {i}".encode()
-        assert len(server.server._state.connections) == 1
+        (connection,) = server.server._state.connections
+        assert connection.timeout_keep_alive_task is None, "uvicorn's own timer would cut it"
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -182,6 +198,8 @@ def test_a_client_that_reads_slowly_gets_everything() -> None:
             assert wire.more()
         status, _, body = wire.response()
         assert status == 200 and len(body) == size
+        wire.send(request("/"))
+        assert wire.response()[0] == 200, "time to be idle begins with the last byte taken"
 
 
 def test_connections_are_limited() -> None:
@@ -240,15 +258,15 @@ def test_what_is_no_request_is_refused(sent) -> None:
 @pytest.mark.parametrize("bad", [b"zz\r\n", b"-1\r\n", b"1\r\nabc\r\n", b"ffffffffffffffffff\r\n"])
 def test_a_broken_chunk_is_refused_and_the_application_told(bad) -> None:
     app = App()
-    with started(app) as server:
-        with Wire(server.port) as wire:
-            head = b"POST /broken HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-            wire.send(head + b"2\r\nab\r\n")
-            time.sleep(0.05)
-            wire.send(bad)
-            assert wire.response()[0] == 400 and wire.ended
+    with started(app) as server, Wire(server.port) as wire:
+        head = b"POST /broken HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        wire.send(head + b"2\r\nab\r\n")
+        time.sleep(0.05)
+        wire.send(bad)
+        assert wire.response()[0] == 400
         eventually(lambda: app.gone == ["/broken"])
-        assert not app.seen
+        assert server.server._state.connections, "told before the connection ends"
+        assert wire.ended and not app.seen
 
 
 def test_chunks_that_are_hardly_any_body_are_refused() -> None:
@@ -269,7 +287,7 @@ def test_chunks_that_are_hardly_any_body_are_refused() -> None:
             wire.send(b"0\r\nTrailer: x\r\n\r\n" + request("/next"))
             assert wire.response()[2] == b"POST /c 5000"
             assert wire.response()[2] == b"GET /next 0"
-        assert b"trailer" not in dict(app.headers)
+        assert b"trailer" not in dict(app.headers["/c"])
 
 
 def test_requests_sent_together_are_answered_in_order() -> None:

@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -211,6 +212,22 @@ def test_stopping_answers_what_was_admitted_and_takes_no_more() -> None:
             assert (status, headers["connection"]) == (503, "close") and b"shutting down" in body
             assert admitted.ended
         assert server.stop() == 0
+
+
+def test_a_request_that_has_begun_to_arrive_is_the_last_of_its_connection() -> None:
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with started(app) as server, Wire(server.port) as wire:
+        wire.send(request("/")[:10])
+        eventually(lambda: any(c._stage for c in server.server._state.connections))
+        server.server.stop()
+        time.sleep(0.2)
+        wire.send(request("/")[10:] + request("/"))
+        status, headers, _ = wire.response()
+        assert (status, headers["connection"]) == (204, "close") and wire.ended
+        eventually(lambda: server.code == 0)
 
 
 def test_stopping_has_an_end() -> None:
