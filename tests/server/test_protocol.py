@@ -298,6 +298,18 @@ def test_requests_sent_together_are_answered_in_order() -> None:
             assert wire.response()[2] == f"POST /{i} {i}".encode()
 
 
+def test_requests_that_wait_on_one_connection_are_limited() -> None:
+    app = App()
+    with started(app) as server, Wire(server.port) as wire:
+        wire.send(request("/held") + 500 * request("/a"))
+        eventually(lambda: server.statuses == [503])
+        app.gate.set()
+        answers = [wire.response() for _ in range(65)]
+        assert [status for status, _, _ in answers] == [200] * 65
+        assert answers[-1][1]["connection"] == "close" and wire.ended
+        assert len(app.seen) == 65
+
+
 def test_a_body_longer_than_announced_spoils_only_what_follows() -> None:
     app = App()
     with started(app) as server, Wire(server.port) as wire:

@@ -33,6 +33,8 @@ IDLE, HEAD, BODY = range(3)
 LINGER = 2.0
 # Connections beyond the limit that are told so; those beyond even these are cut.
 SPARE = 64
+# Requests that wait for the one before them on their connection.
+PIPELINE = 64
 REASONS = {
     400: "request: expected HTTP/1.1, found something else",
     408: "request: its headers did not come in time",
@@ -176,6 +178,9 @@ class LimitedProtocol(HttpToolsProtocol):
             if size > limit:
                 self._status = 431
                 raise ValueError("headers are too long")
+        if len(self.pipeline) >= PIPELINE:
+            self._status = 503
+            raise ValueError("too many requests on their way")
         if self.parser.should_upgrade():
             self._upgrades = True
             return
