@@ -1,6 +1,7 @@
 """Everything that can be wrong with a request, in every family's own shape."""
 
 import asyncio
+import http.client
 import json
 import socket
 import threading
@@ -159,7 +160,29 @@ def test_not_a_number(server, value):
 
 def test_a_million_unknown_fields(server):
     content = b'{"texts": "a", ' + b",".join(b'"s3cr3t%d": 1' % i for i in range(300_000)) + b"}"
-    check(raw(server, "/encode", content), "/encode", 400)
+    message = check(raw(server, "/encode", content), "/encode", 400)
+    assert message == "body: expected the documented fields, found many others"
+    content = b'{"texts": "a", "s3cr3t": 1}'
+    message = check(raw(server, "/encode", content), "/encode", 400)
+    assert message == "body: expected the documented fields only, found another"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "values"),
+    [
+        ("/embed", "normalize", ["true", 1, 0.0]),
+        ("/embed", "truncate", ["yes", 1]),
+        ("/embed", "dimensions", ["8", True]),
+        ("/encode", "sparse", ["true", 1]),
+        ("/encode", "timeout", ["5", True]),
+        ("/v1/rerank", "top_n", ["1", True, 1.5]),
+        ("/v1/embeddings", "encoding_format", ["Base64", True]),
+    ],
+)
+def test_types_are_taken_as_they_are(server, path, field, values):
+    for value in values:
+        message = check(server.post(path, {**BODIES[path], field: value}), path, 400, 422)
+        assert message.startswith(f"{field}: expected")
 
 
 @pytest.mark.parametrize("path", FAMILIES)
@@ -207,14 +230,13 @@ def test_a_body_of_just_the_limit(server):
 
 
 def exchange(server, *parts: bytes) -> bytes:
-    """What comes back over a bare connection."""
+    """The response that comes back over a bare connection."""
     with server.connect() as connection:
         for part in parts:
             connection.sendall(part)
-        answer = b""
-        while chunk := connection.recv(65536):
-            answer += chunk
-        return answer
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return b"%d %b" % (response.status, response.read())
 
 
 HEAD = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -225,14 +247,14 @@ def test_a_chunked_body_without_length(server):
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     head = HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     answer = exchange(server, head, chunks)
-    assert answer.startswith(b"HTTP/1.1 200") and b"[[" in answer
+    assert answer.startswith(b"200 [[")
 
 
 def test_a_length_too_large_is_refused_before_the_body(server):
     for more in (b"", b"expect: 100-continue\r\n"):
         head = HEAD + more + b"content-length: 99999999999999999999\r\n\r\n"
         answer = exchange(server, head.replace(b"99999999999999999999", b"999999999999"))
-        assert answer.startswith(b"HTTP/1.1 413") and b"Validation" in answer
+        assert answer.startswith(b"413") and b"Validation" in answer
 
 
 def test_a_slow_body():
@@ -240,7 +262,7 @@ def test_a_slow_body():
         for path, mark in (("/embed", b"error_type"), ("/v1/rerank", b'"message"')):
             head = HEAD.replace(b"/embed", path.encode()) + b"content-length: 100\r\n\r\n{"
             answer = exchange(server, head)
-            assert answer.startswith(b"HTTP/1.1 408") and mark in answer
+            assert answer.startswith(b"408") and mark in answer
 
 
 @pytest.mark.parametrize("path", FAMILIES)

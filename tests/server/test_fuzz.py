@@ -40,6 +40,20 @@ def document(server):
     return schema
 
 
+def test_the_document_has_this_servers_limits(server):
+    document = server.get("/openapi.json").json()
+    parts = document["components"]["schemas"]
+    assert "x-limit" not in str(document) and "HTTPValidationError" not in str(document)
+    fields = parts["EmbeddingRequest"]["properties"]
+    assert fields["model"]["anyOf"][0]["enum"] == ["m3fast-tiny"]
+    assert fields["dimensions"]["anyOf"][0]["maximum"] == 128
+    assert fields["input"]["anyOf"][1]["maxItems"] == 64
+    assert fields["input"]["anyOf"][2]["items"]["maximum"] == 7999
+    assert "422" in document["paths"]["/embed"]["post"]["responses"]
+    assert "422" not in document["paths"]["/encode"]["post"]["responses"]
+    assert "securitySchemes" not in document["components"]
+
+
 def fuzzed(strategy, test):
     @hypothesis.settings(
         max_examples=EXAMPLES,

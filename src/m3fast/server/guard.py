@@ -29,10 +29,6 @@ OPEN = frozenset((("GET", "/health"), ("GET", "/ready"), ("GET", "/")))
 CALM = frozenset(("/health", "/ready", "/metrics", "/docs", "/openapi.json"))
 # Seconds after which a request is slow enough to watch for its client's going away.
 WATCH_AFTER = 0.02
-# After refusing a large body: bytes and seconds of it that are read and thrown away, so that the
-# client gets to read the answer instead of a broken connection.
-LINGER_BYTES, LINGER_SECONDS = 64 << 20, 2.0
-SMALL_BODY = 64 << 10
 # Status of a request whose client went away, as nginx has it; nobody receives it.
 CLIENT_GONE = 499
 
@@ -64,7 +60,6 @@ class Call(Request):
         self.task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._unread = b"transfer-encoding" in self.seen or self._length() > 0
         self.started = self.gone = False
 
     async def content(self) -> bytes:
@@ -102,7 +97,6 @@ class Call(Request):
         except TimeoutError:
             message = f"body: expected all of it within {settings.body_timeout:g} s"
             raise Problem("slow", message, headers=((b"connection", b"close"),)) from None
-        self._unread = False
         self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._watch)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -134,28 +128,6 @@ class Call(Request):
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-
-    @property
-    def must_linger(self) -> bool:
-        """Whether much of the body may still be under way."""
-        if not self._unread:
-            return False
-        return b"transfer-encoding" in self.seen or self._length() > SMALL_BODY
-
-    async def linger(self) -> None:
-        """Read and throw away what the client still sends, within bounds."""
-        if b"expect" in self.seen:  # it waits to be asked for its body
-            return
-        left = LINGER_BYTES
-        try:
-            async with asyncio.timeout(LINGER_SECONDS):
-                while left > 0:
-                    message = await self.receive()
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                        return
-                    left -= len(message.get("body", b""))
-        except TimeoutError:
-            return
 
 
 class Guard:
@@ -256,14 +228,8 @@ class Guard:
             (b"content-length", str(len(body)).encode()),
             *problem.headers,
         ]
-        lingering = call.must_linger
-        if lingering and (b"connection", b"close") not in headers:
-            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": lingering})
-        if lingering:
-            await call.linger()
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": body})
 
 
 def _headers(call: Call) -> list[tuple[bytes, bytes]]:
