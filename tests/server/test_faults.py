@@ -158,7 +158,11 @@ def test_a_body_that_is_too_large_is_refused_to_one_that_still_sends(path) -> No
         with Wire(server.port) as wire:  # asks first, as curl does: is not asked to send
             head = ("Content-Type: application/json", f"Content-Length: {9 << 20}")
             wire.send(request(path, None, *head, "Expect: 100-continue", method="POST"))
+            assert wire.response()[0] == 413 and wire.ended
+        with Wire(server.port) as wire:
+            wire.send(request(path, big, "Connection: close"))
             assert wire.response()[0] == 413
+            assert wire.ended and not wire.reset, "a cut would hide the answer"
         nothing_left(server)
         assert server.get("/health").status_code == 200
 

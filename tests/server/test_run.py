@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -147,13 +148,19 @@ def test_it_is_alive_while_the_model_loads_and_ready_after() -> None:
     assert not thread.is_alive()
 
 
+def run(server: Server) -> int:
+    """Not in the main thread, where it would take the process over, and might end it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(server.run).result(PATIENCE)
+
+
 def test_a_load_that_fails_ends_the_server() -> None:
     def load():
         raise CheckpointError("config.json: expected a model, found none")
 
     server = Server(load, Settings(port=0), Recording())
     with pytest.raises(CheckpointError, match="expected a model"):
-        server.run()
+        run(server)
     with pytest.raises(ConnectionRefusedError):
         Wire(int(server.url.rsplit(":", 1)[1]))
 
@@ -166,7 +173,7 @@ def test_a_warm_up_that_fails_ends_the_server() -> None:
     with spied() as spy:
         spy.fail = fail
         with pytest.raises(ComputeError, match=r"^model: the warm-up failed: RuntimeError$"):
-            Server(tiny, Settings(port=0), reports).run()
+            run(Server(tiny, Settings(port=0), reports))
     assert [name for name, _ in reports.errors] == ["warm-up"]
 
 

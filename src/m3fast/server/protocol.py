@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 # Between requests, in a request's line and headers, in its body.
 IDLE, HEAD, BODY = range(3)
-# Seconds for which what a refused client still sends is thrown away: it would not see the refusal
-# if the connection were closed with bytes of its own unread.
-LINGER = 2.0
+# What a refused client still sends is thrown away: it would not see the refusal if the connection
+# were closed with bytes unread. For so many seconds in all, and so many since the last byte.
+LINGER, QUIET = 20.0, 2.0
 # Connections beyond the limit that are told so; those beyond even these are cut.
 SPARE = 64
 # Requests that wait for the one before them on their connection.
@@ -62,9 +62,9 @@ class _Writer:
     """A transport as a response needs it. What comes after its end is dropped: uvloop would raise,
     and the application hears of the end an instant later."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._write = transport.write
-        self.close, self.is_closing = transport.close, transport.is_closing
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._write, self.is_closing = transport.write, transport.is_closing
+        self.close = close
 
     def write(self, data: bytes) -> None:
         if not self.is_closing():
@@ -93,7 +93,8 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._stage = IDLE
-        self._since = 0.0  # when the client's turn began
+        self._since = 0.0  # when the client's turn began, or its last byte came to be thrown away
+        self._answered = 0.0  # when the last response was complete
         self._begun = 0  # messages that began in the last chunk
         self._fed = self._chunk = self._useful = 0  # bytes of a message, of the last chunk, of body
         self._left, self._moved = 0, 0.0  # bytes of responses not taken, and since when so many
@@ -108,7 +109,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        self._writer: Any = _Writer(transport)
+        self._writer: Any = _Writer(transport, self._end)
         self._since = self.loop.time()
         if len(self.connections) > self.most + SPARE:
             transport.abort()
@@ -116,6 +117,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(503)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingers or (self._stage == BODY and not self.busy):
+            self._since = self.loop.time()
         if self._deaf:
             return
         was_idle = self._stage == IDLE
@@ -202,7 +205,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unset_keepalive_if_required()  # `check` keeps the time
-        self._since = self.loop.time()
+        self._since = self._answered = self.loop.time()
+        if self._stage == BODY and self.expect_100_continue and not self.busy:
+            self._linger()  # nobody asked for the body: what comes may be the next request
 
     def shutdown(self) -> None:
         """Take no request beyond the one that has begun to arrive."""
@@ -222,7 +227,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         settings, age = self.settings, now - self._since
         if self._lingers or self._stage == BODY:
-            if age > LINGER:
+            if age > QUIET or now - self._answered > (QUIET if self._last else LINGER):
                 self.transport.abort()
         elif self._stage == HEAD:
             if age > settings.header_timeout:
@@ -261,7 +266,18 @@ class LimitedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         if self.busy or self._stage != BODY:  # else it has its response
             self.transport.write(REFUSALS[status])
-        self._lingers, self._since = True, self.loop.time()
+        self._linger()
+
+    def _end(self) -> None:
+        """Close after a response, once the client had a chance to see it."""
+        if self._stage == BODY and not self.pipeline:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        self._deaf = self._lingers = True
+        self._since = self._answered = self.loop.time()
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
