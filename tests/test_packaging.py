@@ -122,7 +122,7 @@ def test_wheel_holds_every_module_and_nothing_else(wheel_names: set[str]) -> Non
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in sources.items()
         for path in folder.rglob("*")
-        if path.suffix in (".py", ".json", ".html") or path.name == "py.typed" or "data" in path.parts
+        if path.suffix in (".py", ".json", ".html", ".typed") or "data" in path.parts
         if path.is_file() and (package != "m3fast" or "kernels" not in path.parts)
     }
     extension = {n for n in wheel_names if re.fullmatch(r"m3fast/_C\.[\w.-]+\.(so|pyd)", n)}
