@@ -41,14 +41,15 @@ class App:
         self.seen.append((path, body))
         if path == "/held":
             await asyncio.to_thread(self.gate.wait, PATIENCE)
-        size = int(path[5:]) if path.startswith("/big/") else 0
+        size = int(path.rsplit("/", 1)[1]) if path.startswith(("/big/", "/lump/")) else 0
+        piece = size if path.startswith("/lump/") else 1 << 16
         answer = f"{scope['method']} {path} {len(body)}".encode()
         length = str(size or len(answer)).encode()
         await send({"type": "http.response.start", "status": 200,
                     "headers": [(b"content-length", length)]})  # fmt: skip
-        for at in range(0, size, 1 << 16):
-            piece = bytes(min(1 << 16, size - at))
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        for at in range(0, size, piece):
+            body = bytes(min(piece, size - at))
+            await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"" if size else answer})
         if size and (await receive())["type"] == "http.disconnect":
             self.gone.append(path)
@@ -186,13 +187,14 @@ def test_a_client_that_does_not_read_is_cut(secure, tmp_path) -> None:
         assert server.server._state.tasks == set()
 
 
-def test_a_client_that_reads_slowly_gets_everything() -> None:
+@pytest.mark.parametrize("how", ["big", "lump"])
+def test_a_client_that_reads_slowly_gets_everything(how) -> None:
     app, size = App(), 6 << 20
     with (
         started(app, write_timeout=0.6, idle_timeout=0.3) as server,
         Wire(server.port, receive_buffer=1 << 16) as wire,
     ):
-        wire.send(request(f"/big/{size}"))
+        wire.send(request(f"/{how}/{size}"))
         for _ in range(20):  # 2 s in all
             time.sleep(0.1)
             assert wire.more()
@@ -334,6 +336,41 @@ def test_what_is_left_of_a_body_nobody_wants_does_not_hold_the_connection() -> N
     with started(App()) as server, Wire(server.port) as wire:
         wire.send(request("/early", None, "Content-Length: 1000000", method="POST") + b"abc")
         assert wire.response()[0] == 200
+        assert wire.ended
+
+
+def test_such_a_rest_is_thrown_away_while_it_comes_and_not_for_ever(monkeypatch) -> None:
+    monkeypatch.setattr("m3fast.server.protocol.QUIET", 0.4)
+    head = request("/early", None, "Content-Length: 9", method="POST")
+    with started(App()) as server:
+        with Wire(server.port) as wire:
+            wire.send(head)
+            assert wire.response()[0] == 200
+            for _ in range(9):
+                time.sleep(0.1)
+                wire.send(b"x")
+            wire.send(request("/next"))
+            assert wire.response()[2] == b"GET /next 0"
+        monkeypatch.setattr("m3fast.server.protocol.LINGER", 0.6)
+        with Wire(server.port) as wire:
+            wire.send(head)
+            assert wire.response()[0] == 200
+            for _ in range(9):
+                time.sleep(0.15)
+                wire.send(b"x")
+            wire.send(request("/next"))
+            assert wire.ended
+
+
+def test_who_was_not_asked_for_a_body_is_told_that_the_connection_ends() -> None:
+    """What comes next on it could be either the body or another request."""
+    with started(App()) as server, Wire(server.port) as wire:
+        expect = ("Content-Length: 9", "Expect: 100-continue")
+        wire.send(request("/early", None, *expect, method="POST"))
+        eventually(lambda: server.server._state.connections)
+        (connection,) = server.server._state.connections
+        assert wire.response()[0] == 200
+        eventually(lambda: connection._lingers)
         assert wire.ended
 
 
