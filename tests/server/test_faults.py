@@ -22,7 +22,7 @@ SECRET = "zanzibar"
 @pytest.fixture
 def held():
     """A server whose device is busy with one request, and a spy that can let it go."""
-    with started(body_timeout=0.5) as server, spied() as spy, Wire(server.port) as first:
+    with started() as server, spied() as spy, Wire(server.port) as first:
         spy.hold()
         first.send(embed("first"))
         spy.busy()
@@ -241,7 +241,7 @@ def test_random_bytes_never_end_the_server() -> None:
 
 
 def test_past_its_deadline_a_request_fails_and_is_not_computed() -> None:
-    with started(timeout=0.4) as server, spied() as spy:
+    with started(timeout=1.5) as server, spied() as spy:
         with Wire(server.port) as first, Wire(server.port) as second, Wire(server.port) as third:
             spy.hold()
             first.send(embed("first"))

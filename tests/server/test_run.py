@@ -96,7 +96,7 @@ def test_files_for_tls_are_checked_first(tmp_path) -> None:
 def test_tls(tmp_path) -> None:
     cert, key = certificate(tmp_path)
     reports = Recording()
-    settings = Settings(port=0, tls_cert=cert, tls_key=key, header_timeout=0.3)
+    settings = Settings(port=0, tls_cert=cert, tls_key=key, header_timeout=1.0)
     server = Server(tiny, settings, reports)
     thread = threading.Thread(target=server.run)
     thread.start()
