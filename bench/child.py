@@ -82,21 +82,25 @@ class Talk:
             stderr=self._said,
         )
         try:
-            self.hello = self._read()
+            self.hello = self.hear()
         except Exception:
             self.close()
             raise
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        self.tell(question)
+        return self.hear()
+
+    def tell(self, question: dict[str, Any]) -> None:
+        """Ask, and `hear` the answer later."""
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise RuntimeError(self._last_words()) from None
-        return self._read()
 
-    def _read(self) -> dict[str, Any]:
+    def hear(self) -> dict[str, Any]:
         stdout = self._process.stdout
         assert stdout
         if not select.select([stdout], [], [], self._timeout)[0]:

@@ -19,7 +19,9 @@ from bench.rows import SCALES as SCALES
 from bench.rows import Aim, Row, Scale
 from bench.rows import at_most as at_most
 from bench.rows import micros as micros
+from bench.rows import millis as millis
 from bench.rows import share as share
+from bench.rows import tail as tail
 from bench.rows import times as times
 from bench.workloads import Shape
 
@@ -186,12 +188,14 @@ class Bench:
             record |= measure.quantiles(its.seconds) | {"samples": len(its.seconds)}
             record |= self._limit(row, record.get("p50"))
             if len(its.seconds) >= P99_SAMPLES:
-                record["sorted"] = [float(f"{s:.4g}") for s in sorted(its.seconds)]
+                record["sorted"] = [float(f"{s:.4g}") for s in measure.ordered(its.seconds)]
             value = record.get("p50")
             if name != OURS and ours:
                 value = record["ratio"] = ratio(its.seconds, ours)
                 if (spread := measure.spread(its.seconds, ours)) and ratio is measure.ratio:
                     record["ratios"] = [float(f"{x:.4g}") for x in spread]
+            if name in aims and aims[name].tail:
+                value = record["p99"] / record["p50"] if "p99" in record else None
             if name in aims and value is not None:
                 record |= {"aim": str(aims[name]), "met": aims[name].met(value)}
             records.append(record)
@@ -243,6 +247,7 @@ class Bench:
             "length": row.length,
             "batch": row.batch,
             "corpus": row.corpus,
+            "requests": row.requests,
             "model": self.model.name if row.model and self.model else None,
         }
         group = [

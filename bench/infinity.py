@@ -7,6 +7,7 @@ length itself, float32. Its ONNX engine needs an exported model and is not compa
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from bench.report import ROOT
 from bench.workloads import CACHE
 
 PYTHON = ROOT / ".venv-infinity" / "bin" / "python"
+PACKAGES = ("infinity-emb", "torch", "sentence-transformers", "transformers", "uvicorn")
 MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
 
 
@@ -58,6 +60,14 @@ def folder(path: Path) -> Path:
         (making / name).write_text(json.dumps(value))
     os.replace(making, where)
     return where
+
+
+def versions() -> str:
+    """Of what its venv holds, in words."""
+    where = [str(path) for path in PYTHON.parents[1].glob("lib/*/site-packages")]
+    found = {d.name: d.version for d in importlib.metadata.distributions(path=where)}
+    kept = [name for name in PACKAGES if name.replace("-", "_") in found or name in found]
+    return ", ".join(f"{n} {found.get(n) or found[n.replace('-', '_')]}" for n in kept)
 
 
 class Infinity:

@@ -21,6 +21,7 @@ Candidate = Callable[[Any], Any]
 Watch = Callable[[], Callable[[], float]]
 OURS = "m3fast"
 P99_SAMPLES = 200  # fewer leave less than two of them above the 99th percentile
+KEPT_SAMPLES = 1000  # of more, records hold so many quantiles
 
 
 class Absent(Exception):
@@ -144,6 +145,14 @@ def _quantile(samples: Sequence[float], q: float) -> float:
     low = int(at)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+def ordered(samples: Sequence[float]) -> list[float]:
+    """In order; of many, quantiles from the least to the most."""
+    found = sorted(samples)
+    if len(found) <= KEPT_SAMPLES:
+        return found
+    return [_quantile(found, i / (KEPT_SAMPLES - 1)) for i in range(KEPT_SAMPLES)]
 
 
 def timed(candidate: Candidate, value: Any) -> float:

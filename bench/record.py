@@ -17,6 +17,7 @@ from bench.report import RESULTS, ROOT
 PACKAGES = (
     "torch", "numpy", "tokenizers", "transformers", "FlagEmbedding", "onnxruntime", "openvino",
     "maxsim-cpu", "sentence-transformers", "triton", "late-interaction-kernels", "flash-maxsim",
+    "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
 )  # fmt: skip
 
 

@@ -36,15 +36,16 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Aim:
-    """A goal for a ratio, or for m3fast's own figure."""
+    """A goal for a ratio, or for m3fast's own figure; `tail`: for its p99 ÷ p50."""
 
     sign: str
     value: float
     unit: str
+    tail: bool = False
 
     def __str__(self) -> str:
-        value = self.value * {" %": 100, " µs": 1e6}.get(self.unit, 1)
-        return f"{self.sign} {value:g}{self.unit}"
+        value = self.value * {" %": 100, " ms": 1e3, " µs": 1e6}.get(self.unit, 1)
+        return f"{'p99 ' if self.tail else ''}{self.sign} {value:g}{self.unit}"
 
     def met(self, found: float) -> bool:
         return found >= self.value if self.sign == "≥" else found <= self.value
@@ -62,6 +63,14 @@ def at_most(value: float, unit: str) -> Aim:
     return Aim("≤", value, unit)
 
 
+def millis(value: float) -> Aim:
+    return Aim("≤", value / 1e3, " ms")
+
+
+def tail(value: float) -> Aim:
+    return Aim("≤", value, "× p50", tail=True)
+
+
 def micros(value: float) -> Aim:
     return Aim("≤", value / 1e6, " µs")
 
@@ -75,7 +84,9 @@ class Row:
         shape: sizes in words.
         tokens: real tokens of one input, for `unit="tokens/s"`.
         padding: positions of the padded batch / real tokens.
-        unit: of the table: s, tokens/s, TFLOP/s, GB/s or MiB. Records hold seconds, or MiB.
+        unit: of the table: s, tokens/s, requests/s, TFLOP/s, GB/s or MiB. Records hold seconds,
+            or MiB.
+        requests: answered in one sample, for `unit="requests/s"`.
         work: floating-point operations of one input, for `unit="TFLOP/s"` and the limit.
         moved: bytes that one input must read and write at least, for the limit.
         model: it uses `Bench.checkpoint`; with --model the row is one of that model.
@@ -95,3 +106,4 @@ class Row:
     length: int | None = None
     batch: int | None = None
     corpus: int | None = None
+    requests: int | None = None

@@ -13,10 +13,11 @@ RESULTS = ROOT / "bench" / "results"
 HEADER = ("Workload", "m3fast", "Peer", "Its figure", "Ratio", "Of limit", "Aim", "Met")
 OURS = "m3fast"
 # By unit: what a sample is of, and how many of it are one.
-PER_SECOND = {"tokens/s": ("tokens", 1.0), "TFLOP/s": ("work", 1e12), "GB/s": ("moved", 1e9)}
+PER_SECOND = {"tokens/s": ("tokens", 1.0), "requests/s": ("requests", 1.0),
+              "TFLOP/s": ("work", 1e12), "GB/s": ("moved", 1e9)}  # fmt: skip
 ROOF = {"flops": "GFLOP/s", "bandwidth": "GB/s"}
-ORDER = ("encode", "latency", "infinity", "scaling", "load", "memory", "import", "tokenise",
-         "packing", "gemm", "attention", "layernorm", "sparse", "maxsim")  # fmt: skip
+ORDER = ("encode", "latency", "serve", "infinity", "scaling", "load", "memory", "import",
+         "tokenise", "packing", "gemm", "attention", "layernorm", "sparse", "maxsim")  # fmt: skip
 
 Record = dict[str, Any]
 
