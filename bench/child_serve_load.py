@@ -8,8 +8,9 @@ looked at for its status and its length only; bodies of the requests in `keep` g
     {"run": "closed", ...}       each connection sends its next request once it has an answer
     {"run": "open", "times": []} requests at given instants, whatever the server does
 
-Both take port, clocks (of other processes' CPU), connections and keep; `closed` also `count` or
-`seconds`, or with neither runs until the next line of input. What is in flight then is answered.
+Both take port, clocks (of other processes' CPU), connections (`open` makes more, up to `most`) and
+keep; `closed` also `count` or `seconds`, or with neither runs until the next line of input. What
+is in flight then is answered.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 # Standard library only: this process should cost as little as it can.
 CHUNK = 1 << 18
 SILENCE = 120.0  # seconds without any answer
-MOST = 512  # connections of an open loop
+MOST = 512  # connections of an open loop, unless told otherwise
 
 
 class Connection:
@@ -92,9 +93,10 @@ class Loop:
         ends: when each came.
     """
 
-    def __init__(self, requests: list[bytes], port: int, connections: int, keep: set[int]) -> None:
-        self._requests, self._port, self._keep = requests, port, keep
-        self.free = deque(Connection(port) for _ in range(connections))
+    def __init__(self, requests: list[bytes], job: dict[str, Any]) -> None:
+        self._requests, self._port, self._keep = requests, job["port"], set(job["keep"])
+        self._most = job.get("most", MOST)
+        self.free = deque(Connection(self._port) for _ in range(job["connections"]))
         self._busy: dict[int, Connection] = {}
         self._buffer = bytearray(CHUNK)
         self._view = memoryview(self._buffer)
@@ -106,7 +108,7 @@ class Loop:
         """A free one, or None where there are as many as may be."""
         if self.free:
             return self.free.popleft()
-        return Connection(self._port) if len(self._busy) < MOST else None
+        return Connection(self._port) if len(self._busy) < self._most else None
 
     def send(self, connection: Connection, number: int, since: float) -> None:
         number %= len(self._requests)
@@ -184,7 +186,7 @@ def opened(loop: Loop, times: list[float]) -> list[float]:
 
 def run(requests: list[bytes], job: dict[str, Any]) -> dict[str, Any]:
     """One job: latencies, and the CPU that this process and others took until the last answer."""
-    loop = Loop(requests, job["port"], job["connections"], set(job["keep"]))
+    loop = Loop(requests, job)
     clocks = job["clocks"]
     gc.collect()
     gc.disable()
