@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any
 
@@ -18,6 +19,7 @@ except ImportError as error:
 
 available = _extension is not None
 _warned = False
+_calling = threading.local()
 
 # Dtypes as the extension numbers them. Encoder operations take the first two; arithmetic is fp32.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -75,4 +77,9 @@ def why_no_cuda(device: torch.device) -> str:
 
 def threads() -> int:
     """Threads for one native call: the size of torch's own team, which the call runs on."""
-    return torch.get_num_threads()
+    return getattr(_calling, "most", None) or torch.get_num_threads()
+
+
+def limit_threads(most: int) -> None:
+    """Let native calls of the calling thread use so many threads; 0 for torch's number again."""
+    _calling.most = most

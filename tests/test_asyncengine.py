@@ -23,6 +23,7 @@ from m3fast.errors import (
     EngineClosedError,
     OverloadedError,
 )
+from m3fast.kernels import native
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,9 @@ def run(engine: Engine, use, **limits):
     """`await use(serving)`, in a loop of its own and with an end."""
 
     async def main():
-        async with AsyncEngine(engine, limits=Limits(**limits)) as serving:
+        # One batch at a time, so that what waits waits; side by side has a test of its own.
+        chosen = Limits(**{"cpu_batches": 1, **limits})
+        async with AsyncEngine(engine, limits=chosen) as serving:
             return await asyncio.wait_for(use(serving), 60)
 
     return asyncio.run(main())
@@ -293,7 +296,8 @@ def test_a_batch_that_never_ends_counts_as_dead(engine) -> None:
     now = [0.0]
 
     async def main() -> None:
-        async with AsyncEngine(engine, limits=Limits(stall=5), clock=lambda: now[0]) as serving:
+        limits = Limits(stall=5, cpu_batches=1)
+        async with AsyncEngine(engine, limits=limits, clock=lambda: now[0]) as serving:
             with held(spy):
                 waiting = asyncio.create_task(serving.encode("x"))
                 await spy.busy()
@@ -409,6 +413,33 @@ def test_an_id_the_model_has_no_row_for_hurts_nobody_else(tmp_path) -> None:
     bad, good = run(engine, use)
     assert isinstance(bad, InputError) and "below 7000, found 7500" in str(bad)
     assert len(good) == 1
+
+
+def test_batches_side_by_side_share_the_threads(engine) -> None:
+    """One alone has them all; while others wait each has its part, and all are equal."""
+    spy = Spy(engine.runner)
+    seen = []
+    spy.fail = lambda lengths: seen.append(native.threads())
+
+    async def use(serving):
+        await serving.encode("x")
+        with held(spy):
+            tasks = [asyncio.create_task(serving.encode(TEXTS)) for _ in range(6)]
+            while len(spy.batches) < 1 + 3:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert len(spy.batches) == 1 + 3
+        return await asyncio.gather(*tasks)
+
+    native.limit_threads(3)
+    try:
+        found = run(engine, use, cpu_batches=None)
+    finally:
+        native.limit_threads(0)
+    assert seen[:4] == [3, 1, 1, 1]
+    want = engine.encode(TEXTS)
+    for got in found:
+        same(got, want, 5e-6)
 
 
 def test_two_devices_share_the_queue(path) -> None:

@@ -30,6 +30,7 @@ from m3fast.errors import (
     OverloadedError,
 )
 from m3fast.inputs import check_positive, check_texts, windows
+from m3fast.kernels import native
 from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.lanes import Job, Lanes, Part
 from m3fast.runner import BatchResult, HeadOptions, Outputs, dummy_texts
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 INLINE_CHARACTERS = 1024
 # What counts as a query unless the caller says: what a person types.
 QUERY_TEXTS, QUERY_TOKENS = 4, 256
+# On a CPU: batches side by side. More would wait for each other in Python.
+CPU_BATCHES = 4
 # encode_iter: texts and characters per request, and requests on their way.
 ITER_TEXTS, ITER_CHARACTERS, ITER_AHEAD = 256, 1 << 18, 4
 
@@ -65,6 +68,8 @@ class Limits:
         timeout: seconds a request may take unless it says otherwise; None for no limit.
         request_texts: most texts per request.
         output_bytes: most bytes of vectors (float32) that one request may ask for.
+        cpu_batches: most batches computed side by side on a CPU, each with its share of the
+            threads: while many wait that is faster than all threads on one. None for up to 4.
         tokenizer_threads: threads that tokenise texts too long for the event loop.
         stall: seconds after which a batch that has not ended counts as a dead device.
     """
@@ -73,6 +78,7 @@ class Limits:
     timeout: float | None = 60.0
     request_texts: int = 2048
     output_bytes: int = 256 << 20
+    cpu_batches: int | None = None
     tokenizer_threads: int = 2
     stall: float = 300.0
 
@@ -184,15 +190,24 @@ class AsyncEngine:
         self.engine, self.limits = engine, limits or Limits()
         for name in ("queue_tokens", "request_texts", "output_bytes", "tokenizer_threads"):
             check_positive(name, getattr(self.limits, name))
+        if self.limits.cpu_batches is not None:
+            check_positive("cpu_batches", self.limits.cpu_batches)
         self._on_batch, self._clock = on_batch, clock
+        runners = engine.runners
+        self._threads = 0  # of a CPU, for its batches to share
+        if engine.device.type == "cpu" and len(runners) == 1:
+            self._threads = native.threads()
+            most = self.limits.cpu_batches or CPU_BATCHES
+            runners = runners * min(most, self._threads)
+            engine.runner.share(len(runners))
         self._lanes: Lanes[_Request] = Lanes(
-            engine.token_budget, self.limits.queue_tokens, self.limits.timeout
+            engine.token_budget, self.limits.queue_tokens, self.limits.timeout, len(runners)
         )
         self._wake = threading.Condition()  # and the lock of everything below
         self._open: set[Job[_Request]] = set()
         self._state: Literal["new", "ready", "closing", "closed", "dead"] = "new"
         self._reason = ""
-        self._workers = [_Worker(self, runner) for runner in engine.runners]
+        self._workers = [_Worker(self, runner) for runner in runners]
         self._tokenizing: ThreadPoolExecutor | None = None
         self._calls = 0
 
@@ -484,11 +499,18 @@ class AsyncEngine:
                     if not worker.flying:
                         worker.since = now
                     worker.flying += 1
+                    if self._threads:
+                        native.limit_threads(self._share())
                     return parts
                 if worker.flying:
                     return None
                 self._wake.wait()
         return None
+
+    def _share(self) -> int:
+        """Threads for the batch that begins now: of all if it is alone."""
+        busy = sum(each.flying > 0 for each in self._workers)
+        return max(1, self._threads // (len(self._workers) if self._lanes.waiting else busy))
 
     def landed(
         self, worker: _Worker, parts: list[Part[_Request]], error: Exception | None, last: bool
@@ -497,10 +519,11 @@ class AsyncEngine:
         with self._wake:
             now = self._clock()
             seconds = now - worker.since
+            side_by_side = sum(each.flying > 0 for each in self._workers)
             if error is not None:
                 for job in {part.job: None for part in parts}:
                     self._fail(job, error)
-            answered = self._lanes.done(parts, None if error else seconds)
+            answered = self._lanes.done(parts, None if error else seconds / side_by_side)
             if last:
                 worker.flying -= 1
                 worker.since = now

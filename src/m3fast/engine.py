@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from m3fast.tokenizer import TokenIds
     from m3fast.types import Embeddings
 
-# Tokens per batch. On a CPU larger batches only outgrow the caches; a GPU wants them.
-CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1024, 32768
+# Tokens per batch. On a CPU larger batches only outgrow the caches, at so many numbers per hidden
+# state buffer: 1,024 tokens of BGE-M3, more of a narrower model, whose batches are sooner done and
+# should not be all Python. A GPU wants large ones.
+CPU_TOKENS_TIMES_WIDTH, CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1 << 20, 1024, 32768
 # encode_iter works on this much text at a time, so that memory does not grow with the corpus.
 WINDOW_TEXTS, WINDOW_CHARACTERS = 1024, 1 << 18
 # On a GPU every call does: one window is tokenised while the one before is computed.
@@ -124,9 +126,8 @@ class Engine:
         """
         devices = pick_devices(device)
         as_dtype = pick_dtype(dtype, devices[0])
-        if token_budget is None:
-            token_budget = CPU_TOKEN_BUDGET if devices[0].type == "cpu" else GPU_TOKEN_BUDGET
-        check_positive("token_budget", token_budget)
+        if token_budget is not None:
+            check_positive("token_budget", token_budget)
         if truncate_dim is not None:
             check_positive("truncate_dim", truncate_dim)
         if pooling not in (None, "cls", "mean", "last_token"):
@@ -136,6 +137,10 @@ class Engine:
         path = resolve(model, cache_dir)
         config = ModelConfig.from_dir(path)
         tokenizer = Tokenizer.from_dir(path)
+        if token_budget is None:
+            token_budget = GPU_TOKEN_BUDGET
+            if devices[0].type == "cpu":
+                token_budget = max(CPU_TOKEN_BUDGET, CPU_TOKENS_TIMES_WIDTH // config.hidden_size)
 
         def runner(on: torch.device) -> Runner:
             pack = on.type == "cpu"

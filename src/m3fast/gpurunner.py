@@ -83,9 +83,10 @@ class GpuRunner(Runner):
         lengths = np.diff(tokens.offsets)[order]
         total, texts = int(lengths.sum()), len(order)
         bucket = next((b for b in BUCKETS if b >= total and b // 2 >= texts), None)
-        with self._lock, torch.inference_mode(), torch.cuda.stream(self.stream):
+        with self._workspace() as space, torch.inference_mode(), torch.cuda.stream(self.stream):
             if bucket is None:
-                return self._run_exact(tokens, order, int(lengths.max()), outputs, options)
+                longest = int(lengths.max())
+                return self._run_exact(tokens, order, longest, outputs, options, space)
             return self._run_bucket(bucket, tokens, order, outputs, options)
 
     def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -126,6 +127,7 @@ class GpuRunner(Runner):
         longest: int,
         outputs: Outputs,
         options: HeadOptions,
+        space: Workspace,
     ) -> Callable[[], BatchResult]:
         total, texts = int(np.diff(tokens.offsets)[order].sum()), len(order)
         config = self._attention(longest)
@@ -140,7 +142,7 @@ class GpuRunner(Runner):
         results = self._results(texts, total, total - texts, outputs, options)
         out = torch.empty(results.words, device=self.device)
         given = (*parts, device_tiles[: len(tiles)])
-        self._compute(given, longest, outputs, options, results.split(out), self._space)
+        self._compute(given, longest, outputs, options, results.split(out), space)
         if self._download is not None and self.stream is not None:
             self._download.wait_stream(self.stream)
             out.record_stream(self._download)

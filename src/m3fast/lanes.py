@@ -82,15 +82,23 @@ class Lanes(Generic[P]):
             then nothing is refused for its sake.
     """
 
-    def __init__(self, token_budget: int, queue_tokens: int, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        token_budget: int,
+        queue_tokens: int,
+        timeout: float | None = None,
+        batches: int = 1,
+    ) -> None:
         """A batch has at most token_budget tokens, or one longer text.
 
         Args:
+            batches: that are computed side by side.
             queue_tokens: most tokens in `tokens`.
             timeout: seconds of waiting after which a request is of no use, if there is such a
                 limit: bulk that would wait for longer is not admitted.
         """
         self.token_budget, self.queue_tokens, self.timeout = token_budget, queue_tokens, timeout
+        self._batches = batches
         self.tokens = 0
         self.rate = 0.0
         self._queries: deque[Job[P]] = deque()
@@ -182,7 +190,8 @@ class Lanes(Generic[P]):
         """Take note of a batch that ended, well or not; the jobs that are answered with it.
 
         Args:
-            seconds: how long the device worked on it; None where that says nothing of its speed.
+            seconds: how long it took, divided by the batches that ran side by side; None where
+                that says nothing of the speed.
         """
         answered: list[Job[P]] = []
         tokens = sum(part.tokens for part in parts)
@@ -218,7 +227,8 @@ class Lanes(Generic[P]):
     def _short_batch(self) -> int:
         if not self.rate:
             return self.token_budget
-        return min(self.token_budget, max(SHORT_BATCH, int(self.rate * SHORT_BATCH_SECONDS)))
+        tokens = int(self.rate * SHORT_BATCH_SECONDS / self._batches)
+        return min(self.token_budget, max(SHORT_BATCH, tokens))
 
     def _give(
         self, job: Job[P] | None, room: int, parts: list[Part[P]], most: int | None = None

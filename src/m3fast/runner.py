@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+import queue
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,9 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 class Runner:
-    """The encoder and heads of one checkpoint on one device. One batch at a time, any thread.
+    """The encoder and heads of one checkpoint on one device, for any thread.
+
+    One batch at a time, unless `share` says otherwise.
 
     Attributes:
         in_flight: batches worth starting before the first is waited for.
@@ -144,8 +147,24 @@ class Runner:
 
     def __init__(self, config: ModelConfig, weights: Weights, device: torch.device) -> None:
         self.config, self.weights, self.device = config, weights, device
-        self._space = Workspace()
-        self._lock = threading.Lock()
+        self._spaces: queue.LifoQueue[Workspace] = queue.LifoQueue()  # one per batch at a time
+        self._shared = 0
+        self.share(1)
+
+    def share(self, batches: int) -> None:
+        """Let so many batches be computed at a time, in as many threads."""
+        for _ in range(self._shared, batches):
+            self._spaces.put(Workspace())
+        self._shared = max(self._shared, batches)
+
+    @contextmanager
+    def _workspace(self) -> Generator[Workspace]:
+        """Waits for its turn."""
+        space = self._spaces.get()
+        try:
+            yield space
+        finally:
+            self._spaces.put(space)
 
     def submit(
         self, tokens: TokenIds, order: NDArray[np.int64], outputs: Outputs, options: HeadOptions
@@ -163,8 +182,13 @@ class Runner:
 
     def free(self) -> None:
         """Give back memory kept for later batches."""
-        with self._lock:
-            self._space = Workspace()
+        idle = 0
+        with suppress(queue.Empty):
+            while True:
+                self._spaces.get_nowait()
+                idle += 1
+        for _ in range(idle):
+            self._spaces.put(Workspace())
 
     def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
         """Run once what a first call would otherwise wait for."""
@@ -177,7 +201,7 @@ class Runner:
             ids: int64 or int32 [B, L], on any device; the model must have a row for each.
             mask: bool or integers [B, L], not 0 for real tokens.
         """
-        with self._lock, torch.inference_mode():
+        with self._workspace() as space, torch.inference_mode():
             lengths = mask.ne(0).sum(1, dtype=torch.int32).cpu()
             total, longest = int(lengths.sum()), int(lengths.max()) if len(lengths) else 0
             packed = unpad(
@@ -187,7 +211,7 @@ class Runner:
             plan = self._plan(ends, longest)
             given = packed.cu_seqlens if plan else ends
             tokens = Tokens(packed.ids, packed.positions, given, longest, plan)
-            hidden, _ = encode(self.config, self.weights, tokens, self._space)
+            hidden, _ = encode(self.config, self.weights, tokens, space)
             return pad_rows(hidden, packed.slots)
 
     def _plan(self, cu_seqlens: torch.Tensor, longest: int) -> AttentionPlan | None:
@@ -195,7 +219,7 @@ class Runner:
         return None
 
     def _run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
-        with self._lock, torch.inference_mode():
+        with self._workspace() as space, torch.inference_mode():
             ends = torch.from_numpy(batch.cu_seqlens)
             ids, positions, texts, cu_seqlens = (
                 t.to(self.device)
@@ -205,7 +229,7 @@ class Runner:
             rows = pooled_rows(cu_seqlens, options.pooling, len(ids))
             only = None if outputs.sparse or outputs.colbert else rows
             head = self.weights.sparse if outputs.sparse else None
-            hidden, weights = encode(self.config, self.weights, tokens, self._space, only, head)
+            hidden, weights = encode(self.config, self.weights, tokens, space, only, head)
             vectors = (options.normalize, options.truncate_dim)
             dense, sparse, colbert = None, None, None
             if outputs.dense:
