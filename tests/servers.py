@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import socket
 import subprocess
@@ -183,7 +182,6 @@ def running(
         found.client.close()
         server.stop()
         thread.join(PATIENCE)
-        logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)  # uvicorn's Config sets it
         assert not thread.is_alive(), "the server does not stop"
 
 

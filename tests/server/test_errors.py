@@ -405,3 +405,25 @@ def test_request_ids(server):
         headers = {"x-request-id": bad.encode()}
         response = server.post("/s3cr3t", BODIES["/embed"], headers=headers)
         assert len(response.headers["x-request-id"]) == 32
+
+
+def test_memory_is_bounded_over_all_requests():
+    text = "word " * 12_000
+    body = json.dumps({"inputs": text, "truncate": True}).encode()
+    lines = ["POST /embed HTTP/1.1", "host: x", "content-type: application/json"]
+    head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""])
+    with servers.running(max_memory=100_000) as server, server.connect() as slow:
+        slow.sendall(head.encode() + body[:-1])
+        servers.eventually(lambda: server.service.held == len(body) - 1)
+        refused = server.post("/embed", {"inputs": text, "truncate": True})
+        assert refused.status_code == 429 and refused.headers["retry-after"]
+        assert refused.json() == {
+            "error": "memory: expected at most 100000 bytes of bodies and vectors in all, found more",
+            "error_type": "Overloaded",
+        }
+        assert server.post("/embed", {"inputs": "short"}).status_code == 200
+        slow.sendall(body[-1:])
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+        vectors = {"texts": ["word " * 400], "dense": False, "colbert": True}
+        assert server.post("/encode", vectors).status_code == 429
+        servers.eventually(lambda: server.service.held == 0)

@@ -72,6 +72,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     _setting(limits, "max-list", "texts per request")
     _setting(limits, "max-output", "bytes of vectors one request may ask for")
     _setting(limits, "max-requests", "requests at a time")
+    _setting(limits, "max-memory", "bytes of bodies and token vectors of all requests together")
     _setting(limits, "max-queue", "tokens admitted and not yet answered")
     _setting(limits, "max-header", "bytes of a request's line and headers")
     _setting(limits, "timeout", "to answer a request in")

@@ -123,7 +123,7 @@ async def encode(
         place: what the client calls texts[i], for errors.
 
     Raises:
-        Problem: for a timeout above the server's own; else what `AsyncEngine.encode` raises.
+        Problem: a timeout above the server's own, no memory; else what `AsyncEngine.encode` raises.
     """
     service = call.service
     record, settings = call.record, service.settings
@@ -132,6 +132,7 @@ async def encode(
             "validation", f"timeout: expected at most {settings.timeout:g} s, found {timeout:g}",
             "timeout",
         )  # fmt: skip
+    call.hold(0)  # before the work, not after it
     record.texts = len(texts)
     record.engine_ns = time.time_ns()
     try:
@@ -149,6 +150,8 @@ async def encode(
         )
     except InputError as error:
         raise _renamed(error, place) from None
+    if (vectors := answer.embeddings.colbert) is not None:
+        call.hold(vectors.values.nbytes)
     record.stages = answer.stages
     record.tokens = int(answer.embeddings.n_tokens.sum())
     return answer.embeddings

@@ -61,6 +61,7 @@ class Call(Request):
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.started = self.gone = False
+        self.held = 0
 
     async def content(self) -> bytes:
         """The body, within limits; from then on the client is watched for.
@@ -88,6 +89,7 @@ class Call(Request):
                     if message["type"] == "http.disconnect":
                         self._leave()
                     parts.append(message.get("body", b""))
+                    self.hold(len(parts[-1]))
                     size += len(parts[-1])
                     self.record.bytes_in = size
                     if size > settings.max_body:
@@ -99,6 +101,22 @@ class Call(Request):
             raise Problem("slow", message, headers=((b"connection", b"close"),)) from None
         self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._watch)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def hold(self, size: int) -> None:
+        """Count bytes that this request keeps in memory until it is over.
+
+        Raises:
+            Problem: all requests together keep too much.
+        """
+        service, most = self.service, self.service.settings.max_memory
+        if service.held + size > most:
+            raise Problem(
+                "overloaded",
+                f"memory: expected at most {most} bytes of bodies and vectors in all, found more",
+                headers=retry_after(1),
+            )
+        service.held += size
+        self.held += size
 
     def _length(self) -> int:
         text = self.seen.get(b"content-length", b"0")
@@ -123,7 +141,8 @@ class Call(Request):
         raise asyncio.CancelledError
 
     async def close(self) -> None:
-        """Stop watching."""
+        """Stop watching, and give back what was held."""
+        self.service.held -= self.held
         if self._timer is not None:
             self._timer.cancel()
         if self._watcher is not None:

@@ -179,7 +179,6 @@ class Server:
             lifespan="off",
             interface="asgi3",
             log_config=None,
-            log_level="warning",
             access_log=False,
             proxy_headers=False,
             server_header=False,

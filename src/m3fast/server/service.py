@@ -27,7 +27,7 @@ class Service:
         warm: the warm-up is done.
         failure: why the warm-up failed, empty otherwise.
         draining: the server is stopping and admits nothing more; set it on SIGTERM.
-        active: requests being worked on.
+        active: requests being worked on; held: bytes of their bodies and vectors.
     """
 
     def __init__(self, engine: AsyncEngine, settings: Settings, telemetry: Reports) -> None:
@@ -36,7 +36,7 @@ class Service:
         self.warm = False
         self.failure = ""
         self.draining = False
-        self.active = 0
+        self.active = self.held = 0
 
     @property
     def dead(self) -> str:

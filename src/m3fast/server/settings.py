@@ -32,6 +32,8 @@ class Settings:
         max_list: texts per request.
         max_output: bytes of vectors (float32) that one request may ask for.
         max_requests: requests worked on at the same time.
+        max_memory: bytes of bodies that have come and of token vectors that have not been sent, of
+            all requests together; a client that reads slowly holds its own until it has them.
         max_queue: tokens admitted and not yet answered.
         max_header: bytes of a request's line and headers.
         timeout: seconds a request may take in the engine.
@@ -58,14 +60,15 @@ class Settings:
     max_list: int = 2048
     max_output: int = 256 * MEBIBYTE
     max_requests: int = 1024
+    max_memory: int = 2048 * MEBIBYTE
     max_queue: int = 1 << 20
     max_header: int = 64 << 10
     timeout: float = 60.0
     body_timeout: float = 30.0
     header_timeout: float = 10.0
-    idle_timeout: float = 30.0
+    idle_timeout: float = 75.0
     write_timeout: float = 30.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 25.0
     stall_timeout: float = 300.0
     tokenizer_threads: int = 2
     log_format: Literal["json", "text"] = "json"
