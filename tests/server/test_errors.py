@@ -418,7 +418,8 @@ def test_memory_is_bounded_over_all_requests():
         refused = server.post("/embed", {"inputs": text, "truncate": True})
         assert refused.status_code == 429 and refused.headers["retry-after"]
         assert refused.json() == {
-            "error": "memory: expected at most 100000 bytes of bodies and vectors in all, found more",
+            "error": "memory: expected at most 100000 bytes of bodies and vectors in all, "
+            "found more",
             "error_type": "Overloaded",
         }
         assert server.post("/embed", {"inputs": "short"}).status_code == 200
