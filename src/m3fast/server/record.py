@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class RequestRecord:
     stages: Stages | None = None
     error: str | None = None
     traceparent: str | None = None
-    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def fault(self) -> bool:
