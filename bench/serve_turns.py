@@ -6,23 +6,24 @@ compared with those of the first candidate, afterwards.
 
 from __future__ import annotations
 
-import asyncio
-import gc
+import base64
+import os
+import pickle
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import peers
+from bench import child, peers
 from bench.measure import Sampled
+from bench.report import ROOT
 from bench.serve import Client, Ran, Requests, Server
 
 SAMPLED = 4  # answers of a turn that are looked at
-# What m3fast's server sets for itself.
-SWITCH_INTERVAL = 5e-4
 
 
 @dataclass(frozen=True)
@@ -149,55 +150,26 @@ def served(client: Client, server: Server, requests: Requests, **job: Any) -> Tu
     return Turn(ran.seconds, answers, replace(ran, bodies={}))
 
 
-class InProcess:
-    """`Engine` and `AsyncEngine` in this process, timed as the client times a server.
+class Apart:
+    """`Engine` or `AsyncEngine` in a process of its own: threads of one would spoil the other.
 
-    Attributes:
-        engine: in the dtype that servers beside it have.
+    Turns are timed there, where texts and results are, as the client times a server.
     """
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        import uvloop
-
-        from m3fast import AsyncEngine, Engine
-
-        self.engine = Engine.from_pretrained(str(path), device="cpu", dtype=dtype)
-        self._loop = uvloop.new_event_loop()
-        self._async = AsyncEngine(self.engine)
-        self._loop.run_until_complete(self._async.__aenter__())
-
-    def close(self) -> None:
-        self._loop.run_until_complete(self._async.close())
-        self._loop.close()
+    def __init__(self, way: str, path: Path, dtype: str, threads: int) -> None:
+        source = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": str(threads)}
+        arguments = ["bench.child_serve_engine", way, str(path), dtype, str(threads)]
+        self._talk = child.Talk([sys.executable, "-P", "-m", *arguments], environment)
+        self._loaded: Requests | None = None
 
     def one_by_one(self, requests: Requests, count: int) -> Turn:
-        """Engine.encode, a request after the other."""
-        wanted, inputs = _wanted(requests), requests.inputs
-        seconds: list[float] = []
-        keep: dict[int, Any] = dict.fromkeys(kept(requests))
-        with _Timing() as timing:
-            for i in range(count):
-                number = i % len(inputs)
-                start = time.perf_counter()
-                found = self.engine.encode(inputs[number], show_progress=False, **wanted)
-                seconds.append(time.perf_counter() - start)
-                if number in keep:
-                    keep[number] = found
-        return _turn(requests, seconds, keep, timing)
+        """So many calls, one after the other; samples are the latencies."""
+        return self._turn(requests, "one_by_one", count=count)
 
     def offline(self, requests: Requests) -> Turn:
-        """Engine.encode of all texts in one call; one sample."""
-        texts, wanted = requests.texts(), _wanted(requests)
-        with _Timing() as timing:
-            found = self.engine.encode(texts, show_progress=False, **wanted)
-        keep, start, wish = {}, 0, kept(requests)
-        for number, its in enumerate(requests.inputs):
-            size = 1 if isinstance(its, str) else len(its)
-            if number in wish:
-                keep[number] = found[start : start + size]
-            start += size
-        turn = _turn(requests, [timing.elapsed], keep, timing)
-        return replace(turn, ran=replace(turn.ran, requests=len(requests.inputs)))
+        """All texts in one call of Engine.encode; one sample."""
+        return self._turn(requests, "offline")
 
     def concurrent(
         self, requests: Requests, callers: int, count: int | None = None,
@@ -207,76 +179,20 @@ class InProcess:
 
         Samples are latencies.
         """
-        wanted, inputs = _wanted(requests), requests.inputs
-        latencies: list[float] = []
-        keep: dict[int, Any] = dict.fromkeys(kept(requests))
-        sent = 0
-        within = 0
+        return self._turn(requests, "concurrent", callers=callers, count=count, seconds=seconds)
 
-        async def call(end: float) -> None:
-            nonlocal sent, within
-            while sent != count and time.perf_counter() < end:
-                number, sent = sent % len(inputs), sent + 1
-                start = time.perf_counter()
-                found = await self._async.encode(inputs[number], **wanted)
-                now = time.perf_counter()
-                latencies.append(now - start)
-                within += now < end
-                if number in keep:
-                    keep[number] = found
+    def _turn(self, requests: Requests, do: str, **given: Any) -> Turn:
+        job: dict[str, Any] = {"do": do, "given": given}
+        with tempfile.NamedTemporaryFile() as file:
+            if self._loaded is not requests:
+                pickle.dump(requests, file)
+                file.flush()
+                job["load"] = file.name
+            said = self._talk.ask(job)
+        self._loaded = requests
+        if "error" in said:
+            raise RuntimeError(said["error"])
+        return pickle.loads(base64.b64decode(said["turn"]))
 
-        async def run() -> None:
-            end = time.perf_counter() + seconds if seconds else float("inf")
-            tasks: list[Awaitable[None]] = [call(end) for _ in range(callers)]
-            await asyncio.gather(*tasks)
-
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        try:
-            with _Timing() as timing:
-                self._loop.run_until_complete(run())
-        finally:
-            sys.setswitchinterval(interval)
-        return _turn(requests, latencies, keep, timing, within / (seconds or timing.elapsed))
-
-
-class _Timing:
-    """Wall and CPU time of a block, without the garbage collector, as in the client."""
-
-    elapsed = cpu = 0.0
-
-    def __enter__(self) -> _Timing:
-        gc.collect()
-        gc.disable()
-        self.cpu, self._start = time.process_time(), time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.elapsed = time.perf_counter() - self._start
-        self.cpu = time.process_time() - self.cpu
-        gc.enable()
-
-
-def _wanted(requests: Requests) -> dict[str, bool]:
-    return {name: name in requests.outputs for name in peers.KEYS}
-
-
-def _turn(
-    requests: Requests, seconds: list[float], keep: dict[int, Any], timing: _Timing,
-    rate: float | None = None,
-) -> Turn:  # fmt: skip
-    rate = rate or len(seconds) / timing.elapsed
-    ran = Ran(seconds, timing.elapsed, rate, 0.0, 0.0, timing.cpu, len(seconds), {})
-    encoded = {n: _encoded(requests, found) for n, found in keep.items() if found is not None}
-    return Turn(seconds, encoded, ran)
-
-
-def _encoded(requests: Requests, found: Any) -> peers.Encoded:
-    """m3fast's Embeddings as FlagEmbedding's dict."""
-    result: peers.Encoded = {"dense_vecs": found.dense}
-    if "sparse" in requests.outputs:
-        rows = found.sparse.to_dicts()
-        result["lexical_weights"] = [{str(k): v for k, v in row.items()} for row in rows]
-    if "colbert" in requests.outputs:
-        result["colbert_vecs"] = list(found.colbert)
-    return result
+    def close(self) -> None:
+        self._talk.close()
