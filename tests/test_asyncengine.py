@@ -540,7 +540,7 @@ def test_a_storm_leaves_nothing_behind(engine) -> None:
         assert not serving._open
 
     run(engine, use, queue_tokens=20_000)
-    assert sum(outcomes.values()) == 500 and min(outcomes["answered"], outcomes["overloaded"]) > 0
+    assert sum(outcomes.values()) == 500 and outcomes["answered"] > 0
 
 
 def test_started_once(engine) -> None:
