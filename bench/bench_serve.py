@@ -21,7 +21,7 @@ from bench.measure import Sampled
 from bench.progress import paced
 from bench.rows import Aim
 from bench.serve import FLAG, INFINITY, SENTENCE, STAND_IN, Client, Requests, Server
-from bench.serve_turns import Apart, Candidate, Taken, Turn, served, take
+from bench.serve_turns import Apart, Candidate, Taken, Turn, disturbed, served, take
 from bench.workloads import TINY, mix, padding_ratio, texts
 
 ENGINE, ASYNC = "Engine.encode in process", "AsyncEngine in process"
@@ -127,7 +127,7 @@ def test_bulk(bench: Bench, stage: Stage, dtype: str) -> None:
     }
     found = _take(bench, row, candidates, inputs, rounds=7, budget=9.0)
     note = _note(servers, found, "Engine.encode has all texts in one call")
-    _add(bench, replace(row, note=note), found, absent, {ENGINE: share(0.9)})
+    _add(bench, replace(row, note=note), found, absent, {ENGINE: share(0.9)}, bench.threads)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -242,7 +242,7 @@ def test_outputs(bench: Bench, stage: Stage) -> None:
     candidates = _over(servers, http) | {ENGINE: lambda its, short: engine.offline(its)}
     found = _take(bench, row, candidates, inputs, rounds=5, budget=10.0, outputs=tuple(peers.KEYS))
     note = _note(servers, found, "safetensors with float32 token vectors; no peer's server has it")
-    _add(bench, replace(row, note=note), found, {})
+    _add(bench, replace(row, note=note), found, {}, cores=bench.threads)
 
 
 # The last of them is of another checkpoint, whose servers take the place of those before.
@@ -287,7 +287,7 @@ def test_query(bench: Bench, stage: Stage, size: str, dtype: str) -> None:
     part = 1e3 * median(beyond[ASYNC].seconds) if beyond[ASYNC].seconds else float("nan")
     note = f"AsyncEngine's part of it: {part:.2g} ms"
     row = replace(_row(bench, path, name, dtype, words), note=note)
-    bench.add(row, {OURS: beyond[OURS]}, {}, {OURS: millis(2)})
+    bench.add(row, {OURS: beyond[OURS]}, {}, {OURS: millis(2)}, void=_void(bench, found, OURS))
 
 
 def _small(bench: Bench) -> Path:
@@ -333,9 +333,16 @@ def _take(
 
 def _add(
     bench: Bench, row: Row, found: Mapping[str, Taken], absent: Mapping[str, str],
-    aims: Mapping[str, Aim] | None = None,
+    aims: Mapping[str, Aim] | None = None, cores: int = 0,
 ) -> None:  # fmt: skip
-    bench.add(row, {name: its.sampled() for name, its in found.items()}, absent, aims or {})
+    samples = {name: its.sampled() for name, its in found.items()}
+    bench.add(row, samples, absent, aims or {}, void=_void(bench, found, ENGINE, cores))
+
+
+def _void(bench: Bench, found: Mapping[str, Taken], name: str, cores: int = 0) -> dict[str, str]:
+    """`void` of Bench.add: `name` does not count where the engine's own turns were spoiled."""
+    reason = disturbed(found[ENGINE], cores) if ENGINE in found and not bench.scale.smoke else ""
+    return {name: reason} if reason else {}
 
 
 def _row(

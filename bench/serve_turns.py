@@ -24,6 +24,7 @@ from bench.report import ROOT
 from bench.serve import Client, Ran, Requests, Server
 
 SAMPLED = 4  # answers of a turn that are looked at
+STEADY = 0.75
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,25 @@ class Taken:
     def of(self, value: Callable[[Turn], float]) -> Sampled:
         """One sample per turn."""
         return Sampled([] if self.wrong else [value(turn) for turn in self.turns], self.wrong)
+
+
+def disturbed(its: Taken, cores: int = 0) -> str:
+    """How other work on the machine spoiled a reference's turns, or "".
+
+    A team of threads of which one is interrupted spins until it is back: the engine alone would
+    look many times slower than it is, and a server beside it that much better.
+
+    Args:
+        cores: that it keeps busy, spinning or not; 0 where it may be fewer.
+    """
+    if its.wrong or not its.turns:
+        return ""
+    busy = median(turn.ran.server / turn.ran.elapsed for turn in its.turns)
+    if busy < STEADY * cores:
+        return f"the machine was busy: it had {busy:.2g} of {cores} cores"
+    turns = [median(turn.seconds) for turn in its.turns]
+    ratio = median(turns) / min(turns)
+    return f"the machine was busy: median {ratio:.2g}× the least" if ratio > 1 / STEADY else ""
 
 
 Candidate = Callable[[Requests, bool], Turn]  # bool: a short turn, to warm up

@@ -219,6 +219,23 @@ def test_turns_rotate_and_end_with_the_budget() -> None:
     assert turn.cpu == 1.0 and turn.client == 0.25
 
 
+def test_a_reference_that_was_disturbed_is_void() -> None:
+    def of(*turns: tuple[float, float]) -> serve_turns.Taken:
+        """Turns of so many seconds and so much CPU."""
+        return serve_turns.Taken(
+            [Turn([s], {}, serve.Ran([s], s, 1 / s, 0.0, 0.0, cpu, 1, {})) for s, cpu in turns]
+        )
+
+    steady = of((1.0, 1.9), (1.1, 2.1), (9.0, 9.0))  # one of three may be
+    assert serve_turns.disturbed(steady, 2) == serve_turns.disturbed(steady) == ""
+    crowded = of((1.0, 1.2), (1.1, 1.2), (1.0, 1.3))
+    assert serve_turns.disturbed(crowded, 2) == "the machine was busy: it had 1.2 of 2 cores"
+    assert serve_turns.disturbed(crowded) == ""
+    restless = of(*[(s, s) for s in (1.0, 1.0, 2.0, 2.0, 2.0)])
+    assert serve_turns.disturbed(restless) == "the machine was busy: median 2× the least"
+    assert serve_turns.disturbed(serve_turns.Taken()) == ""
+
+
 def test_tail_aim() -> None:
     """p99 against p50, and no verdict without samples enough for a p99."""
     for worst, met in ((3.9, True), (4.1, False)):
