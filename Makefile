@@ -93,7 +93,7 @@ bench-peers: $(VENV)/test.stamp
 	    else echo "$$peer: failed: $$(grep -v '^$$' $(VENV)/peer.log | tail -n 1)"; fi; \
 	done <$(VENV)/peers.txt
 	@if $(PY) -m venv $(INFINITY) && $(INFINITY)/bin/python -m pip install -q \
-	    --disable-pip-version-check -c constraints.txt 'infinity-emb[torch]==0.0.78' \
+	    --disable-pip-version-check -c constraints.txt 'infinity-emb[torch,server]==0.0.78' \
 	    'transformers<5' >$(INFINITY)/pip.log 2>&1; \
 	then echo "infinity-emb: installed into $(INFINITY)"; \
 	else echo "infinity-emb: failed: $$(tail -n 1 $(INFINITY)/pip.log)"; fi
