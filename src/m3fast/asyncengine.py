@@ -1,26 +1,25 @@
 """An engine for servers: requests of any number of callers share batches, as the device is free.
 
-Texts are tokenised in a pool, short ones at once. `lanes` decides what runs next. One worker thread
-per device asks it for a batch whenever the device can take one, so that a batch forms of what has
-come while the one before ran, and nobody waits for a timer.
+Texts are tokenised in a pool, short ones at once. `lanes` decides what runs next. A worker thread
+per device, a few on a CPU, asks it for a batch whenever the device can take one, so that a batch
+forms of what has come while the one before ran, and nobody waits for a timer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
 
 from m3fast import pipeline
-from m3fast.assembly import ragged_index
+from m3fast.asynctypes import Answer, BatchRecord, Lane, Limits, Load, Stages
+from m3fast.batching import Batch, Request
 from m3fast.errors import (
     ComputeError,
     DeadlineError,
@@ -31,9 +30,8 @@ from m3fast.errors import (
 )
 from m3fast.inputs import check_positive, check_texts, windows
 from m3fast.kernels import native
-from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.lanes import Job, Lanes, Part
-from m3fast.runner import BatchResult, HeadOptions, Outputs, dummy_texts
+from m3fast.runner import HeadOptions, Outputs, dummy_texts
 from m3fast.tokenizer import TokenIds
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from m3fast.assembly import Window
     from m3fast.engine import Call, Engine
     from m3fast.inputs import Texts
     from m3fast.runner import Runner
@@ -55,111 +52,6 @@ QUERY_TEXTS, QUERY_TOKENS = 4, 256
 CPU_BATCHES = 4
 # encode_iter: texts and characters per request, and requests on their way.
 ITER_TEXTS, ITER_CHARACTERS, ITER_AHEAD = 256, 1 << 18, 4
-
-Lane = Literal["auto", "query", "bulk"]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the engine takes on.
-
-    Attributes:
-        queue_tokens: most tokens admitted and not yet answered.
-        timeout: seconds a request may take unless it says otherwise; None for no limit.
-        request_texts: most texts per request.
-        output_bytes: most bytes of vectors (float32) that one request may ask for.
-        cpu_batches: most batches computed side by side on a CPU, each with its share of the
-            threads: while many wait that is faster than all threads on one. None for up to 4.
-        tokenizer_threads: threads that tokenise texts too long for the event loop.
-        stall: seconds after which a batch that has not ended counts as a dead device.
-    """
-
-    queue_tokens: int = 1 << 20
-    timeout: float | None = 60.0
-    request_texts: int = 2048
-    output_bytes: int = 256 << 20
-    cpu_batches: int | None = None
-    tokenizer_threads: int = 2
-    stall: float = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Seconds that one request spent in each stage.
-
-    Attributes:
-        tokenize: making token ids.
-        queue: from admission to the start of its first batch.
-        compute: from there to the end of its last batch.
-    """
-
-    tokenize: float
-    queue: float
-    compute: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Embeddings of one request and how long each stage took."""
-
-    embeddings: Embeddings
-    stages: Stages
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """One batch that was computed (or failed: then error is the exception's class name)."""
-
-    texts: int
-    tokens: int
-    requests: int
-    seconds: float
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The queue as it is now.
-
-    Attributes:
-        tokens: admitted and not answered; texts: not yet in a batch; requests: not answered.
-        oldest: seconds the oldest text that waits has waited; 0 for none.
-        tokens_per_second: measured over the last batches; 0 before the first.
-    """
-
-    tokens: int
-    texts: int
-    requests: int
-    oldest: float
-    tokens_per_second: float
-
-
-class _Request:
-    """One call on its way: what to compute, what has come of it, who waits for it."""
-
-    def __init__(self, tokens: TokenIds, call: Call, window: Window) -> None:
-        self.call, self.window = call, window
-        # Longest texts first, so that a batch holds texts of like length; their ids in that order
-        # too, so that texts which run together lie together.
-        self.order = np.argsort(-window.lengths, kind="stable")
-        self.tokens = tokens if len(tokens) == 1 else _reordered(tokens, self.order)
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[tuple[Embeddings, float]] = self.loop.create_future()
-        self.began = 0.0
-        self.lock = threading.Lock()  # of the window: two devices may have a part each
-
-    def settle(self, result: Embeddings | Exception, when: float) -> None:
-        """Wake the caller up, from any thread."""
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
-            self.loop.call_soon_threadsafe(self._settle, result, when)
-
-    def _settle(self, result: Embeddings | Exception, when: float) -> None:
-        if self.future.done():
-            return
-        if isinstance(result, Exception):
-            self.future.set_exception(result)
-        else:
-            self.future.set_result((result, when))
 
 
 class AsyncEngine:
@@ -200,11 +92,11 @@ class AsyncEngine:
             most = self.limits.cpu_batches or CPU_BATCHES
             runners = runners * min(most, self._threads)
             engine.runner.share(len(runners))
-        self._lanes: Lanes[_Request] = Lanes(
+        self._lanes: Lanes[Request] = Lanes(
             engine.token_budget, self.limits.queue_tokens, self.limits.timeout, len(runners)
         )
         self._wake = threading.Condition()  # and the lock of everything below
-        self._open: set[Job[_Request]] = set()
+        self._open: set[Job[Request]] = set()
         self._state: Literal["new", "ready", "closing", "closed", "dead"] = "new"
         self._reason = ""
         self._workers = [_Worker(self, runner) for runner in runners]
@@ -405,11 +297,11 @@ class AsyncEngine:
         query = lane == "query" or (lane == "auto" and small)
         with self._wake:
             self._lanes.reserve(guess, query=query)
-        job: Job[_Request] | None = None
+        job: Job[Request] | None = None
         try:
             tokens = await self._tokenize(texts, sum(sizes), call.max_length)
             self._check(tokens, call, truncate)
-            request = _Request(tokens, call, self.engine.window(tokens, call))
+            request = Request(tokens, call, self.engine.window(tokens, call))
             lengths: list[int] = np.diff(request.tokens.offsets).tolist()
             deadline = float("inf") if seconds is None else started + seconds
             pushed = Job(lengths, query, deadline, request)
@@ -484,7 +376,7 @@ class AsyncEngine:
                 return worker
         return None
 
-    def next_batch(self, worker: _Worker) -> list[Part[_Request]] | None:
+    def next_batch(self, worker: _Worker) -> list[Part[Request]] | None:
         """What `worker` is to run next, waited for; None where it should first land a batch."""
         with self._wake:
             while self._state in ("ready", "closing"):
@@ -513,7 +405,7 @@ class AsyncEngine:
         return max(1, self._threads // (len(self._workers) if self._lanes.waiting else busy))
 
     def landed(
-        self, worker: _Worker, parts: list[Part[_Request]], error: Exception | None, last: bool
+        self, worker: _Worker, parts: list[Part[Request]], error: Exception | None, last: bool
     ) -> None:
         """Parts of a batch are computed and put in place, or `error` ended them."""
         with self._wake:
@@ -550,7 +442,7 @@ class AsyncEngine:
         for job in list(self._open):
             self._fail(job, error)
 
-    def _fail(self, job: Job[_Request], error: Exception) -> None:
+    def _fail(self, job: Job[Request], error: Exception) -> None:
         self._open.discard(job)
         self._lanes.cancel(job)
         job.payload.settle(error, self._clock())
@@ -573,7 +465,7 @@ class _Worker:
     def _main(self) -> None:
         try:
             for task, result in pipeline.pump(self.runner, self._tasks()):
-                batch: _Batch = task.owner
+                batch: Batch = task.owner
                 texts = task.order
                 if isinstance(result, Exception):
                     self._failed(batch, texts, result)
@@ -587,16 +479,16 @@ class _Worker:
 
     def _tasks(self) -> Iterator[pipeline.Task | None]:
         while (parts := self.owner.next_batch(self)) is not None or self.flying:
-            yield None if parts is None else _Batch(parts).task()
+            yield None if parts is None else Batch(parts).task()
 
     def _landed(
-        self, batch: _Batch, texts: NDArray[np.int64], error: Exception | None
+        self, batch: Batch, texts: NDArray[np.int64], error: Exception | None
     ) -> None:
         parts = batch.parts_of(texts)
         batch.missing -= len(texts)
         self.owner.landed(self, parts, error, batch.missing == 0)
 
-    def _failed(self, batch: _Batch, texts: NDArray[np.int64], cause: Exception) -> None:
+    def _failed(self, batch: Batch, texts: NDArray[np.int64], cause: Exception) -> None:
         error: ComputeError
         if isinstance(cause, torch.OutOfMemoryError):
             tokens = int(np.diff(batch.tokens.offsets)[texts].sum())
@@ -609,100 +501,3 @@ class _Worker:
             # Some failures stay with a device for good. If it cannot do this it is dead.
             plain = HeadOptions("cls", True, None, ())
             self.runner.submit(*dummy_texts(4, 4), Outputs(True, False, False), plain)()
-
-
-class _Batch:
-    """Parts of requests as the runner takes them, and back.
-
-    Attributes:
-        missing: texts whose result has not come.
-    """
-
-    def __init__(self, parts: list[Part[_Request]]) -> None:
-        self.parts = parts
-        self.tokens = _joined(parts)
-        self.starts = np.cumsum([0, *(part.stop - part.start for part in parts)])
-        self.missing = len(self.tokens)
-
-    def task(self) -> pipeline.Task:
-        """Whatever one of the requests wants is computed for all."""
-        calls = [part.job.payload.call for part in self.parts]
-        outputs = Outputs(
-            any(call.outputs.dense for call in calls),
-            any(call.outputs.sparse for call in calls),
-            any(call.outputs.colbert for call in calls),
-        )
-        options = calls[0].options
-        if any(call.options != options for call in calls):
-            options = replace(options, normalize=False, truncate_dim=None)
-        return pipeline.Task(
-            self.tokens, np.arange(len(self.tokens)), outputs, options, self
-        )
-
-    def parts_of(self, texts: NDArray[np.int64]) -> list[Part[_Request]]:
-        """The parts, or pieces of parts, that these consecutive texts of the batch are."""
-        first, end = int(texts[0]), int(texts[-1]) + 1
-        offsets = self.tokens.offsets
-        found: list[Part[_Request]] = []
-        for part, at in zip(self.parts, self.starts.tolist(), strict=False):
-            lo, hi = max(first, at), min(end, at + part.stop - part.start)
-            if lo < hi:
-                shift = part.start - at
-                tokens = int(offsets[hi] - offsets[lo])
-                found.append(Part(part.job, lo + shift, hi + shift, tokens))
-        return found
-
-    def put(self, task: pipeline.Task, result: BatchResult) -> None:
-        """Give each request its rows of the texts of `task`."""
-        rows = np.diff(self.tokens.offsets)[task.order] - 1
-        ends = np.concatenate([[0], np.cumsum(rows)]).tolist()
-        at = 0
-        for part in self.parts_of(task.order):
-            request, end = part.job.payload, at + part.stop - part.start
-            if not part.job.closed:
-                outputs, options = request.call.outputs, request.call.options
-                same = options == task.options
-                dense = result.dense[at:end] if outputs.dense and result.dense is not None else None
-                sparse = colbert = None
-                if outputs.sparse and result.sparse is not None:
-                    sparse = result.sparse.view(at, end)
-                if outputs.colbert and result.colbert is not None:
-                    colbert = result.colbert[ends[at] : ends[end]]
-                if not same:
-                    dense, colbert = (_finished(v, options) for v in (dense, colbert))
-                order = request.order[part.start : part.stop]
-                with request.lock:
-                    request.window.add(order, BatchResult(dense, sparse, colbert))
-            at = end
-
-
-def _finished(vectors: torch.Tensor | None, options: HeadOptions) -> torch.Tensor | None:
-    if vectors is None:
-        return None
-    return vectors_of_rows(vectors, None, options.normalize, options.truncate_dim)
-
-
-def _reordered(tokens: TokenIds, order: NDArray[np.int64]) -> TokenIds:
-    lengths = np.diff(tokens.offsets)[order]
-    return TokenIds(
-        tokens.ids[ragged_index(tokens.offsets, order)],
-        np.concatenate([[0], np.cumsum(lengths)]),
-        tokens.truncated[order],
-    )
-
-
-def _joined(parts: list[Part[_Request]]) -> TokenIds:
-    """Token ids of all texts of a batch."""
-    ids: list[NDArray[np.int32]] = []
-    lengths: list[NDArray[np.int64]] = []
-    for part in parts:
-        tokens = part.job.payload.tokens
-        offsets = tokens.offsets[part.start : part.stop + 1]
-        ids.append(tokens.ids[offsets[0] : offsets[-1]])
-        lengths.append(np.diff(offsets))
-    sizes = np.concatenate(lengths)
-    return TokenIds(
-        ids[0] if len(ids) == 1 else np.concatenate(ids),
-        np.concatenate([[0], np.cumsum(sizes)]),
-        np.zeros(len(sizes), np.bool_),
-    )

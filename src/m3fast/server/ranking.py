@@ -10,7 +10,6 @@ import numpy as np
 from m3fast import scoring
 from m3fast.server.encoding import check_heads, check_list, encode
 from m3fast.server.errors import Problem
-from m3fast.types import Embeddings, SparseRows, TokenVectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from m3fast.server.guard import Call
+    from m3fast.types import Embeddings
 
 Mode = Literal["hybrid", "colbert", "dense", "sparse"]
 MODES = ("dense", "sparse", "colbert")
@@ -72,7 +72,7 @@ async def rank(
     )
 
     def scores() -> NDArray[np.float32]:
-        parts = scoring.all_scores(rows(found, 0, 1), rows(found, 1, len(found)))
+        parts = scoring.all_scores(found.view(0, 1), found.view(1, len(found)))
         if mode != "hybrid":
             return parts[mode][0]
         triple = [by_mode.get(name, 0.0) for name in MODES]
@@ -118,20 +118,3 @@ def products(found: Embeddings, pairs: NDArray[np.int64]) -> int:
             f"found {size}; send fewer or shorter texts at a time",
         )
     return size
-
-
-def rows(found: Embeddings, start: int, stop: int) -> Embeddings:
-    """Texts start to stop; unlike slices, not copied."""
-    sparse = colbert = None
-    if (s := found.sparse) is not None:
-        lo, hi = s.indptr[start], s.indptr[stop]
-        sparse = SparseRows(
-            s.indptr[start : stop + 1] - lo, s.indices[lo:hi], s.values[lo:hi], s.vocab_size
-        )
-    if (c := found.colbert) is not None:
-        lo, hi = c.offsets[start], c.offsets[stop]
-        colbert = TokenVectors(c.values[lo:hi], c.offsets[start : stop + 1] - lo)
-    dense = None if found.dense is None else found.dense[start:stop]
-    return Embeddings(
-        dense, sparse, colbert, found.n_tokens[start:stop], found.truncated[start:stop]
-    )

@@ -14,7 +14,7 @@ from m3fast._version import __version__
 from m3fast.server.encoding import check_dimensions, check_heads, check_list, encode, texts_of
 from m3fast.server.errors import Problem
 from m3fast.server.guard import Call
-from m3fast.server.ranking import rank, rows
+from m3fast.server.ranking import rank
 from m3fast.server.respond import Reply, dumps, listed, ragged_json, reply, rows_json
 from m3fast.server.responses import Info, SparseValue, TeiError, TeiRank, Token
 from m3fast.server.route import Route, documented
@@ -97,7 +97,7 @@ async def similarity(body: SimilarityRequest, call: Call) -> Any:
         truncate=None if body.parameters is None else body.parameters.truncate,
     )
     _timing(call, texts)
-    parts = scoring.all_scores(rows(found, 0, 1), rows(found, 1, len(found)))
+    parts = scoring.all_scores(found.view(0, 1), found.view(1, len(found)))
     return Reply(dumps(parts["dense"][0]))
 
 
