@@ -366,7 +366,7 @@ def test_more_requests_than_allowed():
         first.join(servers.PATIENCE)
         assert answers[0].status_code == 200
         assert server.post("/embed", BODIES["/embed"]).status_code == 200
-        assert server.service.active == 0
+        servers.eventually(lambda: server.service.active == 0)
 
 
 def test_a_client_that_goes_away_cancels_its_work(server):
@@ -393,7 +393,7 @@ def test_a_client_that_goes_away_cancels_its_work(server):
         del server.service.engine.submit
     record = server.last_record("gone")
     assert record.error == "disconnected" and record.status == 499
-    assert server.service.active == 0
+    servers.eventually(lambda: server.service.active == 0)
     assert not [error for request, error in server.reports.errors if request == "gone"]
 
 

@@ -117,5 +117,5 @@ def test_nothing_broke(server):
     """After all of it the server is as it was, and no request met an internal error."""
     assert server.reports.errors == []
     assert server.get("/health").status_code == 200
-    assert server.service.active == 0
+    servers.eventually(lambda: server.service.active == 0)
     assert server.service.engine.load.tokens == 0
