@@ -1,0 +1,19 @@
+"""Retrieval figures of a model per language and mode. See docs/evaluation.md."""
+
+from __future__ import annotations
+
+from m3fast.evaluate.dataset import Dataset, Texts, cross
+from m3fast.evaluate.datasets import load_dataset
+from m3fast.evaluate.run import Evaluation, Result, evaluate, hybrid_weights, n_texts
+
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "Result",
+    "Texts",
+    "cross",
+    "evaluate",
+    "hybrid_weights",
+    "load_dataset",
+    "n_texts",
+]
