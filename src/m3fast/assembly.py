@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from m3fast.mcls import colbert_counts
 from m3fast.types import Embeddings, SparseRows, TokenVectors, join_offsets
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from m3fast.config import Pooling
     from m3fast.runner import BatchResult
     from m3fast.tokenizer import TokenIds
 
@@ -25,12 +27,13 @@ class Window:
         dense_dim: int | None,
         colbert_dim: int | None,
         sparse_width: int | None,
+        pooling: Pooling = "cls",
     ) -> None:
         """Room for the texts of `tokens`; an output whose width is None is left out."""
         self.tokens = tokens
         self.lengths = lengths = np.diff(tokens.offsets)
         self._missing = len(lengths)
-        self._offsets = np.concatenate([[0], np.cumsum(lengths - 1)])
+        self._offsets = np.concatenate([[0], np.cumsum(colbert_counts(lengths, pooling))])
         self._dense = self._colbert = None
         self._sparse: list[SparseRows] = []
         self._sparse_width = sparse_width

@@ -333,7 +333,7 @@ class AsyncEngine:
     async def _tokenize(
         self, texts: list[str | list[int]], characters: int, max_length: int
     ) -> TokenIds:
-        encode = self.engine.tokenizer.encode
+        encode = self.engine.tokenise
         if characters <= INLINE_CHARACTERS or self._tokenizing is None:
             return encode(texts, max_length)
         loop = asyncio.get_running_loop()

@@ -14,6 +14,7 @@ from m3fast import pipeline
 from m3fast.assembly import ragged_index
 from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.lanes import Part
+from m3fast.mcls import colbert_counts
 from m3fast.runner import BatchResult, HeadOptions, Outputs
 from m3fast.tokenizer import TokenIds
 
@@ -97,7 +98,8 @@ class Batch:
 
     def put(self, task: pipeline.Task, result: BatchResult) -> None:
         """Give each request its rows of the texts of `task`."""
-        rows = np.diff(self.tokens.offsets)[task.order] - 1
+        lengths = np.diff(self.tokens.offsets)[task.order]
+        rows = colbert_counts(lengths, task.options.pooling)
         ends = np.concatenate([[0], np.cumsum(rows)]).tolist()
         at = 0
         for part in self.parts_of(task.order):

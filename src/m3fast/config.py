@@ -11,7 +11,7 @@ from m3fast.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
-Pooling = Literal["cls", "mean", "last_token"]
+Pooling = Literal["cls", "mean", "last_token", "mcls"]
 
 # Layouts of Hugging Face encoders that differ only in how positions are numbered.
 PADDED_POSITIONS = {"xlm-roberta": True, "roberta": True, "camembert": True, "bert": False}
@@ -25,7 +25,8 @@ class ModelConfig:
         position_offset: row of the position table that a text's first token reads; pad_id + 1
             for (XLM-)RoBERTa, 0 for BERT.
         max_length: most tokens per text, special tokens included.
-        pooling: which hidden states become the dense vector.
+        pooling: which hidden states become the dense vector; `mcls` is the mean of a CLS every
+            256 tokens (see mcls.py).
         random_weights: never trained, as the checkpoint says of itself by a key of m3fast's own.
     """
 
@@ -122,10 +123,15 @@ def check_pooling(value: str, name: str) -> Pooling:
 
 
 def _pooling(file: Path) -> Pooling:
-    """sentence-transformers' pooling module; without one, the CLS token as in BGE-M3."""
+    """sentence-transformers' pooling module; without one, the CLS token as in BGE-M3.
+
+    `m3fast_pooling`, a key of our own, goes first: that library has no word for `mcls`.
+    """
     if not file.exists():
         return "cls"
     raw = read_json(file)
+    if (own := raw.get("m3fast_pooling")) is not None:
+        return check_pooling(own, f"{file}: m3fast_pooling")
     if isinstance(named := raw.get("pooling_mode"), str):  # sentence-transformers >= 5.5
         return check_pooling({"lasttoken": "last_token"}.get(named, named), f"{file}: pooling_mode")
     known: dict[str, Pooling] = {

@@ -7,17 +7,18 @@ import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
 from m3fast import pipeline
 from m3fast.assembly import Window, join
 from m3fast.checkpoint import load_weights, resolve
-from m3fast.config import ModelConfig
+from m3fast.config import ModelConfig, Pooling
 from m3fast.errors import InputError, ProcessError
 from m3fast.gpurunner import make_runner
 from m3fast.inputs import check_padded, check_positive, check_texts, windows
+from m3fast.mcls import insert_cls, plain_limit
 from m3fast.runner import HeadOptions, Outputs, pick_devices, pick_dtype
 from m3fast.scheduler import plan_batches
 from m3fast.tokenizer import Tokenizer
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from m3fast.config import Pooling
     from m3fast.inputs import Texts
     from m3fast.runner import Runner
     from m3fast.tokenizer import TokenIds
@@ -114,7 +114,8 @@ class Engine:
             max_length: most tokens per text; None for the model's limit (8,192 for BGE-M3), to
                 which a larger value is clamped, with one warning.
             token_budget: tokens per batch; None for the device's default.
-            pooling: `cls`, `mean` or `last_token`; None for what the checkpoint says.
+            pooling: `cls`, `mean`, `last_token`, or `mcls`: a CLS every 256 tokens, their mean
+                the dense vector; None for what the checkpoint says.
             normalize: L2-normalise dense and colbert vectors.
             truncate_dim: keep this many leading dimensions of them.
             colbert_dim: rows expected in colbert_linear.pt; -1 for what it has.
@@ -130,13 +131,14 @@ class Engine:
             check_positive("token_budget", token_budget)
         if truncate_dim is not None:
             check_positive("truncate_dim", truncate_dim)
-        if pooling not in (None, "cls", "mean", "last_token"):
-            raise InputError(
-                f"pooling: expected 'cls', 'mean' or 'last_token', found {pooling!r}"
-            )
+        if pooling not in (None, *get_args(Pooling)):
+            raise InputError(f"pooling: expected one of {get_args(Pooling)}, found {pooling!r}")
         path = resolve(model, cache_dir)
         config = ModelConfig.from_dir(path)
         tokenizer = Tokenizer.from_dir(path)
+        pooling = pooling or config.pooling
+        if pooling == "mcls" and tokenizer.cls_id is None:
+            raise InputError(f"pooling: 'mcls' needs a CLS token, which {path}'s tokenizer has not")
         if token_budget is None:
             token_budget = GPU_TOKEN_BUDGET
             if devices[0].type == "cpu":
@@ -149,7 +151,7 @@ class Engine:
 
         runners = [runner(on) for on in devices]
         options = HeadOptions(
-            pooling or config.pooling, normalize, truncate_dim, tuple(sorted(tokenizer.dropped_ids))
+            pooling, normalize, truncate_dim, tuple(sorted(tokenizer.dropped_ids))
         )
         return cls(
             runners,
@@ -176,8 +178,8 @@ class Engine:
         """Encode texts in one pass for all outputs asked for.
 
         Args:
-            texts: N texts, or token-id lists that already hold their special tokens; a single
-                str is one text.
+            texts: N texts, or token-id lists that already hold their special tokens (for `mcls`
+                not those that it inserts); a single str is one text.
             dense, sparse, colbert: True, False, or None for what the checkpoint has.
             max_length: most tokens per text; longer ones are cut on the right.
             max_texts: most texts per batch, beside the token budget.
@@ -304,6 +306,16 @@ class Engine:
             options = replace(options, normalize=bool(normalize))
         return Call(outputs, options, limit)
 
+    def tokenise(self, texts: Texts, max_length: int) -> TokenIds:
+        """Token ids as the encoder sees them: `Tokenizer.encode`, with CLS tokens for `mcls`.
+
+        These count as tokens: with them a text has at most max_length.
+        """
+        if self.options.pooling != "mcls" or self.tokenizer.cls_id is None:
+            return self.tokenizer.encode(texts, max_length)
+        tokens = self.tokenizer.encode(texts, plain_limit(max_length))
+        return insert_cls(tokens, self.tokenizer.cls_id)
+
     def window(self, tokens: TokenIds, call: Call) -> Window:
         """Room for what `call` asks of these texts."""
         weights, cut, outputs = self.runner.weights, call.options.truncate_dim, call.outputs
@@ -316,6 +328,7 @@ class Engine:
             width(self.config.hidden_size) if outputs.dense else None,
             width(weights.colbert.weight.shape[0]) if outputs.colbert and weights.colbert else None,
             self.config.vocab_size if outputs.sparse else None,
+            call.options.pooling,
         )
 
     def _stream(
@@ -346,12 +359,12 @@ class Engine:
     def _tokenised(self, parts: Iterable[Texts], limit: int) -> Iterator[TokenIds]:
         """Token ids of each window; beside a GPU, in a thread, one window ahead."""
         if self.device.type == "cpu":
-            yield from (self.tokenizer.encode(part, limit) for part in parts)
+            yield from (self.tokenise(part, limit) for part in parts)
             return
         with ThreadPoolExecutor(1) as pool:
             ahead: Future[TokenIds] | None = None
             for part in parts:
-                this, ahead = ahead, pool.submit(self.tokenizer.encode, part, limit)
+                this, ahead = ahead, pool.submit(self.tokenise, part, limit)
                 if this is not None:
                     yield this.result()
             if ahead is not None:

@@ -52,7 +52,7 @@ class BGEM3FlagModel(FlagBase):
         query_instruction_for_retrieval: put before each query with `query_instruction_format`.
         devices: `"cpu"`, `"cuda:0"`, an int, or a list of them (one process each); None for all
             CUDA devices, else the CPU.
-        pooling_method: `cls`, `mean` or `last_token`.
+        pooling_method: `cls`, `mean`, `last_token` or `mcls` (a CLS every 256 tokens, their mean).
         trust_remote_code: no code of a model is ever run; accepted for compatibility.
         cache_dir: hub cache.
         colbert_dim: rows expected of colbert_linear.pt; -1 for what it has.

@@ -18,7 +18,7 @@ import torch
 
 from m3fast.encoder import Tokens, Workspace, encode
 from m3fast.graphs import Graphs
-from m3fast.heads import colbert_head, dense_head, pooled_rows
+from m3fast.heads import colbert_head, dense_head, pooled_rows, word_rows
 from m3fast.kernels import triton_path
 from m3fast.kernels.attention import (
     HEAD_SIZES,
@@ -29,6 +29,7 @@ from m3fast.kernels.attention import (
     most_tiles,
 )
 from m3fast.kernels.sparse import csr_views, sparse_csr
+from m3fast.mcls import CLS_EVERY, colbert_counts
 from m3fast.packing import pack_texts
 from m3fast.runner import BatchResult, Outputs, Runner, dummy_texts
 from m3fast.staging import Inputs, Results
@@ -129,7 +130,8 @@ class GpuRunner(Runner):
         options: HeadOptions,
         space: Workspace,
     ) -> Callable[[], BatchResult]:
-        total, texts = int(np.diff(tokens.offsets)[order].sum()), len(order)
+        lengths, texts = np.diff(tokens.offsets)[order], len(order)
+        total, rows = int(lengths.sum()), int(colbert_counts(lengths, options.pooling).sum())
         config = self._attention(longest)
         inputs = Inputs(total, texts, most_tiles(total, texts, config.short, config.rows))
         host = self._pinned(inputs.words)
@@ -139,7 +141,7 @@ class GpuRunner(Runner):
         words = host.to(self.device, non_blocking=True)
         *parts, device_tiles = inputs.split(words)
 
-        results = self._results(texts, total, total - texts, outputs, options)
+        results = self._results(texts, total, rows, outputs, options)
         out = torch.empty(results.words, device=self.device)
         given = (*parts, device_tiles[: len(tiles)])
         self._compute(given, longest, outputs, options, results.split(out), space)
@@ -147,7 +149,7 @@ class GpuRunner(Runner):
             self._download.wait_stream(self.stream)
             out.record_stream(self._download)
         with torch.cuda.stream(self._download):
-            return self._fetch(out, results, texts, total - texts)
+            return self._fetch(out, results, texts, rows)
 
     def _run_bucket(
         self,
@@ -183,8 +185,9 @@ class GpuRunner(Runner):
                 self._bucket_space,
             ),
         )  # fmt: skip
-        unused = (bucket - (total - texts)) * results.colbert
-        return self._fetch(out[: len(out) - unused], results, texts, total - texts)
+        rows = int(colbert_counts(np.diff(batch.cu_seqlens), options.pooling).sum())
+        unused = (bucket - rows) * results.colbert
+        return self._fetch(out[: len(out) - unused], results, texts, rows)
 
     def _compute(
         self,
@@ -200,7 +203,8 @@ class GpuRunner(Runner):
         dense, csr, colbert = results
         plan = AttentionPlan(tiles, owners, longest)
         tokens = Tokens(ids, positions, cu_seqlens, longest, plan)
-        rows = pooled_rows(cu_seqlens, options.pooling, len(ids))
+        most = len(cu_seqlens) - 1 + len(ids) // CLS_EVERY  # of CLS tokens, whatever the lengths
+        rows = pooled_rows(cu_seqlens, options.pooling, len(ids), most)
         only = None if outputs.sparse or outputs.colbert else rows
         head = self.weights.sparse if outputs.sparse else None
         hidden, weights = encode(self.config, self.weights, tokens, space, only, head)
@@ -213,7 +217,8 @@ class GpuRunner(Runner):
         if outputs.colbert and (head := self.weights.colbert) is not None:
             # The out projection's buffer is free again.
             product = space.take("hidden", len(hidden), head.weight.shape[0], hidden)
-            colbert_head(hidden, head, owners, cu_seqlens, *vectors, product, colbert)
+            words = word_rows(owners, cu_seqlens, options.pooling, len(colbert))
+            colbert_head(hidden, head, owners, cu_seqlens, *vectors, product, colbert, words)
 
     def _fetch(
         self, out: torch.Tensor, results: Results, texts: int, rows: int

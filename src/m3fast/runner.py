@@ -14,8 +14,9 @@ import torch.nn.functional as F
 
 from m3fast.encoder import Tokens, Workspace, encode
 from m3fast.errors import InputError
-from m3fast.heads import colbert_head, dense_head, pooled_rows, sparse_head
+from m3fast.heads import colbert_head, dense_head, pooled_rows, sparse_head, word_rows
 from m3fast.kernels.padding import pad_rows, unpad
+from m3fast.mcls import cls_counts
 from m3fast.packing import pack_texts
 from m3fast.tokenizer import TokenIds
 
@@ -63,7 +64,7 @@ class BatchResult:
     Attributes:
         dense: float32 [N, H].
         sparse: N rows.
-        colbert: float32 [T - N, D], every token but each text's first.
+        colbert: float32 [T - N, D], every token but each text's first (its every CLS, for `mcls`).
     """
 
     dense: torch.Tensor | None
@@ -226,7 +227,10 @@ class Runner:
                 for t in (*map(torch.from_numpy, (batch.ids, batch.positions, batch.texts)), ends)
             )
             tokens = Tokens(ids, positions, ends, batch.max_seqlen)
-            rows = pooled_rows(cu_seqlens, options.pooling, len(ids))
+            n_cls = 0
+            if options.pooling == "mcls":
+                n_cls = int(cls_counts(np.diff(batch.cu_seqlens)).sum())
+            rows = pooled_rows(cu_seqlens, options.pooling, len(ids), n_cls)
             only = None if outputs.sparse or outputs.colbert else rows
             head = self.weights.sparse if outputs.sparse else None
             hidden, weights = encode(self.config, self.weights, tokens, space, only, head)
@@ -239,7 +243,8 @@ class Runner:
                 sparse = sparse_head(weights, batch, options.dropped, self.config.vocab_size)
             if outputs.colbert and self.weights.colbert is not None:
                 head = self.weights.colbert
-                colbert = colbert_head(hidden, head, texts, cu_seqlens, *vectors).cpu()
+                words = word_rows(texts, cu_seqlens, options.pooling, len(ids) - n_cls)
+                colbert = colbert_head(hidden, head, texts, cu_seqlens, *vectors, rows=words).cpu()
             return BatchResult(dense, sparse, colbert)
 
 

@@ -149,7 +149,7 @@ class Embeddings:
     Attributes:
         dense: float32 [N, H], L2-normalised unless the engine was told otherwise.
         sparse: lexical weights.
-        colbert: one vector per token but the first.
+        colbert: one vector per token but the first (for `mcls`, but every CLS).
         n_tokens: int32 [N], tokens encoded, special tokens included.
         truncated: bool [N], True where a text was longer than max_length.
     """

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from m3fast.kernels.linear import unpack_weight
 from m3fast.kernels.reference import pack_ref
+from m3fast.mcls import CLS_EVERY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,6 +103,8 @@ def _heads(engine: Engine, hidden: torch.Tensor, ids: torch.Tensor, ends: list[i
     pooling = engine.options.pooling
     if pooling == "mean":
         pooled = torch.stack([hidden[a:b].mean(0) for a, b in spans])
+    elif pooling == "mcls":
+        pooled = torch.stack([hidden[a:b:CLS_EVERY].mean(0) for a, b in spans])
     else:
         pooled = hidden[first if pooling == "cls" else last]
     vectors = {"dense": _double(F.normalize(pooled.double(), dim=-1))}
@@ -115,7 +118,8 @@ def _heads(engine: Engine, hidden: torch.Tensor, ids: torch.Tensor, ends: list[i
             row.scatter_reduce_(0, ids[a:b].cpu(), sparse[a:b, 0].relu().cpu(), "amax")
         rows[:, sorted(engine.tokenizer.dropped_ids)] = 0
         vectors["sparse"] = rows.numpy()
-        kept = torch.cat([colbert[a + 1 : b] for a, b in spans])
+        step = CLS_EVERY if pooling == "mcls" else len(hidden)
+        kept = torch.cat([part[1:] for a, b in spans for part in colbert[a:b].split(step)])
         vectors["colbert"] = _double(F.normalize(kept, dim=-1))
     return vectors
 
