@@ -12,7 +12,7 @@ import torch
 from checkpoints import TEXTS, make_checkpoint
 from test_engine import same
 
-from m3fast import AsyncEngine, Engine, gpurunner
+from m3fast import AsyncEngine, Engine, gpurunner, heads, mcls
 from m3fast.gpurunner import GpuRunner
 from m3fast.kernels import triton_path
 from m3fast.runner import Outputs
@@ -87,6 +87,40 @@ def test_pooling_and_widths(path, device, monkeypatch, pooling) -> None:
     only = dict(sparse=False, colbert=False)
     found, expected = (encode(e, monkeypatch, TEXTS[3:5], **only) for e in (ours, plain))
     np.testing.assert_allclose(found.dense, expected.dense, atol=2e-5)
+
+
+def both_mcls(path: Path, device, monkeypatch, **options) -> tuple[Engine, Engine]:
+    ours = Engine.from_pretrained(
+        path, device=str(device), dtype="float32", pooling="mcls", **options
+    )
+    return ours, cpu_engine(path, monkeypatch, pooling="mcls", **options)
+
+
+def test_mcls(path, device, monkeypatch) -> None:
+    """CLS and word rows whose number the host never tells: buckets, and beyond the last one."""
+    monkeypatch.setattr(gpurunner, "BUCKETS", (16, 48, 64))
+    for module in (mcls, heads, gpurunner):  # 256 would be slow to interpret
+        monkeypatch.setattr(module, "CLS_EVERY", 8)
+    ours, plain = both_mcls(path, device, monkeypatch, truncate_dim=24)
+    ids = [[0, *range(5, 5 + n), 2] for n in (0, 5, 6, 7, 13, 14, 20)] + [[0], [0, 0, 0, 2]]
+    for texts in (TEXTS, TEXTS[:1], TEXTS[1:5], ids, ids[:3], ids[6:]):
+        expected = encode(plain, monkeypatch, texts)
+        same(expected, encode(ours, monkeypatch, texts), 2e-5)
+        for only in ("dense", "colbert"):
+            chosen = {name: name == only for name in ("dense", "sparse", "colbert")}
+            found = encode(ours, monkeypatch, texts, **chosen)
+            a, b = (getattr(each, only) for each in (found, expected))
+            a, b = (a, b) if only == "dense" else (a.values, b.values)
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_mcls_at_its_own_stretch(path, device, monkeypatch) -> None:
+    monkeypatch.setattr(gpurunner, "BUCKETS", (288,))
+    ours, plain = both_mcls(path, device, monkeypatch)
+    texts = [[0, *range(5, 270), 2], [5]]
+    found, expected = (encode(e, monkeypatch, texts, max_length=512) for e in (ours, plain))
+    assert found.n_tokens.tolist() == [268, 1] and len(found.colbert[0]) == 266
+    same(expected, found, 2e-5)
 
 
 def test_streaming_and_windows(pair, monkeypatch) -> None:
@@ -196,9 +230,10 @@ def test_full_width_against_the_cpu(big, rng, monkeypatch) -> None:
 
 
 @pytest.mark.gpu
-def test_graphs_equal_eager(big, rng) -> None:
-    graphed = Engine.from_pretrained(big, device="cuda")
-    eager = Engine.from_pretrained(big, device="cuda")
+@pytest.mark.parametrize("pooling", ["cls", "mcls"])
+def test_graphs_equal_eager(big, rng, pooling) -> None:
+    graphed = Engine.from_pretrained(big, device="cuda", pooling=pooling)
+    eager = Engine.from_pretrained(big, device="cuda", pooling=pooling)
     eager.runners = [
         GpuRunner(eager.config, eager.runner.weights, eager.device, graphs=False)
     ]
