@@ -1,4 +1,4 @@
-"""The command `m3fast`: encode, search, score, serve, verify, tune, env.
+"""The command `m3fast`: encode, search, score, serve, eval, verify, tune, env.
 
 Exit codes: 0 done; 1 a check of `verify` failed; 2 bad usage or input, with one line on stderr;
 130 interrupted; 141 the reader of our output went away.
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after --help and --version (0) and on a usage error (2), as argparse does.
     """
     args = parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

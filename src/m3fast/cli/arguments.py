@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from m3fast._version import __version__
-from m3fast.cli import servearguments
+from m3fast.cli import evalarguments, servearguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +121,10 @@ def parser() -> Parser:
     command("encode", "encode a file of texts to vectors", ENCODE, _encode, _columns, _engine)
     command("search", "rank the texts of a file for queries", SEARCH, _search, _columns, _engine)
     command("score", "score pairs of query and passage", SCORE, _score, _engine)
+    command(
+        "eval", "measure how well a model retrieves, per language and mode",
+        evalarguments.EPILOG, evalarguments.add, _engine,
+    )  # fmt: skip
     command("verify", "check a model's results on this machine", VERIFY, _verify)
     command(
         "serve", "answer over HTTP: OpenAI's, TEI's, Cohere's and native routes",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
+from m3fast.assembly import join
 from m3fast.errors import InputError
 from m3fast.evaluate.measures import DEPTH, MEASURES, measure, need_library
 from m3fast.evaluate.ranking import rank
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 # The paper's names for what hybrids of three and of two modes weigh.
 NAMES = ("miracl", "mkqa", "mldr", "equal")
 DENSE_SPARSE, ALL = "dense+sparse", "all"
-# Documents whose embeddings are kept for the next dataset, if it has the same ones.
-KEPT_DOCUMENTS = 4096
+# MaxSim with more documents than that waits for dense's best, of which the paper takes 200.
+EXACT_DOCUMENTS, PAPER_RERANK = 10_000, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +107,20 @@ def evaluate(
     datasets: Sequence[Dataset],
     *,
     weights: str | Sequence[float] = "miracl",
-    rerank: int = 0,
+    rerank: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Retrieval figures of a model: dense, sparse, colbert, dense+sparse, all.
 
-    A text is encoded once, for all outputs. Documents that follow each other in several datasets
-    (the same `Texts` object, up to 4,096 of them) are encoded once for all of these.
+    Every text is encoded once, for all outputs. Documents pass by in windows and are not held;
+    the queries are, of all datasets in a row that share their documents (one `Texts` object).
 
     Args:
         engine: the model; one with a dense head only gets the mode dense only.
         datasets: what to measure on, at least one.
         weights: of the hybrids: `miracl`, `mkqa`, `mldr`, `equal` or (dense, sparse, colbert).
-        rerank: how many of dense's best documents colbert and all rank; 0 for all documents.
+        rerank: how many of dense's best documents colbert and all rank; 0 for all documents;
+            None for 0, or for the paper's 200 where a dataset has more than 10,000 documents.
         progress: called with the number of texts encoded since the last call.
 
     Raises:
@@ -125,64 +128,67 @@ def evaluate(
     """
     need_library()
     both = hybrid_weights(weights)
-    if not isinstance(rerank, int) or rerank < 0:
+    if rerank is not None and (not isinstance(rerank, int) or rerank < 0):
         raise InputError(f"rerank: expected an integer from 0 on, found {rerank!r}")
     if not datasets:
         raise InputError("datasets: expected at least one, found none")
-    encoder = _Encoder(engine, progress)
+    full = engine.outputs.sparse and engine.outputs.colbert
+    if rerank and not full:
+        raise InputError(f"rerank: expected 0 for a model without a colbert head, found {rerank}")
+    if rerank is None:
+        large = max(len(data.documents) for data in datasets) > EXACT_DOCUMENTS
+        rerank = PAPER_RERANK if large and full else 0
+    tell = progress or _silent
     results: list[Result] = []
-    for data in datasets:
-        queries = encoder.queries(data.queries)
-        cut = int(queries.truncated.sum())
-        cuts: list[int] = []
-        windows = encoder.documents(data.documents, cuts)
-        found = rank(queries, windows, both, DEPTH, rerank)
-        values = {mode: measure(data, rankings) for mode, rankings in found.items()}
-        results.append(
-            Result(data.name, len(data.queries), len(data.documents), cut + sum(cuts), values)
-        )
+    for _, shared in groupby(datasets, key=lambda data: id(data.documents)):
+        results += _together(engine, list(shared), both, rerank, tell)
     return Evaluation(tuple(results), both, rerank)
 
 
 def n_texts(datasets: Sequence[Dataset]) -> int:
     """How many texts `evaluate` encodes, for a progress bar."""
-    total, last = 0, None
-    for data in datasets:
-        kept = data.documents is last and len(data.documents) <= KEPT_DOCUMENTS
-        total += len(data.queries) + (0 if kept else len(data.documents))
-        last = data.documents
-    return total
+    groups = groupby(datasets, key=lambda data: id(data.documents))
+    documents = sum(len(next(shared).documents) for _, shared in groups)
+    return documents + sum(len(data.queries) for data in datasets)
 
 
-class _Encoder:
-    def __init__(self, engine: Engine, progress: Callable[[int], object] | None) -> None:
-        self.engine, self.progress = engine, progress
-        self._texts: Texts | None = None
-        self._kept: list[Embeddings] = []
+def _together(
+    engine: Engine,
+    datasets: list[Dataset],
+    weights: dict[str, Triple],
+    rerank: int,
+    progress: Callable[[int], object],
+) -> list[Result]:
+    documents = datasets[0].documents
+    queries = [join(list(_encode(engine, data.queries, progress))) for data in datasets]
+    cuts = [int(each.truncated.sum()) for each in queries]
+    documents_cut = 0
 
-    def queries(self, texts: Texts) -> Embeddings:
-        from m3fast.assembly import join
-
-        return join(list(self._encode(texts)))
-
-    def documents(self, texts: Texts, cuts: list[int]) -> Iterator[Embeddings]:
-        if self._texts is not texts:
-            self._texts, self._kept = None, []
-            keep = len(texts) <= KEPT_DOCUMENTS
-            for window in self._encode(texts):
-                if keep:
-                    self._kept.append(window)
-                cuts.append(int(window.truncated.sum()))
-                yield window
-            if keep:
-                self._texts = texts
-            return
-        for window in self._kept:
-            cuts.append(int(window.truncated.sum()))
+    def windows() -> Iterator[Embeddings]:
+        nonlocal documents_cut
+        for window in _encode(engine, documents, progress):
+            documents_cut += int(window.truncated.sum())
             yield window
 
-    def _encode(self, texts: Texts) -> Iterator[Embeddings]:
-        for window in self.engine.encode_iter(texts.texts, show_progress=False):
-            if self.progress is not None:
-                self.progress(len(window))
-            yield window
+    found = rank(join(queries), windows(), weights, DEPTH, rerank)
+    results: list[Result] = []
+    start = 0
+    for data, cut in zip(datasets, cuts, strict=True):
+        end = start + len(data.queries)
+        values = {mode: measure(data, rankings[start:end]) for mode, rankings in found.items()}
+        sizes = (len(data.queries), len(documents), cut + documents_cut)
+        results.append(Result(data.name, *sizes, values))
+        start = end
+    return results
+
+
+def _encode(
+    engine: Engine, texts: Texts, progress: Callable[[int], object]
+) -> Iterator[Embeddings]:
+    for window in engine.encode_iter(texts.texts, show_progress=False):
+        progress(len(window))
+        yield window
+
+
+def _silent(_: int) -> None:
+    pass

@@ -1,0 +1,215 @@
+"""`m3fast eval`: retrieval figures of a model per language and mode."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import m3fast
+from m3fast.cli.table import table
+from m3fast.errors import InputError
+from m3fast.evaluate import (
+    builtin,
+    cross,
+    evaluate,
+    hybrid_weights,
+    load_dataset,
+    n_texts,
+    pick,
+)
+from m3fast.evaluate.measures import MEASURES, need_library
+from m3fast.evaluate.plot import draw, title
+
+if TYPE_CHECKING:
+    import argparse
+
+    from m3fast import Engine
+    from m3fast.evaluate import Dataset, Evaluation
+
+XQUAD_LANGUAGES = ["ar", "de", "en", "es", "ru", "th", "tr", "zh"]
+LIBRARIES = ("torch", "numpy", "transformers", "ir-measures", "pytrec-eval-terrier")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table per measure, and write the files that were asked for.
+
+    Raises:
+        M3FastError: bad data, arguments or model.
+        OSError: a file cannot be read or written.
+    """
+    _check_outputs(args)
+    hybrid_weights(_weights(args.weights))
+    source, datasets = _datasets(args)
+    engine = m3fast.Engine.from_pretrained(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        max_length=args.max_length,
+        pooling=args.pooling,
+    )
+    started = time.perf_counter()
+    found = _evaluate(engine, datasets, args)
+    seconds = time.perf_counter() - started
+    heading = f"{_name(args.model)}, {_dtype(engine)}, on {source}"
+    print(_report(engine, found, heading, args.weights))
+    if args.json is not None:
+        _write_json(engine, found, source, seconds, args)
+    if args.plot is not None:
+        draw(found, f"{heading}\n{_how(found, args.weights)}", args.plot)
+    return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    need_library()
+    for flag, file in (("--json", args.json), ("--plot", args.plot)):
+        if file is not None and not file.parent.is_dir():
+            raise InputError(f"{flag}: expected an existing folder, found {str(file.parent)!r}")
+        if file is not None and file.is_dir():
+            raise InputError(f"{flag}: expected a file, found the folder {str(file)!r}")
+    if args.plot is not None:
+        if args.plot.suffix.lower() != ".png":
+            raise InputError(f"--plot: expected .png, found {str(args.plot)!r}")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise InputError("--plot: needs matplotlib: pip install 'm3fast[demo]'")
+
+
+def _weights(text: str) -> Any:
+    """Three numbers if they are some, else a name, right or wrong."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text
+
+
+def _datasets(args: argparse.Namespace) -> tuple[str, list[Dataset]]:
+    """What the data is called, and the datasets chosen."""
+    languages: list[str] | None = args.languages and args.languages.split(",")
+    paths: list[Path] = args.data
+    if not paths and (xquad := _xquad()) is not None:
+        source, every = "XQuAD in ../shared/data/xquad", load_dataset(xquad, "squad")
+        languages = languages or XQUAD_LANGUAGES
+    elif not paths:
+        every = builtin()
+        source = f"the built-in set ({len(every[0].documents)} texts: too few to compare models)"
+    else:
+        source = ", ".join(map(str, paths))
+        every = []
+        for path in paths:
+            every += load_dataset(path, args.format, split=args.split)
+    names = [data.name for data in every]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"DATA: expected each language or folder name once, found {twice!r} again")
+    target: str | None = args.cross
+    if target is None:
+        return source, pick(every, languages or names)
+    if target not in names:
+        raise InputError(f"--cross: expected one of {', '.join(names)}, found {target!r}")
+    return source, cross(pick(every, [*(languages or names), target]), target)
+
+
+def _xquad() -> Path | None:
+    """The folder beside a source checkout; an installed package has none."""
+    root = Path(m3fast.__file__).resolve().parents[2]
+    folder = root.parent / "shared" / "data" / "xquad"
+    return folder if (root / "pyproject.toml").is_file() and folder.is_dir() else None
+
+
+def _evaluate(engine: Engine, datasets: list[Dataset], args: argparse.Namespace) -> Evaluation:
+    from tqdm import tqdm
+
+    show = sys.stderr.isatty() if args.progress is None else args.progress
+    with tqdm(total=n_texts(datasets), unit=" texts", disable=not show) as progress:
+        return evaluate(
+            engine,
+            datasets,
+            weights=_weights(args.weights),
+            rerank=args.rerank,
+            progress=progress.update,
+        )
+
+
+def _report(engine: Engine, found: Evaluation, heading: str, weights: str) -> str:
+    parts = [heading, _how(found, weights)]
+    if engine.config.random_weights:
+        parts.append("Its weights are random: what it finds, it finds by shared word pieces.")
+    if cut := sum(result.cut for result in found.results):
+        parts.append(f"{cut:,} texts were cut at {engine.max_length:,} tokens.")
+    for name in MEASURES:
+        rows = [
+            [r.name, f"{r.queries:,}", f"{r.documents:,}"]
+            + [f"{100 * r.values[mode][name]:.1f}" for mode in found.modes]
+            for r in found.results
+        ]
+        if len(rows) > 1:
+            mean = found.mean
+            rows.append(
+                ["mean", "", "", *(f"{100 * mean[mode][name]:.1f}" for mode in found.modes)]
+            )
+        header = [name, "queries", "documents", *map(title, found.modes)]
+        parts.append("\n" + table(header, rows, left=1))
+    return "\n".join(parts)
+
+
+def _how(found: Evaluation, name: str) -> str:
+    """How documents were ranked, and what the hybrids weigh."""
+    if "all" not in found.modes:
+        return "All documents scored. This model has a dense head only."
+    how = "All documents scored in every mode"
+    if found.rerank:
+        how = f"Multi-vector and all re-rank dense's best {found.rerank:,}"
+    two, three = (",".join(f"{w:g}" for w in found.weights[m]) for m in ("dense+sparse", "all"))
+    return f"{how}. Weights {name}: {two} and {three}. Figures are per cent."
+
+
+def _write_json(
+    engine: Engine, found: Evaluation, source: str, seconds: float, args: argparse.Namespace
+) -> None:
+    report = {
+        "command": shlex.join(["m3fast", *args.argv]),
+        "model": args.model,
+        "data": source,
+        "device": str(engine.device),
+        "dtype": _dtype(engine),
+        "threads": torch.get_num_threads(),
+        "max_length": engine.max_length,
+        "pooling": engine.options.pooling,
+        "weights": {"name": args.weights, **found.weights},
+        "rerank": found.rerank,
+        "seconds": round(seconds, 3),
+        "versions": {
+            "m3fast": m3fast.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
+        "results": [
+            {
+                "name": r.name,
+                "queries": r.queries,
+                "documents": r.documents,
+                "cut": r.cut,
+                "values": r.values,
+            }
+            for r in found.results
+        ],
+        "mean": found.mean,
+    }
+    partial = args.json.with_name(f".{args.json.name}.part")
+    partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(args.json)
+
+
+def _name(model: str) -> str:
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _dtype(engine: Engine) -> str:
+    return str(engine.dtype).removeprefix("torch.")
