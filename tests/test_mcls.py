@@ -16,6 +16,9 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, XLMRobertaModel
 
 from m3fast import AsyncEngine, BGEM3FlagModel, CheckpointError, Engine, InputError, runner
+from m3fast.cli import main
+from m3fast.cli.corpus import Corpus
+from m3fast.cli.encode import _manifest
 from m3fast.cli.plain import engine_vectors, plain_vectors
 from m3fast.mcls import insert_cls, plain_limit
 from m3fast.tokenizer import TokenIds, Tokenizer
@@ -277,6 +280,27 @@ def test_a_checkpoint_asks_for_it(tmp_path) -> None:
         file.write_text(json.dumps({**raw, "m3fast_pooling": wrong}))
         with pytest.raises(CheckpointError, match="m3fast_pooling: expected one of"):
             Engine.from_pretrained(path, device="cpu")
+
+
+def test_command_line(tmp_path) -> None:
+    """Such a checkpoint; parts of another pooling are not gone on with."""
+    path = make_checkpoint(tmp_path / "model", pooling="cls")
+    file = path / "1_Pooling" / "config.json"
+    file.write_text('{"m3fast_pooling": "mcls"}')
+    (tmp_path / "in.txt").write_text(f"{LONG}\nshort\n")
+    command = ["encode", str(tmp_path / "in.txt"), "-o", str(tmp_path / "out.npz"),
+               "--model", str(path), "--dtype", "float32", "--device", "cpu"]  # fmt: skip
+    assert main(command) == 0
+    found = np.load(tmp_path / "out.npz")
+    engine = Engine.from_pretrained(path, device="cpu", dtype="float32")
+    expected = engine.encode([LONG, "short"])
+    np.testing.assert_array_equal(found["n_tokens"], expected.n_tokens)
+    np.testing.assert_allclose(found["dense"], expected.dense, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found["colbert_offsets"], expected.colbert.offsets)
+    corpus = Corpus(str(tmp_path / "in.txt"), "txt")
+    plain = Engine.from_pretrained(path, device="cpu", dtype="float32", pooling="cls")
+    a, b = (_manifest(e, corpus, ["dense"], "float32") for e in (engine, plain))
+    assert a != b
 
 
 def test_bad_input(path, monkeypatch) -> None:

@@ -110,6 +110,7 @@ def _manifest(
         "columns": [corpus.text_column, corpus.id_column],
         "model": str(engine.path.resolve()),
         "model_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        "pooling": engine.options.pooling,  # its file lies in a folder of its own
         "outputs": outputs,
         "max_length": engine.max_length,
         "dtype": str(engine.dtype).removeprefix("torch."),
