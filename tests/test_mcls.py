@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, XLMRobertaModel
 
@@ -20,6 +21,7 @@ from m3fast.cli import main
 from m3fast.cli.corpus import Corpus
 from m3fast.cli.encode import _manifest
 from m3fast.cli.plain import engine_vectors, plain_vectors
+from m3fast.heads import pooled_rows, word_rows
 from m3fast.mcls import insert_cls, plain_limit
 from m3fast.tokenizer import TokenIds, Tokenizer
 
@@ -337,3 +339,15 @@ def test_limits_and_places() -> None:
     assert np.diff(found.offsets).tolist() == [len(text) for text in expected]
     none = TokenIds(np.empty(0, np.int32), np.zeros(1, np.int64), np.zeros(0, bool))
     assert len(insert_cls(none, CLS)) == 0
+
+
+def test_the_devices_tables_depend_on_no_value() -> None:
+    """What a CUDA graph asks for: FakeTensorMode refuses sizes and reads that hang on values."""
+    with FakeTensorMode():
+        ends, texts = torch.zeros(9, dtype=torch.int32), torch.zeros(600, dtype=torch.int32)
+        rows = pooled_rows(ends, "mcls", 600, 10)
+        words = word_rows(texts, ends, "mcls", 600)
+        assert rows is not None and rows.shape == (10,) and rows.dtype == torch.int64
+        assert words is not None and words.shape == (600,) and words.dtype == torch.int64
+        with pytest.raises(DynamicOutputShapeException):
+            texts.nonzero()
