@@ -111,12 +111,20 @@ def test_rerank_is_for_hybrids_with_maxsim() -> None:
 
 def test_ties_keep_the_order_of_the_documents() -> None:
     queries, one = random_embeddings(3, 0), random_embeddings(1, 1)
-    for found in (
-        rank(queries, [one] * 6, WEIGHTS, 4),
-        rank(queries, [one] * 6, WEIGHTS, 4, rerank=5),
-    ):
+    for rerank in (0, 5, 9):
+        found = rank(queries, [one] * 8, WEIGHTS, 4, rerank=rerank)
         for mode in ("dense", "colbert", "dense+sparse", "all"):
             assert found[mode] == [[0, 1, 2, 3]] * 3, mode
+
+
+def test_ties_among_many() -> None:
+    """numpy sorts up to 16 numbers stably by any of its ways, so more of them."""
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (3, 500)).astype(np.float32)
+    top = Top(3, 100)
+    for start in range(0, 500, 70):
+        top.update(slice(0, 3), scores[:, start : start + 70], start)
+    assert top.rankings() == [row[:100] for row in ordered(scores)]
 
 
 def test_dense_only() -> None:
