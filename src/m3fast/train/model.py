@@ -1,0 +1,203 @@
+"""The packed encoder once more, in operations that autograd can follow.
+
+The weights are those of `m3fast.checkpoint`, the arithmetic is that of `m3fast.encoder` and
+`m3fast.heads`; a test holds the two together. Tokens are packed but for attention, which pads the
+texts of one part to their longest: parts are made of texts of like length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from m3fast.checkpoint import HEAD_FILES, Linear, Norm, load_weights
+from m3fast.config import ModelConfig
+from m3fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from m3fast.checkpoint import Layer, Weights
+    from m3fast.types import PackedBatch
+
+COPIED = (
+    *("tokenizer*", "special_tokens_map.json", "sentencepiece*", "vocab*", "merges.txt"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one part gives, still attached to the graph.
+
+    Attributes:
+        dense: [n, H], L2-normalised.
+        tokens: fp32 [T], relu(h·w + b).
+        vectors: [T, D], L2-normalised; the row of a text's first token stands for nothing.
+    """
+
+    dense: torch.Tensor
+    tokens: torch.Tensor
+    vectors: torch.Tensor
+
+
+class Model:
+    """An encoder with BGE-M3's three heads, all weights float32 leaves.
+
+    Raises:
+        CheckpointError: no such checkpoint, one without the heads, or one that pools otherwise
+            than by its first token.
+    """
+
+    def __init__(self, path: Path, device: torch.device, recompute_layers: bool = False) -> None:
+        self.path, self.config = path, ModelConfig.from_dir(path)
+        weights = load_weights(path, self.config, device, torch.float32)
+        if weights.colbert is None or weights.sparse is None:
+            raise CheckpointError(f"{path}: expected {' and '.join(HEAD_FILES)}, found neither")
+        if self.config.pooling != "cls":
+            found = self.config.pooling
+            raise CheckpointError(f"{path}: pooling: expected 'cls', found {found!r}")
+        self.weights: Weights = weights
+        self._recompute = recompute_layers
+        for tensor in self.tensors().values():
+            tensor.requires_grad_()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every weight by name; query, key and value are one."""
+        w = self.weights
+        found = {"embeddings.word": w.word, "embeddings.position": w.position}
+        found |= {"embeddings.type": w.type_row} | _named("embeddings.norm", w.embedding_norm)
+        for i, layer in enumerate(w.layers):
+            for part in ("qkv", "out", "attention_norm", "up", "down", "output_norm"):
+                found |= _named(f"layers.{i}.{part}", getattr(layer, part))
+        return found | _named("colbert", w.colbert) | _named("sparse", w.sparse)
+
+    def encode(self, batch: PackedBatch, bf16: bool) -> Outputs:
+        """Outputs of packed texts; matrix products in bfloat16 if asked for."""
+        device = self.weights.word.device
+        ids, positions, cu_seqlens = (
+            torch.from_numpy(a).to(device, torch.int64, non_blocking=True)
+            for a in (batch.ids, batch.positions, batch.cu_seqlens)
+        )
+        w, eps = self.weights, self.config.layer_norm_eps
+        narrow = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with narrow:
+            x = F.embedding(ids, w.word) + F.embedding(positions, w.position) + w.type_row
+            x = _norm(x, w.embedding_norm, eps)
+            pad = Padding(cu_seqlens, batch.max_seqlen, len(ids))
+            for layer in w.layers:
+                # fp32 between layers: bf16 sums lose what a small learning rate adds.
+                args: tuple[Any, ...] = (layer, x, pad, self.config.n_heads, eps)
+                x = (
+                    checkpoint(_layer, *args, use_reentrant=False)
+                    if self._recompute
+                    else _layer(*args)
+                )
+            vectors = _linear(x, w.colbert)
+        head = w.sparse
+        assert head is not None  # checked when made
+        tokens = torch.relu(x.float() @ head.weight[0] + head.bias)
+        dense = F.normalize(x[cu_seqlens[:-1]].float(), dim=-1)
+        return Outputs(dense, tokens, F.normalize(vectors.float(), dim=-1))
+
+    def save(self, out: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write a checkpoint in the hub's layout, tokenizer and other files as in the first.
+
+        What stands in `out` under these names is replaced.
+        """
+        from safetensors.torch import save_file
+
+        out.mkdir(parents=True, exist_ok=True)
+        for pattern in COPIED:
+            for file in self.path.glob(pattern):
+                shutil.copyfile(file, out / file.name)
+        if (self.path / "1_Pooling").is_dir():
+            shutil.copytree(self.path / "1_Pooling", out / "1_Pooling", dirs_exist_ok=True)
+        config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        config.pop("m3fast_random_weights", None)
+        config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        tensors = {
+            name: tensor.detach().to("cpu", dtype).contiguous().clone()
+            for name, tensor in hugging_face_names(self.tensors(), self.config).items()
+        }
+        for file in HEAD_FILES:
+            name = file.removesuffix(".pt")
+            torch.save(
+                {part: tensors.pop(f"{name}.{part}") for part in ("weight", "bias")}, out / file
+            )
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
+class Padding:
+    """Where packed tokens [T] of n texts stand in padded rows [n, L]."""
+
+    def __init__(self, cu_seqlens: torch.Tensor, longest: int, n_tokens: int) -> None:
+        lengths = cu_seqlens.diff()
+        self.shape = (len(lengths), longest)
+        texts = torch.repeat_interleave(lengths, output_size=n_tokens)
+        places = torch.arange(n_tokens, device=texts.device) - cu_seqlens[texts]
+        self.slots = texts * longest + places
+        # bool [n, 1, 1, L], True where there is a token; None where all are.
+        even = n_tokens == len(lengths) * longest
+        there = torch.arange(longest, device=texts.device) < lengths[:, None]
+        self.mask = None if even else there[:, None, None]
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        n, longest = self.shape
+        rows = x.new_zeros(n * longest, x.shape[1]).index_copy(0, self.slots, x)
+        return rows.view(n, longest, x.shape[1])
+
+
+def _layer(layer: Layer, x: torch.Tensor, pad: Padding, heads: int, eps: float) -> torch.Tensor:
+    qkv = pad.pad(_linear(x, layer.qkv))
+    n, longest, width = qkv.shape
+    q, k, v = qkv.view(n, longest, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=pad.mask)
+    attended = attended.transpose(1, 2).reshape(n * longest, width // 3)[pad.slots]
+    x = _norm(x + _linear(attended, layer.out), layer.attention_norm, eps)
+    inner = F.gelu(_linear(x, layer.up))
+    return _norm(x + _linear(inner, layer.down), layer.output_norm, eps)
+
+
+def _linear(x: torch.Tensor, layer: Linear | None) -> torch.Tensor:
+    assert layer is not None and isinstance(layer.weight, torch.Tensor)  # never packed here
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def _norm(x: torch.Tensor, norm: Norm, eps: float) -> torch.Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:], norm.weight, norm.bias, eps)
+
+
+def _named(name: str, part: Any) -> dict[str, torch.Tensor]:
+    return {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
+
+
+def hugging_face_names(
+    tensors: dict[str, torch.Tensor], config: ModelConfig
+) -> dict[str, torch.Tensor]:
+    """`Model.tensors` under the names of XLMRobertaModel's state dict, heads as head.part."""
+    table = {"word": "word_embeddings", "position": "position_embeddings"}
+    named = {f"embeddings.{b}.weight": tensors[f"embeddings.{a}"] for a, b in table.items()}
+    types = tensors["embeddings.type"].expand(config.n_types, -1)
+    named["embeddings.token_type_embeddings.weight"] = types
+    parts = {"out": "attention.output.dense", "attention_norm": "attention.output.LayerNorm"}
+    parts |= {"up": "intermediate.dense", "down": "output.dense", "output_norm": "output.LayerNorm"}
+    for part in ("weight", "bias"):
+        named[f"embeddings.LayerNorm.{part}"] = tensors[f"embeddings.norm.{part}"]
+        for i in range(config.n_layers):
+            qkv = tensors[f"layers.{i}.qkv.{part}"].chunk(3)
+            for name, tensor in zip(("query", "key", "value"), qkv, strict=True):
+                named[f"encoder.layer.{i}.attention.self.{name}.{part}"] = tensor
+            for ours, theirs in parts.items():
+                named[f"encoder.layer.{i}.{theirs}.{part}"] = tensors[f"layers.{i}.{ours}.{part}"]
+        for head in ("colbert", "sparse"):
+            named[f"{head}_linear.{part}"] = tensors[f"{head}.{part}"]
+    return named

@@ -1,0 +1,183 @@
+"""One batch's losses and gradients, in parts of it where it is larger than memory allows.
+
+A batch of more than `sub_batch_tokens` is encoded part by part without gradients; the losses over
+all of it give the gradient of each output; then each part is encoded once more and takes its
+gradients to the weights. So the memory is that of one part, the losses are those of the batch
+(the paper's splitting into sub-batches with recomputation, appendix B.2; Gao et al., 2101.06983).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from m3fast.kernels.packing import pack
+from m3fast.train.config import CONTRASTIVE, DISTILLED, TEACHER
+from m3fast.train.losses import Side, contrastive_losses, teacher_losses
+from m3fast.train.model import Outputs
+from m3fast.types import PackedBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from m3fast.tokenizer import TokenIds, Tokenizer
+    from m3fast.train.config import TrainConfig
+    from m3fast.train.data import Batch
+    from m3fast.train.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Texts encoded together. order: int64 [n], their places among the side's texts."""
+
+    batch: PackedBatch
+    order: np.ndarray
+
+
+def forward_backward(
+    model: Model,
+    tokenizer: Tokenizer,
+    batch: Batch,
+    config: TrainConfig,
+    weights: Mapping[str, float],
+    bf16: bool,
+    seed: Sequence[int],
+) -> tuple[dict[str, float], int]:
+    """Add a batch's gradients to those of the weights.
+
+    Args:
+        weights: of each loss; one of weight 0 is logged where it costs nothing.
+
+    Returns:
+        Every loss by name, and the tokens of the batch.
+    """
+    rng = np.random.default_rng([*seed, 2])
+    sides = [
+        _parts(model, tokenizer.encode(texts, length), config, rng)
+        for texts, length in (
+            (batch.queries, config.query_length),
+            (batch.passages, config.passage_length),
+        )
+        if texts
+    ]
+    parts = [part for side in sides for part in side]
+    n_tokens = sum(part.batch.n_tokens for part in parts)
+    whole = n_tokens <= config.sub_batch_tokens
+    with torch.set_grad_enabled(whole):
+        outputs = [model.encode(part.batch, bf16) for part in parts]
+    if not whole:
+        outputs = [Outputs(*(t.requires_grad_() for t in _tensors(o))) for o in outputs]
+    losses = _losses(model, batch, sides, outputs, tokenizer, config, weights)
+    total = sum(weights[name] * loss for name, loss in losses.items())
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    if not whole:
+        for part, kept in zip(parts, outputs, strict=True):
+            again = _tensors(model.encode(part.batch, bf16))
+            pairs = [
+                (a, k.grad)
+                for a, k in zip(again, _tensors(kept), strict=True)
+                if k.grad is not None
+            ]
+            torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
+    found = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+    return dict(zip(losses, found, strict=True)), n_tokens
+
+
+def _tensors(outputs: Outputs) -> list[torch.Tensor]:
+    return [getattr(outputs, f.name) for f in fields(outputs)]
+
+
+def _parts(
+    model: Model, tokens: TokenIds, config: TrainConfig, rng: np.random.Generator
+) -> list[Part]:
+    """Texts by length, in parts of at most sub_batch_tokens with padding, at random positions."""
+    lengths = np.diff(tokens.offsets)
+    order, c = np.argsort(lengths, kind="stable"), model.config
+    parts: list[Part] = []
+    begin = 0
+    for end in range(1, len(order) + 1):
+        full = (
+            end < len(order) and lengths[order[end]] * (end + 1 - begin) > config.sub_batch_tokens
+        )
+        if end == len(order) or full:
+            chosen = order[begin:end]
+            begin = end
+            packed = pack(tokens.ids, tokens.offsets, chosen, c.position_pad_id, c.vocab_size)
+            shift = rng.integers(0, c.max_length - lengths[chosen] + 1)
+            shift[rng.random(len(chosen)) >= config.random_positions] = 0
+            # A literal pad token stays at its own position.
+            moved = packed.positions >= c.position_offset
+            positions = packed.positions + (np.repeat(shift, lengths[chosen]) * moved).astype(
+                np.int32
+            )
+            made = PackedBatch(
+                packed.ids, positions, packed.cu_seqlens, packed.longest, packed.texts
+            )
+            parts.append(Part(made, chosen))
+    return parts
+
+
+def _side(parts: Sequence[Part], outputs: Sequence[Outputs]) -> Side:
+    device = outputs[0].dense.device
+    order = torch.from_numpy(np.concatenate([part.order for part in parts])).to(device)
+    texts = np.concatenate([part.order[part.batch.texts] for part in parts])
+    ids = np.concatenate([part.batch.ids for part in parts])
+    starts = np.concatenate([part.batch.cu_seqlens[:-1] + n for n, part in _starts(parts)])
+    first = np.zeros(len(ids), np.bool_)
+    first[starts] = True
+    return Side(
+        torch.cat([o.dense for o in outputs])[order.argsort()],
+        torch.cat([o.tokens for o in outputs]),
+        torch.cat([o.vectors for o in outputs]),
+        torch.from_numpy(ids).to(device, torch.int64),
+        torch.from_numpy(texts).to(device, torch.int64),
+        torch.from_numpy(first).to(device),
+    )
+
+
+def _starts(parts: Sequence[Part]) -> list[tuple[int, Part]]:
+    sizes = np.cumsum([0, *(part.batch.n_tokens for part in parts[:-1])])
+    return list(zip(sizes.tolist(), parts, strict=True))
+
+
+def _losses(
+    model: Model,
+    batch: Batch,
+    sides: Sequence[list[Part]],
+    outputs: Sequence[Outputs],
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    weights: Mapping[str, float],
+) -> dict[str, torch.Tensor]:
+    cut = len(sides[0])
+    made = [_side(sides[0], outputs[:cut])]
+    if batch.queries:
+        made.append(_side(sides[1], outputs[cut:]))
+    losses: dict[str, torch.Tensor] = {}
+    device = made[0].dense.device
+    if batch.queries and any(weights[name] for name in (*CONTRASTIVE, *DISTILLED)):
+        positive = torch.arange(len(batch.queries), device=device)
+        losses = contrastive_losses(
+            made[0], made[1], positive, _repeated(batch).to(device),
+            sorted(tokenizer.dropped_ids), config.temperature, config.hybrid,
+        )  # fmt: skip
+    if batch.teacher is not None and any(weights[name] for name in TEACHER):
+        dense = torch.cat([side.dense for side in made])
+        teacher = torch.from_numpy(batch.teacher).to(device)
+        losses |= teacher_losses(dense, teacher, len(batch.queries), config.teacher_temperature)
+    return losses
+
+
+def _repeated(batch: Batch) -> torch.Tensor:
+    """bool [nq, np], True where another passage is the query's own positive, or the query."""
+    first: dict[str, int] = {}
+    number = np.array([first.setdefault(text, len(first)) for text in batch.passages])
+    own = np.array([first.get(text, -1) for text in batch.queries])
+    n = len(batch.queries)
+    same = (number[None] == number[:n, None]) | (number[None] == own[:, None])
+    same[np.arange(n), np.arange(n)] = False
+    return torch.from_numpy(same)
