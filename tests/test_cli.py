@@ -17,7 +17,7 @@ from m3fast.cli.table import fit, table, width
 from m3fast.kernels import native, triton_path, tuning
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("encode", "search", "score", "eval", "verify", "tune", "env")
+COMMANDS = ("encode", "search", "score", "eval", "train", "verify", "tune", "env")
 
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:

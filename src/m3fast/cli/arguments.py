@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from m3fast._version import __version__
-from m3fast.cli import evalarguments, servearguments
+from m3fast.cli import evalarguments, servearguments, trainarguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +124,10 @@ def parser() -> Parser:
     command(
         "eval", "measure how well a model retrieves, per language and mode",
         evalarguments.EPILOG, evalarguments.add, _engine,
+    )  # fmt: skip
+    command(
+        "train", "fine-tune a model on queries and passages",
+        trainarguments.EPILOG, trainarguments.add,
     )  # fmt: skip
     command("verify", "check a model's results on this machine", VERIFY, _verify)
     command(

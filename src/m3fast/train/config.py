@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -124,9 +125,9 @@ def read_config(file: Path) -> TrainConfig:
         raise InputError(f"{file}: expected a TOML file, found no file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{file}: expected TOML, found {error}") from error
-    tables = raw.pop("data", [])
+    tables = raw.pop("data", None)
     if not isinstance(tables, list) or not tables:
-        raise InputError(f"{file}: data: expected at least one [[data]] table, found none")
+        raise InputError(f"{file}: data: expected at least one [[data]] table, found {tables!r}")
     where = file.parent
     data = tuple(
         _make(DataFile, table, f"{file}: data[{i}]", where) for i, table in enumerate(tables)
@@ -167,6 +168,8 @@ def _typed(value: Any, hint: Any, where: str, folder: Path) -> Any:
     if kind is dict and isinstance(value, dict):
         return {k: _typed(v, float, f"{where}.{k}", folder) for k, v in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise InputError(f"{where}: expected a finite number, found {value}")
         return float(value)
     if kind is Path and isinstance(value, str):
         return (folder / Path(value).expanduser()).resolve()
@@ -197,9 +200,9 @@ def _check(config: TrainConfig, file: str) -> None:
         if weight < 0:
             raise InputError(f"{file}: losses.{name}: expected 0 or more, found {weight}")
     for i, data in enumerate(config.data):
-        for path in (data.path, data.teacher):
+        for key, path in (("path", data.path), ("teacher", data.teacher)):
             if path is not None and not path.is_file():
-                raise InputError(f"{file}: data[{i}]: expected the file {path}, found none")
+                raise InputError(f"{file}: data[{i}]: {key}: expected a file, found none at {path}")
         if data.weight <= 0:
             raise InputError(
                 f"{file}: data[{i}]: weight: expected more than 0, found {data.weight}"

@@ -54,12 +54,12 @@ class Examples:
             rows are not as many as the texts.
     """
 
-    def __init__(self, data: DataFile) -> None:
+    def __init__(self, data: DataFile, negatives: int = 0) -> None:
         self.data = data
         self.rows: list[list[str]] = []  # a text; or a query, its positives, its negatives
         self.positives: list[int] = []  # 0 for a text
         languages: list[str] = []
-        with data.path.open(encoding="utf-8") as file:
+        with data.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     row, positives, language = _read(line, f"{data.path}:{number}")
@@ -74,7 +74,7 @@ class Examples:
         names = {name: i for i, name in enumerate(dict.fromkeys(languages))}
         self.language = np.array([names[name] for name in languages])
         self.tokens = np.array(
-            [_estimate(row, p) for row, p in zip(self.rows, self.positives, strict=True)]
+            [_estimate(row, p, negatives) for row, p in zip(self.rows, self.positives, strict=True)]
         )
         self.offsets = np.concatenate([[0], np.cumsum([len(row) for row in self.rows])])
         self.teacher: NDArray[np.floating] | None = None
@@ -143,7 +143,7 @@ class Batches:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self.files = [Examples(data) for data in config.data]
+        self.files = [Examples(data, config.negatives) for data in config.data]
         weights = np.array([data.weight for data in config.data])
         self._share = weights / weights.sum()
         self.step = 0
@@ -172,23 +172,29 @@ class Batches:
         self.step, self._epochs, self._used = state["step"], state["epochs"], state["used"]
         for i, file in enumerate(self.files):
             self._orders[i] = file.epoch(self._config, self._seed(i))
+            if self._used[i] > len(self._orders[i]):
+                raise InputError(
+                    f"{file.data.path}: expected its lines as when the run began, found fewer"
+                )
 
 
 def _load_teacher(file: Path, texts: int) -> NDArray[np.floating]:
     try:
         teacher: Any = np.load(file, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{file}: expected an array of numpy, found {error}") from error
+    if not isinstance(teacher, np.ndarray):
+        raise InputError(f"{file}: expected one array, found an archive of several")
     if teacher.ndim != 2 or len(teacher) != texts or teacher.dtype.kind != "f":
         found = f"{teacher.dtype} {teacher.shape}"
         raise InputError(f"{file}: expected floats of shape ({texts}, D), found {found}")
     return teacher
 
 
-def _read(line: str, where: str) -> tuple[list[str], int, str]:
+def _read(line: bytes, where: str) -> tuple[list[str], int, str]:
     """Texts, how many of them are positives, and the language or ''."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except ValueError as error:
         raise InputError(f"{where}: expected JSON, found {error}") from error
     if not isinstance(row, dict):
@@ -197,7 +203,7 @@ def _read(line: str, where: str) -> tuple[list[str], int, str]:
     if not isinstance(language, str):
         raise InputError(f"{where}: lang: expected a str, found {language!r}")
     if isinstance(text := row.get("text"), str):
-        return [text], 0, language
+        return _unicode([text], where), 0, language
     query, positives, negatives = row.get("query"), row.get("pos"), row.get("neg") or []
     if not isinstance(query, str):
         raise InputError(f"{where}: expected a str 'query' or 'text', found {query!r}")
@@ -206,10 +212,18 @@ def _read(line: str, where: str) -> tuple[list[str], int, str]:
             raise InputError(f"{where}: {name}: expected a list of str, found {texts!r}")
     if not positives:
         raise InputError(f"{where}: pos: expected at least one passage, found none")
-    return [query, *positives, *negatives], len(positives), language
+    return _unicode([query, *positives, *negatives], where), len(positives), language
 
 
-def _estimate(row: list[str], positives: int) -> int:
-    """Tokens of a text, or of a query, a positive and as long a negative."""
-    used = row[:2] if positives else row
+def _unicode(texts: list[str], where: str) -> list[str]:
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: expected Unicode, found half a surrogate pair") from None
+    return texts
+
+
+def _estimate(row: list[str], positives: int, negatives: int) -> int:
+    """Tokens of a text, or of a query, a positive and negatives as long as it."""
+    used = row[:1] + row[1:2] * (1 + min(negatives, len(row) - 1 - positives)) if positives else row
     return sum(3 + len(text.encode()) // BYTES_PER_TOKEN for text in used)

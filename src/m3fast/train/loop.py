@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -12,28 +11,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from m3fast.checkpoint import resolve
-from m3fast.errors import InputError
+from m3fast.errors import ComputeError, InputError
 from m3fast.runner import pick_devices, pick_dtype
 from m3fast.tokenizer import Tokenizer
-from m3fast.train.config import LOSSES, PAPER
+from m3fast.train.config import CONTRASTIVE, DISTILLED, LOSSES, PAPER, TEACHER
 from m3fast.train.data import Batches
 from m3fast.train.model import Model
+from m3fast.train.record import CHECKPOINT, LOG, Mean, check_same, load, plain, read_log
 from m3fast.train.step import forward_backward
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from m3fast.train.config import TrainConfig
 
-# Files in the output folder, beside those of the trained model.
-CHECKPOINT, LOG = "training.pt", "training.jsonl"
 
-
-def train(config: TrainConfig, *, show_progress: bool | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    *,
+    show_progress: bool | None = None,
+    report: Callable[[str], object] | None = None,
+) -> Path:
     """Train until `config.steps`, going on where a run with the same config was cut off.
 
     Args:
         show_progress: a tqdm bar with losses and tokens/s; None shows it on a terminal only.
+        report: takes lines on what is trained, from which step, and where an interrupt left it.
 
     Returns:
         The output folder: a checkpoint in the hub's layout, float16, and the log training.jsonl,
@@ -41,13 +45,26 @@ def train(config: TrainConfig, *, show_progress: bool | None = None) -> Path:
         gradients, mean of each loss since the last).
 
     Raises:
-        InputError: a training file that is not as its format says, or an output folder that
-            holds a run with another config.
-        CheckpointError: a model that cannot be loaded, or without BGE-M3's heads.
+        InputError: a training file that is not as its format says or that no loss learns from,
+            lengths that the model does not have, an output folder that holds a run with another
+            config.
+        CheckpointError: a model that cannot be loaded, or without BGE-M3's heads; a broken
+            training.pt.
+        ComputeError: gradients that are not finite.
     """
+    say = report or (lambda _: None)
     run = _Run(config)
+    for line in run.describe():
+        say(line)
     run.resume()
-    run.loop(show_progress)
+    if run.kept:
+        say(f"going on from step {run.kept:,}, kept in {run.file}")
+    try:
+        run.loop(show_progress)
+    except KeyboardInterrupt:
+        where = f"from step {run.kept:,}, kept in {run.file}" if run.kept else "from the beginning"
+        say(f"stopped at step {run.batches.step:,}; the same command goes on {where}")
+        raise
     run.model.save(config.output)
     return config.output
 
@@ -57,20 +74,66 @@ class _Run:
         self.config, self.file = config, config.output / CHECKPOINT
         self.saved: dict[str, Any] | None = None
         if self.file.exists():
-            saved: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
-            _same(saved["config"], _plain(config), self.file)
-            self.saved = saved
+            self.saved = load(self.file)
+            check_same(self.saved["config"], plain(config), self.file)
         path = resolve(config.model)
-        (device,) = pick_devices(config.device)[:1]
-        self.bf16 = pick_dtype(config.dtype, device) == torch.bfloat16
-        self.model = Model(path, device, config.recompute_layers)
+        if path.resolve() == config.output.resolve():
+            raise InputError(f"output: expected a folder other than the model's, found {path}")
+        (self.device,) = pick_devices(config.device)[:1]
+        dtype = pick_dtype(config.dtype, self.device)
+        if dtype == torch.float16:
+            raise InputError("dtype: expected 'auto', 'float32' or 'bfloat16', found 'float16'")
+        self.bf16 = dtype == torch.bfloat16
+        self.model = Model(path, self.device, config.recompute_layers)
         self.tokenizer = Tokenizer.from_dir(path)
+        for name in ("query_length", "passage_length"):
+            found, most = getattr(config, name), self.model.config.max_length
+            if not 3 <= found <= most:
+                raise InputError(f"{name}: expected 3 to {most} as of the model, found {found}")
         self.batches = Batches(config)
         self.weights = PAPER | config.losses
+        self._check_losses()
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=config.lr, betas=(0.9, 0.98), fused=True
         )
-        self.seconds, self.tokens = 0.0, 0
+        self.seconds, self.tokens, self.mean = 0.0, 0, Mean()
+        self.kept = 0  # step of the checkpoint on disk
+
+    def _weights(self, file: int) -> dict[str, float]:
+        counted = self.config.data[file].losses
+        return {k: w if counted is None or k in counted else 0.0 for k, w in self.weights.items()}
+
+    def _check_losses(self) -> None:
+        for i, file in enumerate(self.batches.files):
+            weights, width = self._weights(i), self.model.config.hidden_size
+            given = (*CONTRASTIVE, *DISTILLED) if file.pairs else ()
+            given += () if file.teacher is None else TEACHER
+            if not any(weights[name] for name in given):
+                wanted = f"one of {', '.join(given)} above 0" if given else "a teacher for texts"
+                raise InputError(f"data[{i}]: losses: expected {wanted}, found none")
+            if file.teacher is None:
+                continue
+            if not any(self.weights[name] for name in TEACHER):
+                wanted = f"{' or '.join(TEACHER)} above 0 for its teacher"
+                raise InputError(f"data[{i}]: losses: expected {wanted}, found both 0")
+            if weights["teacher_cosine"] and (found := file.teacher.shape[1]) != width:
+                wanted = f"vectors of {width}, as the model's, for teacher_cosine"
+                raise InputError(f"data[{i}]: teacher: expected {wanted}, found {found}")
+
+    def describe(self) -> list[str]:
+        c, m = self.config, self.model.config
+        count = sum(tensor.numel() for tensor in self.model.tensors().values())
+        dtype = "bfloat16" if self.bf16 else "float32"
+        lines = [
+            f"{c.model}: {m.n_layers} layers x {m.hidden_size}, {count:,} weights; "
+            f"{self.device}, {dtype}"
+        ]
+        for i, file in enumerate(self.batches.files):
+            rows = f"{len(file.rows):,} {'pairs' if file.pairs else 'texts'}"
+            texts = f", {file.offsets[-1]:,} texts" if file.pairs else ""
+            teacher = "" if file.teacher is None else ", with a teacher"
+            lines.append(f"data[{i}] {file.data.path.name}: {rows}{texts}{teacher}")
+        return [*lines, f"{c.steps:,} steps to {c.output}"]
 
     def _groups(self) -> list[dict[str, Any]]:
         """Matrices decay, norms, biases and embeddings do not; embeddings have their own rate."""
@@ -90,18 +153,24 @@ class _Run:
             self.config.output.mkdir(parents=True, exist_ok=True)
             (self.config.output / LOG).write_text("")
             return
+        ours, theirs = self.model.tensors(), self.saved["model"]
+        if {k: t.shape for k, t in ours.items()} != {k: t.shape for k, t in theirs.items()}:
+            raise InputError(f"model: expected the shape kept in {self.file}, found another")
         with torch.no_grad():
-            for name, tensor in self.model.tensors().items():
-                tensor.copy_(self.saved["model"][name])
+            for name, tensor in ours.items():
+                tensor.copy_(theirs[name])
         self.optimizer.load_state_dict(self.saved["optimizer"])
         self.batches.load_state(self.saved["batches"])
         self.seconds, self.tokens = self.saved["seconds"], self.saved["tokens"]
+        self.mean = Mean(self.saved.get("sums"))
+        self.kept = self.batches.step
+        self.saved = None
         # What a killed run logged after its last checkpoint comes again.
         log = self.config.output / LOG
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.batches.step]
-        log.write_text("".join(kept))
-        self.saved = None
+        rows = [row for row in read_log(log) if row["step"] <= self.kept]
+        fresh = log.with_suffix(".new")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(fresh, log)
 
     def loop(self, show: bool | None) -> None:
         from tqdm import tqdm
@@ -116,9 +185,9 @@ class _Run:
                 disable=None if show is None else not show,
             ) as bar,
         ):
-            mean, began, last = _Mean(), time.perf_counter(), self.tokens
+            began, last = time.perf_counter(), self.tokens
             while batches.step < c.steps:
-                norm = self._step(mean)
+                norm = self._step()
                 bar.update()
                 if batches.step % c.log_every == 0 or batches.step == c.steps:
                     now = time.perf_counter()
@@ -127,7 +196,8 @@ class _Run:
                     began, last = now, self.tokens
                     row = {"step": batches.step, "seconds": round(self.seconds, 2)}
                     row |= {"tokens": self.tokens, "tokens_per_s": round(rate)}
-                    row |= {"lr": self.optimizer.param_groups[0]["lr"], "norm": norm, **mean.take()}
+                    row |= {"lr": self.optimizer.param_groups[0]["lr"], "norm": norm}
+                    row |= self.mean.take()
                     print(json.dumps(row), file=log, flush=True)
                     bar.set_postfix(
                         {k: f"{row[k]:.3f}" for k in LOSSES if k in row}
@@ -136,71 +206,43 @@ class _Run:
                 if batches.step % c.checkpoint_every == 0 or batches.step == c.steps:
                     self._save()
 
-    def _step(self, mean: _Mean) -> float:
+    def _step(self) -> float:
         c, step = self.config, self.batches.step
         rise = min(1.0, (step + 1) / max(1, c.warmup))
         fall = (1 + math.cos(math.pi * max(0, step - c.warmup) / max(1, c.steps - c.warmup))) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rise * fall
         batch = next(self.batches)
-        counted = c.data[batch.file].losses
-        weights = {
-            k: w if counted is None or k in counted else 0.0 for k, w in self.weights.items()
-        }
+        weights = self._weights(batch.file)
         losses, tokens = forward_backward(
             self.model, self.tokenizer, batch, c, weights, self.bf16, [c.seed, step]
         )
         parameters = list(self.model.tensors().values())
         limit = c.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True))
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if not math.isfinite(norm):
+            raise ComputeError(
+                f"step {step + 1}: expected finite gradients, found a norm of {norm}, with losses "
+                f"{losses}: a lower lr may help"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.tokens += tokens
-        mean.add({name: loss for name, loss in losses.items() if weights[name]})
+        self.mean.add({name: loss for name, loss in losses.items() if weights[name]})
         return norm
 
     def _save(self) -> None:
         """Atomically: a kill leaves the last checkpoint or this one, whole."""
         state = {
-            "config": _plain(self.config),
+            "config": plain(self.config),
             "model": {k: t.detach() for k, t in self.model.tensors().items()},
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state(),
             "seconds": self.seconds,
             "tokens": self.tokens,
+            "sums": self.mean.sums,
         }
         fresh = self.file.with_suffix(".new")
         torch.save(state, fresh)
         os.replace(fresh, self.file)
-
-
-class _Mean:
-    """Means of losses, each over the steps that had it."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
-
-    def add(self, losses: dict[str, float]) -> None:
-        for name, loss in losses.items():
-            self._sums.setdefault(name, []).append(loss)
-
-    def take(self) -> dict[str, float]:
-        found = {k: sum(self._sums[k]) / len(self._sums[k]) for k in LOSSES if k in self._sums}
-        self._sums = {}
-        return found
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The config as JSON would give it back."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def _same(old: dict[str, Any], new: dict[str, Any], file: Path) -> None:
-    # How often to save changes nothing in what is learnt.
-    keys = [k for k in new if old.get(k) != new[k] and k not in ("checkpoint_every", "output")]
-    if keys:
-        name = keys[0]
-        raise InputError(
-            f"{name}: expected {old.get(name)!r} as in the run of {file}, found {new[name]!r}; "
-            "take another output folder, or delete this one to begin anew"
-        )
+        self.kept = self.batches.step

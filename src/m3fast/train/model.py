@@ -122,6 +122,7 @@ class Model:
             shutil.copytree(self.path / "1_Pooling", out / "1_Pooling", dirs_exist_ok=True)
         config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         config.pop("m3fast_random_weights", None)
+        config.pop("dtype", None)  # what transformers 5 calls torch_dtype
         config["torch_dtype"] = str(dtype).removeprefix("torch.")
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {

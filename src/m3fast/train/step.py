@@ -49,10 +49,11 @@ def forward_backward(
     """Add a batch's gradients to those of the weights.
 
     Args:
-        weights: of each loss; one of weight 0 is logged where it costs nothing.
+        weights: of each loss. None is computed of a kind (contrastive, teacher) of which all
+            have weight 0.
 
     Returns:
-        Every loss by name, and the tokens of the batch.
+        The losses by name, and the tokens of the batch.
     """
     rng = np.random.default_rng([*seed, 2])
     sides = [
