@@ -8,17 +8,16 @@ gradients to the weights. So the memory is that of one part, the losses are thos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from m3fast.kernels.packing import pack
+from m3fast.packing import pack_texts
 from m3fast.train.config import CONTRASTIVE, DISTILLED, TEACHER
 from m3fast.train.losses import Side, contrastive_losses, teacher_losses
 from m3fast.train.model import Outputs
-from m3fast.types import PackedBatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from m3fast.train.config import TrainConfig
     from m3fast.train.data import Batch
     from m3fast.train.model import Model
+    from m3fast.types import PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +107,14 @@ def _parts(
         if end == len(order) or full:
             chosen = order[begin:end]
             begin = end
-            packed = pack(tokens.ids, tokens.offsets, chosen, c.position_pad_id, c.vocab_size)
+            packed = pack_texts(tokens, chosen, c)
             shift = rng.integers(0, c.max_length - lengths[chosen] + 1)
             shift[rng.random(len(chosen)) >= config.random_positions] = 0
             # A literal pad token stays at its own position.
             moved = packed.positions >= c.position_offset
-            positions = packed.positions + (np.repeat(shift, lengths[chosen]) * moved).astype(
-                np.int32
-            )
-            made = PackedBatch(
-                packed.ids, positions, packed.cu_seqlens, packed.longest, packed.texts
-            )
-            parts.append(Part(made, chosen))
+            moves = np.repeat(shift, lengths[chosen]) * moved
+            positions = packed.positions + moves.astype(np.int32)
+            parts.append(Part(replace(packed, positions=positions), chosen))
     return parts
 
 
