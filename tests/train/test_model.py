@@ -1,0 +1,181 @@
+"""The encoder that is trained is the encoder that serves, before and after save()."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import FlagEmbedding
+import numpy as np
+import pytest
+import torch
+from checkpoints import TEXTS, make_checkpoint
+from training import small_model
+
+from m3fast import Engine
+from m3fast.errors import CheckpointError
+from m3fast.packing import pack_texts
+from m3fast.tokenizer import Tokenizer
+from m3fast.train.model import Model, Outputs
+from m3fast.types import PackedBatch
+
+CPU = torch.device("cpu")
+SHAPES = {
+    "odd": dict(hidden=40, heads=5, ffn=72, seed=1),
+    "wide-heads": dict(hidden=128, heads=2, ffn=96, layers=1, colbert_dim=24, seed=2),
+    "bin": dict(hidden=32, heads=4, layers=3, safetensors=False, colbert_dim=48, seed=3),
+}
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "m", **SHAPES[request.param])
+
+
+def packed(path: Path, model: Model, order: np.ndarray) -> PackedBatch:
+    tokens = Tokenizer.from_dir(path).encode(TEXTS, model.config.max_length)
+    return pack_texts(tokens, order, model.config)
+
+
+def assert_same(
+    path: Path, batch: PackedBatch, out: Outputs, order: np.ndarray, engine: Engine
+) -> None:
+    found = engine.encode(TEXTS)
+    assert found.sparse is not None and found.colbert is not None
+    weights = found.sparse.to_dicts()
+    dropped = Tokenizer.from_dir(path).dropped_ids
+    for i, text in enumerate(order):
+        span = slice(batch.cu_seqlens[i], batch.cu_seqlens[i + 1])
+        np.testing.assert_allclose(out.dense[i], found.dense[text], atol=1e-5)
+        np.testing.assert_allclose(out.vectors[span][1:], found.colbert[text], atol=1e-5)
+        words: dict[int, float] = {}
+        for token, weight in zip(batch.ids[span].tolist(), out.tokens[span].tolist(), strict=True):
+            if token not in dropped and weight > 0:
+                words[token] = max(weight, words.get(token, 0))
+        assert words == pytest.approx(weights[text], abs=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_equals_the_engine(path: Path, recompute: bool) -> None:
+    model = Model(path, CPU, recompute)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    batch = packed(path, model, order)
+    out = Outputs(*(t.detach() for t in vars_of(model.encode(batch, False))))
+    assert_same(
+        path, batch, out, order, Engine.from_pretrained(path, dtype="float32", device="cpu")
+    )
+    # One text, and texts of one length, which need no mask.
+    for alone in (np.array([3]), np.array([1, 1, 1])):
+        batch = packed(path, model, alone)
+        with torch.no_grad():
+            again = model.encode(batch, False)
+        for i, text in enumerate(alone):
+            place = order.tolist().index(text)
+            torch.testing.assert_close(again.dense[i], out.dense[place], atol=1e-5, rtol=0)
+
+
+def vars_of(out: Outputs) -> tuple[torch.Tensor, ...]:
+    return out.dense, out.tokens, out.vectors
+
+
+def test_bf16_is_near_fp32(path: Path) -> None:
+    model = Model(path, CPU)
+    batch = packed(path, model, np.arange(len(TEXTS)))
+    with torch.no_grad():
+        wide, narrow = model.encode(batch, False), model.encode(batch, True)
+    assert not torch.equal(wide.dense, narrow.dense)
+    for a, b in zip(vars_of(wide), vars_of(narrow), strict=True):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(a, b, atol=0.1, rtol=0.05)
+
+
+def changed(path: Path) -> Model:
+    """As if trained: no weight is as it stands in the file, and all are float16's numbers."""
+    model = Model(path, CPU)
+    random = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for tensor in model.tensors().values():
+            tensor += 0.1 * torch.randn(tensor.shape, generator=random)
+            tensor.copy_(tensor.half())
+    return model
+
+
+def test_save_and_load(path: Path, tmp_path: Path) -> None:
+    model, out = changed(path), tmp_path / "out"
+    model.save(out)
+    again = Model(out, CPU)
+    assert again.config == model.config
+    assert model.tensors().keys() == again.tensors().keys()
+    for name, tensor in model.tensors().items():
+        assert torch.equal(tensor, again.tensors()[name]), name
+    order = np.arange(len(TEXTS))
+    batch = packed(path, model, order)
+    with torch.no_grad():
+        found = model.encode(batch, False)
+    assert_same(
+        path, batch, found, order, Engine.from_pretrained(out, dtype="float32", device="cpu")
+    )
+
+
+def test_flagembedding_reads_what_is_saved(path: Path, tmp_path: Path) -> None:
+    model = changed(path)
+    model.save(tmp_path)
+    size = len(model.tensors()["colbert.bias"])
+    theirs = FlagEmbedding.BGEM3FlagModel(
+        str(tmp_path), use_fp16=False, devices="cpu", colbert_dim=size
+    ).encode(TEXTS, return_dense=True, return_sparse=True, return_colbert_vecs=True)
+    ours = Engine.from_pretrained(tmp_path, dtype="float32", device="cpu").encode(TEXTS)
+    assert ours.sparse is not None and ours.colbert is not None
+    np.testing.assert_allclose(theirs["dense_vecs"], ours.dense, atol=1e-5)
+    for i, row in enumerate(ours.sparse.to_dicts()):
+        weights = {int(k): float(v) for k, v in theirs["lexical_weights"][i].items()}
+        assert weights == pytest.approx(row, abs=1e-5)
+        np.testing.assert_allclose(theirs["colbert_vecs"][i], ours.colbert[i], atol=1e-5)
+
+
+def test_files(tmp_path: Path) -> None:
+    first = make_checkpoint(tmp_path / "first", pooling="cls")
+    config = json.loads((first / "config.json").read_text())
+    own = {"m3fast_random_weights": True, "dtype": "float32", "id2label": {"0": "a"}}
+    (first / "config.json").write_text(json.dumps(config | own))
+    (first / "unrelated.bin").touch()
+    out = tmp_path / "deep" / "out"
+    Model(first, CPU).save(out)
+    made = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    wanted = {"config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt"}
+    tokenizer = {p.name for p in first.glob("*token*")}
+    assert made == wanted | tokenizer | {"1_Pooling/config.json"}
+    for name in tokenizer:
+        assert (out / name).read_bytes() == (first / name).read_bytes()
+    written = json.loads((out / "config.json").read_text())
+    assert written == config | {"id2label": {"0": "a"}, "torch_dtype": "float16"}
+    for file, rows in (("colbert_linear.pt", 40), ("sparse_linear.pt", 1)):
+        head = torch.load(out / file, weights_only=True)
+        assert {k: (v.dtype, tuple(v.shape)) for k, v in head.items()} == {
+            "weight": (torch.float16, (rows, 40)),
+            "bias": (torch.float16, (rows,)),
+        }
+        assert (out / file).stat().st_size < 8000  # its own numbers, not those of a larger storage
+    Model(first, CPU).save(out, torch.float32)
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
+    assert torch.equal(Model(out, CPU).weights.word, Model(first, CPU).weights.word)
+
+
+def test_every_weight_takes_part(path: Path) -> None:
+    model = Model(path, CPU)
+    out = model.encode(packed(path, model, np.arange(len(TEXTS))), False)
+    random = torch.Generator().manual_seed(0)
+    total = sum((t * torch.randn(t.shape, generator=random)).sum() for t in vars_of(out))
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    for name, tensor in model.tensors().items():
+        assert tensor.is_leaf and tensor.grad is not None and tensor.grad.abs().sum() > 0, name
+
+
+def test_models_that_cannot_be_trained(tmp_path: Path) -> None:
+    plain = small_model(tmp_path / "plain", m3_heads=False)
+    with pytest.raises(CheckpointError, match=r"expected colbert_linear.pt and sparse_linear.pt"):
+        Model(plain, CPU)
+    mean = small_model(tmp_path / "mean", pooling="mean")
+    with pytest.raises(CheckpointError, match="pooling: expected 'cls', found 'mean'"):
+        Model(mean, CPU)
