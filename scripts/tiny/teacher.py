@@ -52,11 +52,9 @@ class Teacher:
         def tensor(name: str) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(getattr(raw, name))).float()
 
-        self.w = {
-            name: tensor(name)
-            for name in ["scale", "lo", "proj_W", "proj_b", "ln_g_all", "ln_b_all", "ln_g", "ln_b"]
-            + ["cnn_W", "cnn_b", "d0", "d1", "d2", "d3", "p1", "p3"]
-        }
+        names = ("scale", "lo", "proj_W", "proj_b", "ln_g_all", "ln_b_all", "ln_g", "ln_b")
+        names += ("cnn_W", "cnn_b", "d0", "d1", "d2", "d3", "p1", "p3")
+        self.w = {name: tensor(name) for name in names}
         self.convolutions: list[tuple[torch.Tensor, ...]] = []
         for i, (n, _) in enumerate(BRANCHES):
             made: list[torch.Tensor] = []
