@@ -11,8 +11,9 @@ word embeddings come first, by themselves: with u_i = LayerNorm(E_i), a text is
 
 and E and w are fitted to the teacher's vectors, which takes a few minutes. Each E_i starts as the
 teacher's vector of its piece. The weights of the encoder are then set so that its first pass gives
-d: layers change nothing but the last, whose keys read w·u and whose values are u. The sparse
-head reads the negative logarithm of a piece's frequency, which E learns alongside.
+2d plus the constant vector of <s>: layers change next to nothing but the last, whose keys read w·u
+and whose values are u. The sparse head reads the negative logarithm of a piece's frequency, which
+E learns alongside.
 """
 
 from __future__ import annotations
