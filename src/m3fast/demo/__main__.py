@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from m3fast.demo.picture import TokenRow
 
 RUNS, SECONDS = 5, 20.0  # timed calls, and when to stop repeating a slow one
-LATIN = {"de", "en", "es", "fr"}
+LATIN = {"de", "en", "es", "fr", "tr"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,10 +31,11 @@ LANGUAGES = {
     "en": "English",
     "es": "Spanish",
     "fr": "French",
-    "hi": "Hindi",
     "ja": "Japanese",
+    "ko": "Korean",
     "ru": "Russian",
     "th": "Thai",
+    "tr": "Turkish",
     "zh": "Chinese",
 }
 
