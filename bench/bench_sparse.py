@@ -45,7 +45,7 @@ def _ours() -> Candidate:
         ids, weights = batch
         ends = np.arange(0, ids.size + 1, ids.shape[1], dtype=np.int32)
         rows = sparse_rows(ids.reshape(-1), weights.reshape(-1), ends, (0, 1, 2, 3))
-        return model._dicts(SparseRows(*rows, 8000), np.float32)
+        return model._dicts(SparseRows(*rows, VOCAB), np.float32)
 
     return run
 

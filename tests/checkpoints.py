@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 import m3fast
 
 TINY = Path(m3fast.__file__).parent / "data" / "m3fast-tiny"
-TINY_VOCAB = json.loads((TINY / "config.json").read_text())["vocab_size"]
+TINY_CONFIG = json.loads((TINY / "config.json").read_text())
+TINY_VOCAB, TINY_WIDTH = TINY_CONFIG["vocab_size"], TINY_CONFIG["hidden_size"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 TEXTS = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import TEXTS, make_checkpoint
+from checkpoints import TEXTS, TINY_WIDTH, make_checkpoint
 
 import m3fast
 from m3fast import engine as engine_module
@@ -154,8 +154,8 @@ def test_empty_input_gives_an_empty_output(tmp_path: Path, suffix: str) -> None:
     found, meta = read_npz(str(out))
     assert found.dense is not None and found.sparse is not None and found.colbert is not None
     assert (len(found), len(found.sparse), len(found.colbert), meta["texts"]) == (0, 0, 0, 0)
-    assert found.dense.shape == (0, 128)
-    assert found.colbert.values.shape == (0, 128)
+    assert found.dense.shape == (0, TINY_WIDTH)
+    assert found.colbert.values.shape == (0, TINY_WIDTH)
 
 
 def test_killed_run_goes_on(

@@ -4,6 +4,7 @@ import hypothesis
 import pytest
 import schemathesis
 import servers
+from checkpoints import TINY_VOCAB, TINY_WIDTH
 from schemathesis.checks import CHECKS, load_all_checks
 
 from m3fast.server import native, openai, ops, rerank, tei
@@ -46,9 +47,9 @@ def test_the_document_has_this_servers_limits(server):
     assert "x-limit" not in str(document) and "HTTPValidationError" not in str(document)
     fields = parts["EmbeddingRequest"]["properties"]
     assert fields["model"]["anyOf"][0]["enum"] == ["m3fast-tiny"]
-    assert fields["dimensions"]["anyOf"][0]["maximum"] == 128
+    assert fields["dimensions"]["anyOf"][0]["maximum"] == TINY_WIDTH
     assert fields["input"]["anyOf"][1]["maxItems"] == 64
-    assert fields["input"]["anyOf"][2]["items"]["maximum"] == 7999
+    assert fields["input"]["anyOf"][2]["items"]["maximum"] == TINY_VOCAB - 1
     assert "422" in document["paths"]["/embed"]["post"]["responses"]
     assert "422" not in document["paths"]["/encode"]["post"]["responses"]
     assert "securitySchemes" not in document["components"]

@@ -63,7 +63,7 @@ def test_dimensions(server):
     wanted = dense(["a", "b"], truncate_dim=16)
     answer = server.post("/v1/embeddings", {"input": ["a", "b"], "dimensions": 16}).json()
     np.testing.assert_array_equal(decoded(answer), wanted)
-    for bad in (129, 0, -1, 2**40, 1.5, "16", True):
+    for bad in (checkpoints.TINY_WIDTH + 1, 0, -1, 2**40, 1.5, "16", True):
         response = server.post("/v1/embeddings", {"input": "a", "dimensions": bad})
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "dimensions"
