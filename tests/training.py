@@ -45,7 +45,7 @@ def texts_of(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def bag_of_words(texts: Sequence[str], size: int) -> np.ndarray:
-    """float32 [texts, size]: the sum of a fixed random vector per word, or per letter of Chinese."""
+    """float32 [texts, size]: fixed random vectors of words (letters of Chinese), summed."""
     out = np.zeros((len(texts), size), np.float32)
     for row, text in zip(out, texts, strict=True):
         for word in re.findall(r"[\u0e00-\u9fff]|\w+", text.lower()):
@@ -60,6 +60,19 @@ def small_model(folder: Path, **options: Any) -> Path:
     backend = unigram()
     backend.save(str(files / "tokenizer.json"))
     return make_checkpoint(folder, tokenizer=files, vocab=backend.get_vocab_size(), **options)
+
+
+def small_run(folder: Path, out: Path, *data: dict[str, Any], **values: Any) -> Path:
+    """The TOML of nine steps on the files of the fixture `folder`, on one CPU in float32."""
+    made: dict[str, Any] = dict(
+        model=folder / "model", output=out, steps=9, batch_pairs=8, checkpoint_every=4,
+        log_every=3, lr=1e-3, dtype="float32", device="cpu", query_length=64, passage_length=64,
+    )  # fmt: skip
+    tables = [
+        {k: folder / v if k in ("path", "teacher") else v for k, v in table.items()}
+        for table in data or ({"path": "pairs.jsonl"},)
+    ]
+    return write_config(out.with_suffix(".toml"), tables, **made | values)
 
 
 def write_config(file: Path, data: Sequence[dict[str, Any]], **values: Any) -> Path:
