@@ -36,7 +36,7 @@ def test_defaults_and_paths(folder: Path) -> None:
 
 
 def test_the_papers_weights() -> None:
-    """Equation 8: (L + L')/2 with L of four terms, L' of three, and 0.1 for the sparse ones."""
+    """The paper's (L + L')/2 with L of four terms, L' of three, and 0.1 for the sparse ones."""
     assert tuple(PAPER) == LOSSES
 
     def loss(**found: float) -> float:

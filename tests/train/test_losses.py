@@ -184,7 +184,7 @@ def test_contrastive_losses(seed: int, temperature: float, hybrid: tuple[float, 
 
 
 def test_the_hybrid_teaches_and_is_not_taught() -> None:
-    """Equation 7's teacher is a constant: -sum of t·log softmax(s/τ) has (softmax - t)/(nτ)."""
+    """The teacher is a constant: -sum of t·log softmax(s/τ) has (softmax - t)/(nτ)."""
     q, p = (random_side(n, 3, kind=torch.float64) for n in ([5, 3], [4, 6, 3]))
     q.dense.requires_grad_()
     none, t = torch.zeros(2, 3, dtype=torch.bool), 0.1

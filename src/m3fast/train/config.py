@@ -98,7 +98,7 @@ class TrainConfig:
     recompute_layers: bool = False
 
 
-# Equation 8 of the paper with λ = (1, 0.1, 1), L of four terms and L' of three, each averaged.
+# The paper's (L + L')/2 with λ = (1, 0.1, 1), L of four terms and L' of three, each averaged.
 PAPER = {
     **{"dense": 1 / 8, "sparse": 0.1 / 8, "colbert": 1 / 8, "hybrid": 1 / 8},
     **{"distill_dense": 1 / 6, "distill_sparse": 0.1 / 6, "distill_colbert": 1 / 6},

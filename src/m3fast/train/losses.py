@@ -1,9 +1,9 @@
-"""Scores between all queries and passages of a batch, and the losses of arXiv 2402.03216.
+"""Scores between all queries and passages of a batch, and the losses of arXiv 2402.03216, 3.3.
 
 s_dense = q·p       s_lex = sum of w_q·w_p over shared ids       s_mul = mean_i max_j q_i·p_j
 s_inter = w1·s_dense + w2·s_lex + w3·s_mul
-L_x     = -log softmax(s_x / t)[positive]                            (equation 5)
-L'_x    = -sum softmax(s_inter / t) log softmax(s_x / t)             (equation 7)
+L_x     = -log softmax(s_x / t)[positive]                            (InfoNCE)
+L'_x    = -sum softmax(s_inter / t) log softmax(s_x / t)        (self-distillation)
 """
 
 from __future__ import annotations

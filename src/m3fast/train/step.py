@@ -3,7 +3,7 @@
 A batch of more than `sub_batch_tokens` is encoded part by part without gradients; the losses over
 all of it give the gradient of each output; then each part is encoded once more and takes its
 gradients to the weights. So the memory is that of one part, the losses are those of the batch
-(the paper's splitting into sub-batches with recomputation, appendix B.2; Gao et al., 2101.06983).
+(the paper's sub-batches, section 3.4; Gao et al., 2101.06983).
 """
 
 from __future__ import annotations
