@@ -119,7 +119,7 @@ def test_ranks_well(corpus: texts.Corpus) -> None:
         # Chance finds an answer first once in 8 to 24 queries.
         assert texts.quality([hits[i] for i in same]).recall_at_1 >= 0.8, mode
         if mode == "dense":
-            assert texts.quality([hits[i] for i in across]).recall_at_1 >= 0.4
+            assert texts.quality([hits[i] for i in across]).mrr >= 0.5
 
 
 def test_says_what_was_timed(default_run: tuple[str, Path]) -> None:
