@@ -142,7 +142,8 @@ def test_a_query_overtakes_bulk() -> None:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
-        assert answered[:2] == [0, 3] and sorted(answered) == [0, 1, 2, 3]
+        # 0 and 3 are answered first; which of their threads says so first is the scheduler's.
+        assert set(answered[:2]) == {0, 3} and sorted(answered) == [0, 1, 2, 3]
         assert spy.batches[1][0][0] == length and len(spy.batches) > 4
         for wire in wires:
             wire.socket.close()
