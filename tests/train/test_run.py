@@ -21,6 +21,7 @@ import m3fast
 from m3fast.train.config import LOSSES
 from m3fast.train.record import read_log
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 240
 # checkpoint_every is no multiple of log_every: a kill also cuts a mean of losses in two.

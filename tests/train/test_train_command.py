@@ -122,7 +122,7 @@ def test_gradients_that_are_not_finite(
     assert not (tmp_path / "out" / "training.pt").exists()
 
 
-def test_clip_and_decay(folder: Path, tmp_path: Path) -> None:
+def test_rates_and_decay(folder: Path, tmp_path: Path) -> None:
     """lr 1e-3 and one step: Adam moves a weight by lr, decay pulls only matrices."""
     values = dict(steps=1, warmup=0, weight_decay=50.0, embedding_lr=5e-3)
     out = train(read_config(small_run(folder, tmp_path / "out", **values)), show_progress=False)
@@ -136,6 +136,21 @@ def test_clip_and_decay(folder: Path, tmp_path: Path) -> None:
         assert float(moved.max()) == pytest.approx(rate, rel=0.02), name
 
 
+def test_clip(folder: Path, tmp_path: Path) -> None:
+    """Adam takes no heed of scale until gradients are far below its epsilon, 1e-8."""
+    old = loop.Model(folder / "model", CPU).tensors()["layers.0.up.bias"].detach()
+    moved = {}
+    for clip in (0.0, 1.0, 1e-12):
+        file = small_run(folder, tmp_path / f"{clip}", steps=1, warmup=0, clip=clip, log_every=1)
+        out = train(read_config(file), show_progress=False)
+        new = torch.load(out / "training.pt", weights_only=True)["model"]["layers.0.up.bias"]
+        moved[clip] = float((new - old).abs().max())
+        assert read_log(out / "training.jsonl")[0]["norm"] > 0.01  # as it was before
+    assert moved[0.0] == pytest.approx(moved[1.0], rel=0.01) == pytest.approx(1e-3, rel=0.02)
+    assert moved[1e-12] < 1e-6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_bge_m3s_width(tmp_path: Path, folder: Path, recompute: bool) -> None:
     """Two layers of XLM-R large: 1,024 wide, 16 heads, as fine-tuning BGE-M3 has them."""
