@@ -1,5 +1,6 @@
 """The page at /, in a real browser against a running server."""
 
+import json
 import os
 import re
 import shutil
@@ -183,7 +184,7 @@ def test_opens_ranked_without_a_foreign_request(browser: Browser, server: Thread
             check_ranking(page, mode, scores)
         info = server.get("/info").json()
         expect(page.locator("#model")).to_contain_text(f"{info['model_id']}, float32")
-        expect(page.locator("#random")).to_contain_text("random weights")
+        expect(page.locator("#random")).to_be_hidden()
         used = int(tiny().encode([query, *passages], dense=True).n_tokens.sum())
         expect(page.locator("#timing")).to_contain_text(
             re.compile(rf"{len(passages)} passages, {used} tokens, \d+ ms.*compute [\d.]+")
@@ -258,9 +259,13 @@ def test_hover_marks_a_passage_everywhere(browser: Browser, server: ThreadServer
 
 
 def test_highlights_are_the_sparse_weights(browser: Browser, server: ThreadServer) -> None:
+    query = "Why does water stay in the dishwasher?"
+    passages = [
+        "Water that stays in a dishwasher: clean the filter, then let new water run in.",
+        "Bees carry water to the hive. A dishwasher has no bees, but water: 💧 for 2 € a day.",
+    ]
     with clean(browser, server) as found:
-        page = found.page
-        query, passages = texts(page)
+        page = found.rank(query, passages)
         weights = [lexical(text) for text in (query, *passages)]
         most = max(max(row.values()) for row in weights)
         spans = [tiny().tokenizer.spans(text) for text in (query, *passages)]
@@ -275,7 +280,8 @@ def test_highlights_are_the_sparse_weights(browser: Browser, server: ThreadServe
         # The exact value on hover, and where else the token stands.
         best = int(page.locator("#pair").get_attribute("data-aligned") or "")
         ids = [number for number, _, _ in spans[best + 1]]
-        t = next(i for i, a in enumerate(ids) if ids.count(a) > 1 and a in weights[0])
+        both = weights[0].keys() & weights[best + 1].keys()
+        t = next(i for i, a in enumerate(ids) if ids.count(a) > 1 and a in both)
         page.locator(f"#full li:nth-child({best + 1}) .tok[data-tokens='{t}']").hover()
         mine, theirs = weights[best + 1][ids[t]], weights[0][ids[t]]
         tip = page.get_by_role("tooltip")
@@ -485,6 +491,16 @@ def test_dense_only_model(browser: Browser, tmp_path: Path) -> None:
         expect(page.locator("#random")).to_be_hidden()
         expect(page.locator("#reading")).to_be_hidden()
         assert found.errors == []
+
+
+def test_random_weights_are_named(browser: Browser, tmp_path: Path) -> None:
+    folder = checkpoints.make_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"m3fast_random_weights": True}))
+    engine = Engine.from_pretrained(folder, dtype="float32")
+    with running(engine) as server, clean(browser, server) as found:
+        expect(found.page.locator("#random")).to_be_visible()
+        expect(found.page.locator("#random")).to_contain_text("random weights")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1100])
