@@ -71,7 +71,8 @@ class Bench:
     def shape_of(path: Path) -> Shape:
         """Size of a checkpoint's encoder."""
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return Shape(config["num_hidden_layers"], config["hidden_size"])
+        hidden = config["hidden_size"]
+        return Shape(config["num_hidden_layers"], hidden, config["intermediate_size"] // hidden)
 
     def need(self, row: Row, here: bool, reason: str) -> None:
         """Skip the row, on record, where the machine cannot run it."""

@@ -30,10 +30,11 @@ class Shape:
 
     layers: int
     hidden: int = 1024
+    widening: int = 4  # of the FFN
 
     @property
     def ffn(self) -> int:
-        return 4 * self.hidden
+        return self.widening * self.hidden
 
     @property
     def heads(self) -> int:
@@ -55,20 +56,22 @@ def encoder_work(
     Dense vectors alone need all of the last layer's K and V, and the rest of it for <s> only.
     """
     tokens, hidden = sum(lengths), shape.hidden
-    linears = 2 * tokens * 12 * hidden**2  # Q, K and V 3, out 1, up and down 4 each
+    up_down = 2 * shape.widening
+    linears = 2 * tokens * (4 + up_down) * hidden**2  # Q, K and V 3, out 1
     attention = 4 * hidden * sum(n * n for n in lengths)
     heads = {"dense": 0, "sparse": 2 * tokens * hidden, "colbert": 2 * tokens * hidden**2}
     work = shape.layers * (linears + attention) + sum(heads[name] for name in outputs)
     if set(outputs) == {"dense"}:
         spared = tokens - len(lengths)
-        work -= 2 * spared * 10 * hidden**2 + attention - 4 * hidden * tokens
+        work -= 2 * spared * (2 + up_down) * hidden**2 + attention - 4 * hidden * tokens
     return float(work)
 
 
 def weight_bytes(shape: Shape, itemsize: int, outputs: Sequence[str] = OUTPUTS) -> float:
     """Bytes of all weights that every call reads; of the embeddings it reads some rows only."""
     hidden = shape.hidden
-    layer = 12 * hidden**2 + 13 * hidden  # biases 9, norms 4
+    widening = shape.widening
+    layer = (4 + 2 * widening) * hidden**2 + (9 + widening) * hidden  # biases 5 and up, norms 4
     heads = {"dense": 0, "sparse": hidden + 1, "colbert": hidden**2 + hidden}
     return float(itemsize * (shape.layers * layer + sum(heads[name] for name in outputs)))
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from bench import gate, harness, measure, progress, report, roof, workloads
 from benchkept import Kept
+from checkpoints import TINY_CONFIG
 
 ROOT = Path(__file__).parents[1]
 ROW = harness.Row("row", shape="s")
@@ -148,6 +149,7 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     kept.bench.model = workloads.TINY
     shape = kept.bench.encoder_shape(24)
     assert shape == harness.Bench.shape_of(workloads.TINY) != workloads.Shape(24)
+    assert shape.ffn == TINY_CONFIG["intermediate_size"]
     assert kept.bench.checkpoint(shape) == workloads.TINY
     with pytest.raises(pytest.skip.Exception):
         kept.bench.full_only(True)

@@ -37,28 +37,31 @@ def test_mixes_are_what_they_say() -> None:
         workloads.mix("chat", 2)
 
 
-def test_work_is_that_of_the_products() -> None:
+@pytest.mark.parametrize("widening", [2, 4])
+def test_work_is_that_of_the_products(widening: int) -> None:
     """Counted product by product, for two texts on two layers."""
-    shape, lengths = Shape(2, 128), [3, 5]
-    h = 128
-    linears = sum(2 * 8 * m * n for m, n in [(3 * h, h), (h, h), (4 * h, h), (h, 4 * h)])
+    shape, lengths = Shape(2, 128, widening), [3, 5]
+    h, f = 128, 128 * widening
+    linears = sum(2 * 8 * m * n for m, n in [(3 * h, h), (h, h), (f, h), (h, f)])
     attention = sum(2 * n * n * h for n in lengths) * 2  # scores, then the mix of values
     expected = 2 * (linears + attention)
     assert workloads.encoder_work(shape, lengths, ("sparse",)) == expected + 2 * 8 * h
     assert workloads.encoder_work(shape, lengths) == expected + 2 * 8 * h * h + 2 * 8 * h
 
 
-def test_dense_alone_spares_work_in_the_last_layer() -> None:
-    shape, lengths, h = Shape(2, 128), [3, 5], 128
+@pytest.mark.parametrize("widening", [2, 4])
+def test_dense_alone_spares_work_in_the_last_layer(widening: int) -> None:
+    shape, lengths, h = Shape(2, 128, widening), [3, 5], 128
     kv = 2 * 8 * 2 * h * h
-    rest = 2 * 2 * 10 * h * h  # of two tokens
+    rest = 2 * 2 * (2 + 2 * widening) * h * h  # of two tokens
     attention = 2 * 2 * 8 * h
-    one = workloads.encoder_work(Shape(1, 128), lengths, ("sparse",)) - 2 * 8 * h
+    one = workloads.encoder_work(Shape(1, 128, widening), lengths, ("sparse",)) - 2 * 8 * h
     assert workloads.encoder_work(shape, lengths, ("dense",)) == one + kv + rest + attention
 
 
-def test_weight_bytes_are_those_of_the_checkpoint() -> None:
-    shape = Shape(2, 128)
+@pytest.mark.parametrize("widening", [2, 4])
+def test_weight_bytes_are_those_of_the_checkpoint(widening: int) -> None:
+    shape = Shape(2, 128, widening)
     state = workloads.random_encoder(shape, vocab=10, positions=10)
     size = sum(v.numel() for k, v in state.items() if not k.startswith("embeddings."))
     assert workloads.weight_bytes(shape, 4) == 4 * size
