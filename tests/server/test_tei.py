@@ -109,8 +109,10 @@ def test_rerank(server):
 
 
 def test_equal_scores_keep_their_order(server):
-    answer = server.post("/rerank", {"query": QUERY, "texts": ["same"] * 5}).json()
-    assert [each["index"] for each in answer] == [0, 1, 2, 3, 4]
+    answer = server.post("/rerank", {"query": QUERY, "texts": ["same"] * 40}).json()
+    # The last rows of a batch may differ from the others in the last bit.
+    assert len({each["score"] for each in answer}) < 20
+    assert answer == sorted(answer, key=lambda each: (-each["score"], each["index"]))
 
 
 def test_similarity(server):
