@@ -14,6 +14,8 @@ from m3fast.flagscores import combine
 from m3fast.kernels.maxsim import quantize_vectors
 
 TEXTS = checkpoints.TEXTS
+# A token's lexical weight may differ in the last bit with what shares its batch.
+BIT = 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_any_subset_as_json(server, asked):
     if chosen["sparse"]:
         for got, row in zip(answer["sparse"], wanted.sparse.to_dicts(), strict=True):
             assert got["indices"] == list(row)
-            np.testing.assert_array_equal(np.float32(got["values"]), np.float32([*row.values()]))
+            np.testing.assert_allclose(got["values"], [*row.values()], rtol=BIT)
     if chosen["colbert"]:
         for got, vectors in zip(answer["colbert"], wanted.colbert, strict=True):
             np.testing.assert_array_equal(np.float32(got).reshape(vectors.shape), vectors)
@@ -58,7 +60,7 @@ def test_safetensors(server, texts, dtype):
     np.testing.assert_array_equal(found["n_tokens"], wanted.n_tokens)
     np.testing.assert_array_equal(found["truncated"], wanted.truncated)
     for name in ("indptr", "indices", "values"):
-        np.testing.assert_array_equal(found[f"sparse_{name}"], getattr(wanted.sparse, name))
+        np.testing.assert_allclose(found[f"sparse_{name}"], getattr(wanted.sparse, name), rtol=BIT)
     np.testing.assert_array_equal(found["colbert_offsets"], wanted.colbert.offsets)
     vectors = wanted.colbert.values
     if dtype == "int8":

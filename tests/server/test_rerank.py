@@ -9,6 +9,8 @@ import servers
 
 from m3fast import scoring
 
+# A token's lexical weight may differ in the last bit with what shares its batch.
+BIT = 1e-6
 DOCUMENTS = ["BGE M3 is an embedding model.", "BM25 ranks by terms.", "x", "BGE M3 is a model"]
 QUERY = "What is BGE M3?"
 
@@ -31,7 +33,7 @@ def check(answer, wanted):
     order = np.argsort(-wanted, kind="stable").tolist()
     assert [each["index"] for each in answer["results"]] == order
     got = np.float32([each["relevance_score"] for each in answer["results"]])
-    np.testing.assert_array_equal(got, wanted[order])
+    np.testing.assert_allclose(got, wanted[order], rtol=BIT)
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])

@@ -9,6 +9,8 @@ import servers
 
 from m3fast import scoring
 
+# A token's lexical weight may differ in the last bit with what shares its batch.
+BIT = 1e-6
 DOCUMENTS = ["BGE M3 is an embedding model.", "BM25 ranks by terms.", "x", "BGE M3 is a model"]
 QUERY = "What is BGE M3?"
 
@@ -74,7 +76,7 @@ def test_embed_sparse(server):
     ]
     for row, other in zip(answer, wanted, strict=True):
         values = np.array([each["value"] for each in row], np.float32)
-        np.testing.assert_array_equal(values, np.float32([each["value"] for each in other]))
+        np.testing.assert_allclose(values, [each["value"] for each in other], rtol=BIT)
 
 
 def test_embed_all(server):
@@ -100,7 +102,7 @@ def test_rerank(server):
     order = np.argsort(-wanted, kind="stable").tolist()
     assert [each["index"] for each in answer] == order
     got = np.float32([each["score"] for each in answer])
-    np.testing.assert_array_equal(got, wanted[order])
+    np.testing.assert_allclose(got, wanted[order], rtol=BIT)
     assert "text" not in answer[0]
     body = {"query": QUERY, "texts": DOCUMENTS, "raw_scores": True, "return_text": True}
     raw = server.post("/rerank", body).json()
