@@ -141,6 +141,7 @@ def test_files(tmp_path: Path) -> None:
     (first / "unrelated.bin").touch()
     out = tmp_path / "deep" / "out"
     Model(first, CPU).save(out)
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     made = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     wanted = {"config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt"}
     tokenizer = {p.name for p in first.glob("*token*")}

@@ -135,6 +135,8 @@ class Model:
                 {part: tensors.pop(f"{name}.{part}") for part in ("weight", "bias")}, out / file
             )
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        # safetensors makes its files for the owner alone.
+        shutil.copymode(out / "config.json", out / "model.safetensors")
 
 
 class Padding:
