@@ -1,4 +1,4 @@
-"""Write the figures of m3fast-tiny's model card from the recorded runs.
+"""Write the figures of m3fast-tiny's model card, and draw its training, from the recorded runs.
 
     python scripts/tiny/card.py
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+
+from m3fast.train.plot import draw
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "scripts/tiny/record"
@@ -87,9 +89,13 @@ def last_speed() -> dict[str, Any] | None:
     return found.get("bfloat16") or found.get("float32")
 
 
-def training() -> str:
+def log() -> list[dict[str, Any]]:
     lines = (RECORD / "training.jsonl").read_text(encoding="utf-8").splitlines()
-    last = json.loads(lines[-1])
+    return [json.loads(line) for line in lines]
+
+
+def training() -> str:
+    last = log()[-1]
     million, minutes = last["tokens"] / 1e6, last["seconds"] / 60
     return (
         f"{last['step']:,} steps, {million:.1f} million tokens, {minutes:.0f} minutes on CPU cores "
@@ -130,6 +136,7 @@ def main() -> None:
     head, rest = card.split(BEGIN)
     tail = rest.split(END)[1]
     CARD.write_text(f"{head}{BEGIN}\n\n{figures()}\n\n{END}{tail}", encoding="utf-8")
+    draw(log(), "The training of m3fast-tiny", ROOT / "docs/tiny-training.png")
 
 
 if __name__ == "__main__":
