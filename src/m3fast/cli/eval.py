@@ -99,7 +99,11 @@ def _datasets(args: argparse.Namespace) -> tuple[str, list[Dataset]]:
         languages = languages or XQUAD_LANGUAGES
     elif not paths:
         every = builtin()
-        source = f"the built-in set ({len(every[0].documents)} texts: too few to compare models)"
+        size = len(every[0].documents)
+        source = (
+            f"the built-in set ({size} texts, questions in other words than theirs: hard, and too "
+            "few to compare models)"
+        )
     else:
         source = ", ".join(map(str, paths))
         every = []
