@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -211,9 +212,9 @@ def test_missing_packages(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    find = command.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
-        command.importlib.util, "find_spec", lambda name: None if name == package else find(name)
+        importlib.util, "find_spec", lambda name: None if name == package else find(name)
     )
     assert message in error(capsys, "--plot", "x.png")
 

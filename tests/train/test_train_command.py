@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ from training import pairs, small_model, small_run, write_lines
 
 from m3fast import Engine
 from m3fast.cli import main
-from m3fast.cli import train as command
 from m3fast.errors import ComputeError
 from m3fast.runner import pick_dtype
 from m3fast.train import loop, read_config, train
@@ -80,7 +80,7 @@ def test_output_and_plot_are_checked(
     assert "--plot: expected .png" in fails(file, "--plot", "a.pdf")
     assert "--plot: expected an existing folder" in fails(file, "--plot", "no/where.png")
     assert "no.toml: expected a TOML file, found no file" in fails(tmp_path / "no.toml")
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert "--plot: needs matplotlib: pip install" in fails(file, "--plot", "a.png")
 
 
@@ -98,7 +98,7 @@ def test_plot_and_progress(
     assert "9/9" in err and "tokens/s" in err
     assert not (tmp_path / "out" / "training.png").exists()
 
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert main(["train", str(small_run(folder, tmp_path / "bare")), "--no-progress"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.count("matplotlib") == 1

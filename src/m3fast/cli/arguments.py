@@ -118,16 +118,19 @@ def parser() -> Parser:
         for group in add:
             group(sub)
 
-    command("encode", "encode a file of texts to vectors", ENCODE, _encode, _columns, _engine)
+    command(
+        "encode", "encode a file of texts to vectors", ENCODE,
+        _encode, _columns, _progress, _engine,
+    )  # fmt: skip
     command("search", "rank the texts of a file for queries", SEARCH, _search, _columns, _engine)
     command("score", "score pairs of query and passage", SCORE, _score, _engine)
     command(
         "eval", "measure how well a model retrieves, per language and mode",
-        evalarguments.EPILOG, evalarguments.add, _engine,
+        evalarguments.EPILOG, evalarguments.add, _progress, _engine,
     )  # fmt: skip
     command(
         "train", "fine-tune a model on queries and passages",
-        trainarguments.EPILOG, trainarguments.add,
+        trainarguments.EPILOG, trainarguments.add, _progress,
     )  # fmt: skip
     command("verify", "check a model's results on this machine", VERIFY, _verify)
     command(
@@ -188,11 +191,6 @@ def _encode(sub: Parser) -> None:
         metavar="N",
         help="texts per part file, in steps of about 1,024 (default: %(default)s)",
     )
-    sub.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        help="show a progress bar (default: on a terminal)",
-    )
 
 
 def _search(sub: Parser) -> None:
@@ -250,6 +248,14 @@ def _tune(sub: Parser) -> None:
     )  # fmt: skip
     sub.add_argument("--device", default="cuda", help="cuda[:n] (default: %(default)s)")
     sub.add_argument("--output", metavar="FILE", help="table to write, or to add to")
+
+
+def _progress(sub: Parser) -> None:
+    sub.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="show a progress bar (default: on a terminal)",
+    )
 
 
 def _json(sub: Parser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 import shlex
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import m3fast
+from m3fast.cli.outputs import check_output, check_plot
 from m3fast.cli.table import table
 from m3fast.errors import InputError
 from m3fast.evaluate import (
@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
         M3FastError: bad data, arguments or model.
         OSError: a file cannot be read or written.
     """
-    _check_outputs(args)
+    need_library()
+    check_output("--json", args.json)
+    check_plot(args.plot)
     hybrid_weights(_weights(args.weights))
     source, datasets = _datasets(args)
     engine = m3fast.Engine.from_pretrained(
@@ -66,20 +68,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         draw(found, f"{heading}\n{_how(found, args.weights)}", args.plot)
     return 0
-
-
-def _check_outputs(args: argparse.Namespace) -> None:
-    need_library()
-    for flag, file in (("--json", args.json), ("--plot", args.plot)):
-        if file is not None and not file.parent.is_dir():
-            raise InputError(f"{flag}: expected an existing folder, found {str(file.parent)!r}")
-        if file is not None and file.is_dir():
-            raise InputError(f"{flag}: expected a file, found the folder {str(file)!r}")
-    if args.plot is not None:
-        if args.plot.suffix.lower() != ".png":
-            raise InputError(f"--plot: expected .png, found {str(args.plot)!r}")
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InputError("--plot: needs matplotlib: pip install 'm3fast[demo]'")
 
 
 def _weights(text: str) -> Any:

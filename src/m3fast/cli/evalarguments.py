@@ -59,11 +59,6 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw them as .png (needs matplotlib)"
     )
-    sub.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        help="show a progress bar (default: on a terminal)",
-    )
 
 
 def _from_zero(text: str) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
+from m3fast.cli.outputs import NEEDED, can_plot, check_plot
 from m3fast.errors import InputError
 from m3fast.train import read_config, train
 from m3fast.train.config import LOSSES
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-NEEDED = "needs matplotlib: pip install 'm3fast[demo]'"
-
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what, how far and where.
@@ -25,9 +23,7 @@ def run(args: argparse.Namespace) -> int:
         M3FastError: a bad config, bad data, or a model that cannot be loaded.
         OSError: a file cannot be read or written.
     """
-    drawn = importlib.util.find_spec("matplotlib") is not None
-    if args.plot is not None:
-        _check_plot(args.plot, drawn)
+    check_plot(args.plot)
     config = read_config(args.config)
     output = train(config, show_progress=args.progress, report=_say)
     rows = read_log(output / LOG)
@@ -38,22 +34,11 @@ def run(args: argparse.Namespace) -> int:
     _say(f"{last['tokens']:,} tokens in {last['seconds']:,.0f} s: {rate:,.0f} tokens/s")
     _say("losses: " + ", ".join(f"{name} {last[name]:.4f}" for name in LOSSES if name in last))
     plot: Path = args.plot or output / "training.png"
-    if drawn:
+    if drawn := can_plot():
         draw(rows, f"{config.model}, {config.steps:,} steps, to {output.name}", plot)
     _say(f"plot: {plot if drawn else NEEDED}")
     _say(f"model: {output}")
     return 0
-
-
-def _check_plot(file: Path, drawn: bool) -> None:
-    if file.suffix.lower() != ".png":
-        raise InputError(f"--plot: expected .png, found {str(file)!r}")
-    if not file.parent.is_dir():
-        raise InputError(f"--plot: expected an existing folder, found {str(file.parent)!r}")
-    if file.is_dir():
-        raise InputError(f"--plot: expected a file, found the folder {str(file)!r}")
-    if not drawn:
-        raise InputError(f"--plot: {NEEDED}")
 
 
 def _say(line: str) -> None:

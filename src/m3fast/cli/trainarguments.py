@@ -34,8 +34,3 @@ def add(sub: argparse.ArgumentParser) -> None:
         metavar="FILE.png",
         help="draw the run to it (default: training.png in the output folder)",
     )
-    sub.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        help="show a progress bar (default: on a terminal)",
-    )

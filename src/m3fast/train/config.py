@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -135,9 +135,7 @@ def read_config(file: Path) -> TrainConfig:
     config = _make(TrainConfig, raw | {"data": data}, str(file), where)
     local = where / config.model
     if local.is_dir():
-        config = _make(
-            TrainConfig, raw | {"data": data, "model": str(local.resolve())}, str(file), where
-        )
+        config = replace(config, model=str(local.resolve()))
     _check(config, str(file))
     return config
 
@@ -181,11 +179,11 @@ def _typed(value: Any, hint: Any, where: str, folder: Path) -> Any:
 
 
 def _check(config: TrainConfig, file: str) -> None:
-    for names, least, wanted in ((_POSITIVE, 0, "more than 0"), (_FROM_ZERO, -1e-30, "0 or more")):
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not value > least:
-                raise InputError(f"{file}: {name}: expected {wanted}, found {value}")
+    for name in (*_POSITIVE, *_FROM_ZERO):
+        value = getattr(config, name)
+        if value is not None and (value < 0 or (value == 0 and name in _POSITIVE)):
+            wanted = "more than 0" if name in _POSITIVE else "0 or more"
+            raise InputError(f"{file}: {name}: expected {wanted}, found {value}")
     if len(config.hybrid) != 3 or min(config.hybrid) < 0 or sum(config.hybrid) <= 0:
         raise InputError(f"{file}: hybrid: expected three weights, found {list(config.hybrid)}")
     if not 0 <= config.random_positions <= 1:

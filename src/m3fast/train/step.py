@@ -123,9 +123,7 @@ def _side(parts: Sequence[Part], outputs: Sequence[Outputs]) -> Side:
     order = torch.from_numpy(np.concatenate([part.order for part in parts])).to(device)
     texts = np.concatenate([part.order[part.batch.texts] for part in parts])
     ids = np.concatenate([part.batch.ids for part in parts])
-    starts = np.concatenate([part.batch.cu_seqlens[:-1] + n for n, part in _starts(parts)])
-    first = np.zeros(len(ids), np.bool_)
-    first[starts] = True
+    first = np.diff(texts, prepend=-1) != 0
     return Side(
         torch.cat([o.dense for o in outputs])[order.argsort()],
         torch.cat([o.tokens for o in outputs]),
@@ -134,11 +132,6 @@ def _side(parts: Sequence[Part], outputs: Sequence[Outputs]) -> Side:
         torch.from_numpy(texts).to(device, torch.int64),
         torch.from_numpy(first).to(device),
     )
-
-
-def _starts(parts: Sequence[Part]) -> list[tuple[int, Part]]:
-    sizes = np.cumsum([0, *(part.batch.n_tokens for part in parts[:-1])])
-    return list(zip(sizes.tolist(), parts, strict=True))
 
 
 def _losses(
