@@ -17,7 +17,7 @@ from m3fast.train import DataFile, TrainConfig
 from m3fast.train.config import LOSSES, PAPER
 from m3fast.train.data import Batch, Batches
 from m3fast.train.model import Model
-from m3fast.train.step import _parts, _repeated, forward_backward
+from m3fast.train.step import _parts, _repeated, _side, forward_backward
 
 WEIGHTS = PAPER | {"teacher_cosine": 0.3, "teacher_kl": 0.2}
 
@@ -210,3 +210,22 @@ def test_every_position_is_trained(path: Path, batch: Batch) -> None:
     c = model.config
     assert grad[c.position_offset :].abs().sum(1).min() > 0
     assert not grad[: c.pad_id].any()
+
+
+@pytest.mark.parametrize("texts", [["a", "b c d", "e f"], ["a b c", "d e", "f"]])
+@pytest.mark.parametrize("tokens", [1, 1000])
+def test_a_side_knows_its_texts_and_their_first_tokens(
+    path: Path, texts: list[str], tokens: int
+) -> None:
+    """Shortest text first or last, all in one part or each in its own."""
+    model, tokenizer = Model(path, torch.device("cpu")), Tokenizer.from_dir(path)
+    found = tokenizer.encode(texts, 64)
+    made = config(sub_batch_tokens=tokens)
+    parts = _parts(model, found, made, np.random.default_rng(0))
+    with torch.no_grad():
+        side = _side(parts, [model.encode(part.batch, False) for part in parts])
+    assert side.ids[side.first].tolist() == [tokenizer.cls_id] * len(texts)
+    assert side.first.sum() == len(texts)
+    for i, (a, b) in enumerate(zip(found.offsets, found.offsets[1:], strict=False)):
+        assert side.ids[side.texts == i].tolist() == found.ids[a:b].tolist()
+        assert side.first[side.texts == i].tolist() == [True] + [False] * int(b - a - 1)
