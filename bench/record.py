@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bench.report import RESULTS, ROOT
+from m3fast.kernels import native
 
 PACKAGES = (
     "torch", "numpy", "tokenizers", "transformers", "FlagEmbedding", "onnxruntime", "openvino",
@@ -23,7 +24,7 @@ PACKAGES = (
 
 def has_bf16() -> bool:
     """Whether this CPU multiplies bf16 itself (AVX512_BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(native.bf16_instructions())
 
 
 def device() -> str:
@@ -35,10 +36,11 @@ def device() -> str:
         model = found[1] if found else model
     model = re.sub(r"\((R|TM)\)|\bCPU\b|@.*|\S*-Core|Processor", " ", model) or "CPU"
     isa = torch.backends.cpu.get_cpu_capability()
-    if torch.cpu._is_amx_tile_supported():
-        isa += " AMX"
-    elif torch.cpu._is_avx512_bf16_supported():
-        isa += " BF16"
+    found = native.bf16_instructions()
+    if found:
+        isa += " AMX" if "amx" in found else " BF16"
+    if native.forced:
+        isa += f", {native.forced} forced"
     return f"{' '.join(model.split())}, {len(os.sched_getaffinity(0))} cores, {isa}"
 
 

@@ -186,8 +186,14 @@ void check_linear(const Kernels& k, int64_t depth, int dtype) {
            "above 0 was expected, got ", depth);
 }
 
-std::string cpu_path(const std::optional<std::string>& force) {
-  if (force) force_kernels(force->c_str());
+std::vector<std::string> cpu_paths() {
+  std::vector<std::string> names;
+  for (const Kernels* k : runnable_kernels()) names.push_back(k->name);
+  return names;
+}
+
+std::string cpu_path(const std::optional<std::string>& use) {
+  if (use) use_kernels(use->c_str());
   return kernels().name;
 }
 
@@ -200,9 +206,9 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
-  m.def("cpu_path", cpu_path, py::arg("force") = py::none(),
-        "Instructions in use: avx512bf16, avx512, avx2 or base; `force` sets them for tests, "
-        "'auto' resets");
+  m.def("cpu_paths", cpu_paths, "Instruction sets that this build has and this processor runs");
+  m.def("cpu_path", cpu_path, py::arg("use") = py::none(),
+        "The one in use, the first of `cpu_paths` unless told; `use` says which from now on");
   m.def("has_team", has_team, "Whether torch's OpenMP team was found");
 
   m.def("pack", pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(),

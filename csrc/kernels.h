@@ -1,6 +1,7 @@
 // The vectorised CPU operations: a table of functions per instruction set, chosen at run time.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace m3 {
 
@@ -49,14 +50,15 @@ struct Kernels {
 };
 
 // Null where this build or this processor has not got the instructions.
-const Kernels* kernels_base();
+const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx512bf16();
 
-// The table in use: the widest this processor runs, unless a test forced another.
+// The tables this processor runs, widest first.
+std::vector<const Kernels*> runnable_kernels();
+// The table in use: the widest, unless `use_kernels` has named another.
 const Kernels& kernels();
-// "base", "avx2", "avx512" or "avx512bf16" for that table from now on, "auto" for the widest again.
-void force_kernels(const char* name);
+void use_kernels(const char* name);
 
 }  // namespace m3

@@ -68,11 +68,11 @@ def unpack_weight(weight: Weight) -> torch.Tensor:
 def has_kernel(weight: torch.Tensor) -> bool:
     """Whether `pack_weight` packs such a weight on this machine."""
     lib = native.library_for(weight.detach())
-    if not lib or lib.cpu_path() == "base" or not weight.numel():
+    if not lib or lib.cpu_path() == "portable" or not weight.numel():
         return False
     if weight.dtype == torch.float32:
         return True
-    amx = torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    amx = "amx" in native.bf16_instructions()
     return lib.multiplies_bf16() and not amx and weight.shape[1] % 2 == 0
 
 

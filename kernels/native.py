@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from typing import Any
@@ -17,8 +18,23 @@ try:
 except ImportError as error:
     why = f"m3fast._C cannot be imported ({error}); install m3fast with a C++ compiler to build it"
 
+# The path that operations on a CPU are to take: an instruction set, or torch's own operations as
+# where the extension was not built. Empty for the widest set.
+VARIABLE = "M3FAST_CPU_PATH"
+forced = os.environ.get(VARIABLE, "")
+refused = ""  # the reason why it cannot be taken here
+if forced == "torch":
+    _extension, why = None, f"{VARIABLE}=torch"
+elif forced:
+    _paths = [*(_extension.cpu_paths() if _extension else ()), "torch"]
+    if forced in _paths:
+        _extension.cpu_path(forced)
+    else:
+        known = ", ".join(_paths)
+        refused = f"{VARIABLE}: one of {known} was expected on this machine, got {forced!r}"
+
 available = _extension is not None
-_warned = False
+_warned = forced == "torch"
 _calling = threading.local()
 
 # Dtypes as the extension numbers them. Encoder operations take the first two; arithmetic is fp32.
@@ -26,8 +42,14 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def library() -> Any:
-    """The module `m3fast._C`, or None where it was not built, which is said once."""
+    """The module `m3fast._C`, or None where it was not built, which is said once.
+
+    Raises:
+        ValueError: M3FAST_CPU_PATH asks for what this machine or this build lacks.
+    """
     global _warned
+    if refused:
+        raise ValueError(refused)
     if _extension is None and not _warned:
         _warned = True
         warnings.warn(f"slower torch and numpy paths are used: {why}", RuntimeWarning, stacklevel=3)
@@ -73,6 +95,18 @@ def why_no_cuda(device: torch.device) -> str:
         return "m3fast._C was built without CUDA; install m3fast where nvcc is"
     major, minor = torch.cuda.get_device_capability(device)
     return "" if major >= 8 else f"compute capability 8.0 is needed, {device} has {major}.{minor}"
+
+
+def bf16_instructions() -> list[str]:
+    """Those with which the CPU path in use multiplies bf16: avx512_bf16, amx."""
+    # Without any of them oneDNN emulates bf16, slower than fp32. torch has no public name for
+    # these two in every version we support.
+    found = {
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),  # pyright: ignore[reportPrivateUsage]
+        "amx": torch.cpu._is_amx_tile_supported(),  # pyright: ignore[reportPrivateUsage]
+    }
+    only = {"": found, "torch": found, "avx512bf16": {"avx512_bf16"}}.get(forced, ())
+    return [name for name, there in found.items() if there and name in only]
 
 
 def threads() -> int:

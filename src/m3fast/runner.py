@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from m3fast.encoder import Tokens, Workspace, encode
 from m3fast.errors import InputError
 from m3fast.heads import colbert_head, dense_head, pooled_rows, sparse_head, word_rows
+from m3fast.kernels import native
 from m3fast.kernels.padding import pad_rows, unpad
 from m3fast.mcls import cls_counts
 from m3fast.packing import pack_texts
@@ -76,8 +77,11 @@ def pick_device(device: str) -> torch.device:
     """`auto` is the first CUDA device where there is one, else the CPU; `cuda` the current one.
 
     Raises:
-        InputError: a device torch does not know or this machine does not have.
+        InputError: a device torch does not know or this machine does not have, or such a
+            M3FAST_CPU_PATH.
     """
+    if native.refused:
+        raise InputError(native.refused)
     if device == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -129,10 +133,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # Without such instructions oneDNN emulates bf16, slower than fp32. torch has no public name
-    # for these two in every version we support.
-    known = torch.cpu
-    return known._is_avx512_bf16_supported() or known._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    return bool(native.bf16_instructions())
 
 
 class Runner:

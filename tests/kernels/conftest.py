@@ -1,7 +1,5 @@
 """Each operation is tested on every path it can take on this machine."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -13,14 +11,10 @@ LENGTHS = [1, 2, 31, 33, 0, 63, 64, 65, 129, 500, 1, 17]
 
 
 def paths():
-    """Instruction sets that this machine runs and this build has, and torch alone."""
-    found = ["torch"]
-    for name in ("base", "avx2", "avx512", "avx512bf16") if native.available else ():
-        with contextlib.suppress(ValueError):
-            found.append(native.library().cpu_path(name))
-    if native.available:
-        native.library().cpu_path("auto")
-    return found
+    """The instruction sets that this machine runs and this build has, and torch alone."""
+    if native.forced:
+        return [native.forced]
+    return ["torch", *(native.library().cpu_paths() if native.available else ())]
 
 
 @pytest.fixture(params=paths())
@@ -31,8 +25,9 @@ def path(request, monkeypatch):
         monkeypatch.setattr(native, "_warned", True)
         yield "torch"
     else:
+        before = native.library().cpu_path()
         yield native.library().cpu_path(request.param)
-        native.library().cpu_path("auto")
+        native.library().cpu_path(before)
 
 
 @pytest.fixture

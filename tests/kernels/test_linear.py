@@ -15,7 +15,7 @@ SIZES = [
 
 def packed(weight, path):
     """`weight` packed, also for instructions that the library itself leaves to torch."""
-    if path != "base":
+    if path != "portable":
         return pack_weight(weight)
     lib = native.library()
     (outs, depth), panel = weight.shape, lib.linear_panel()
@@ -153,12 +153,13 @@ def test_packed_for_other_instructions(rng):
     given = pack_weight(torch.randn(5, 8))
     if not isinstance(given, PackedWeight):
         pytest.skip("nothing is packed")
-    native.library().cpu_path("base")
+    before = native.library().cpu_path()
+    native.library().cpu_path("portable")
     try:
         with pytest.raises(ValueError, match="packed for other instructions"):
             linear(torch.randn(3, 8), given)
     finally:
-        native.library().cpu_path("auto")
+        native.library().cpu_path(before)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 import warnings
@@ -5,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from m3fast.cli import main
 from m3fast.kernels import native
 
 
@@ -27,14 +29,64 @@ def test_available_says_what_library_gives():
 @pytest.mark.skipif(not native.available, reason=native.why)
 def test_cpu_path():
     lib = native.library()
-    widest = lib.cpu_path()
+    before = lib.cpu_path()
+    assert before == (native.forced or lib.cpu_paths()[0])
+    assert lib.cpu_paths()[-1] == "portable"
     try:
-        assert lib.cpu_path("base") == "base" == lib.cpu_path()
+        for path in lib.cpu_paths():
+            assert lib.cpu_path(path) == path == lib.cpu_path()
     finally:
-        assert lib.cpu_path("auto") == widest
+        lib.cpu_path(before)
     with pytest.raises(ValueError, match=r"cpu path: .* got 'mmx'"):
         lib.cpu_path("mmx")
+    assert lib.cpu_path() == before
     assert lib.has_cuda in (True, False)
+
+
+@pytest.fixture
+def again(monkeypatch):
+    """again(path): the module as a process with that M3FAST_CPU_PATH has it."""
+    library = native.library()
+    before = library and library.cpu_path()
+
+    def load(path):
+        monkeypatch.setenv(native.VARIABLE, path)
+        spec = importlib.util.spec_from_file_location("m3fast.kernels.again", native.__file__)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    if library:
+        library.cpu_path(before)
+
+
+@pytest.mark.skipif(not native.available, reason=native.why)
+def test_forced_instructions(again):
+    for path in native.library().cpu_paths():
+        its = again(path)
+        assert its.library().cpu_path() == its.forced == path and not its.refused
+        # As on a processor that has no more: bf16 where that path multiplies it.
+        assert its.bf16_instructions() in ([], ["avx512_bf16"] * (path == "avx512bf16"))
+
+
+def test_forced_torch_is_an_extension_not_built_and_no_news(again):
+    its = again("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert its.library() is None
+    assert (its.available, its.why, its.refused) == (False, "M3FAST_CPU_PATH=torch", "")
+    assert its.bf16_instructions() == again("").bf16_instructions()
+
+
+def test_a_path_that_is_not_here(again, monkeypatch, capsys):
+    its = again("mmx")
+    expected = r"M3FAST_CPU_PATH: one of .*torch was expected on this machine, got 'mmx'"
+    with pytest.raises(ValueError, match=expected):
+        its.library()
+    monkeypatch.setattr(native, "refused", its.refused)
+    assert main(["env"]) == 2
+    assert capsys.readouterr() == ("", f"m3fast: error: {its.refused}\n")
 
 
 @pytest.mark.skipif(not native.available, reason=native.why)

@@ -61,20 +61,12 @@ def _machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cpu bf16": _cpu_bf16() or "no instructions for it",
+        "cpu bf16": native.bf16_instructions() or "no instructions for it",
         "cores": os.cpu_count(),
         "torch threads": torch.get_num_threads(),
         "cuda": [_cuda(i) for i in range(torch.cuda.device_count())]
         or ("no device" if torch.version.cuda else "this build of torch has none"),
     }
-
-
-def _cpu_bf16() -> list[str]:
-    features = {
-        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),  # pyright: ignore[reportPrivateUsage]
-        "amx": torch.cpu._is_amx_tile_supported(),  # pyright: ignore[reportPrivateUsage]
-    }
-    return [name for name, there in features.items() if there]
 
 
 def _cuda(i: int) -> str:
@@ -88,7 +80,7 @@ def _default(device: torch.device) -> dict[str, Any]:
     there = "a CUDA device is there" if device.type == "cuda" else "no CUDA device"
     return {
         "device": f"{device} ({there})",
-        "dtype": f"{str(dtype).removeprefix('torch.')} (the hardware {multiplies} bfloat16)",
+        "dtype": f"{str(dtype).removeprefix('torch.')} (the path in use {multiplies} bfloat16)",
     }
 
 
@@ -96,9 +88,10 @@ def _native() -> dict[str, Any]:
     if not native.available:
         return {"available": False, "why": native.why}
     library = native.library()
+    forced = f" ({native.VARIABLE})" if native.forced else ""
     return {
         "available": True,
-        "cpu instructions": library.cpu_path(),
+        "cpu instructions": library.cpu_path() + forced,
         "cuda kernels": bool(library.has_cuda),
         "openmp team": "torch's own" if library.has_team() else "not found: one thread",
     }
