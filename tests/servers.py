@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -32,7 +33,12 @@ from m3fast.server.record import RequestRecord
 from m3fast.server.service import Service
 from m3fast.server.settings import Settings
 
+SHORT = 48  # tokens that a text of `short` may have
 PATIENCE = 60.0  # seconds until something that should happen counts as hanging
+
+# Each server collects and freezes all objects of its process: 0.4 s where all tests' imports are,
+# for a handful of requests. Processes do it, and test_run.py looks at it.
+run.gc = SimpleNamespace(collect=int, freeze=int, unfreeze=int)
 
 
 class Reporter:
@@ -160,6 +166,12 @@ def tiny() -> Engine:
     return Engine.from_pretrained("m3fast-tiny", dtype="float32")
 
 
+@functools.cache
+def short() -> Engine:
+    """The same with another limit: a text beyond it costs little."""
+    return Engine.from_pretrained("m3fast-tiny", dtype="float32", max_length=SHORT)
+
+
 @contextlib.contextmanager
 def running(
     engine: Engine | None = None, *, telemetry: Any = None, **settings: Any
@@ -186,16 +198,31 @@ def running(
 
 
 @contextlib.contextmanager
+def free_port() -> Generator[int]:
+    """A port that a server may listen on and that nobody else is given meanwhile.
+
+    It stays bound here: Linux lets another socket with SO_REUSEADDR bind it too and listen.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@contextlib.contextmanager
 def process(*arguments: str, environment: dict[str, str] | None = None) -> Generator[ProcessServer]:
     """`m3fast serve m3fast-tiny ARGUMENTS` on a free port, killed at the end if it still runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "m3fast", "serve", "m3fast-tiny", "--port", str(port), *arguments],
-        stderr=subprocess.PIPE,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
-    )
+    with free_port() as port:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "m3fast", "serve", "m3fast-tiny", "--port", str(port),
+             *arguments],
+            stderr=subprocess.PIPE,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+        )  # fmt: skip
+        yield from _served(child, port)
+
+
+def _served(child: subprocess.Popen[bytes], port: int) -> Generator[ProcessServer]:
     lines: list[bytes] = []
 
     def read() -> None:

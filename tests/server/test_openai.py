@@ -17,6 +17,12 @@ def server() -> Iterator[servers.ThreadServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def short() -> Iterator[servers.ThreadServer]:
+    with servers.running(servers.short()) as running:
+        yield running
+
+
 def dense(texts, **more) -> np.ndarray:
     return servers.tiny().encode(texts, dense=True, sparse=False, colbert=False, **more).dense
 
@@ -69,21 +75,21 @@ def test_dimensions(server):
         assert response.json()["error"]["param"] == "dimensions"
 
 
-def test_a_long_text_is_refused_or_cut_as_asked(server):
-    response = server.post("/v1/embeddings", {"input": ["short", LONG]})
+def test_a_long_text_is_refused_or_cut_as_asked(short):
+    response = short.post("/v1/embeddings", {"input": ["short", LONG]})
     assert response.status_code == 400
     error = response.json()["error"]
-    assert error["message"] == "input[1]: expected at most 8192 tokens, found more"
+    limit = servers.SHORT
+    assert error["message"] == f"input[1]: expected at most {limit} tokens, found more"
     assert error["param"] == "input" and error["type"] == "invalid_request_error"
-    for cut, length in ((-1, 8192), (20, 20), (3, 3)):
-        answer = server.post(
-            "/v1/embeddings", {"input": "word " * 9000, "truncate_prompt_tokens": cut}
-        ).json()
+    for cut, length in ((-1, limit), (20, 20), (3, 3)):
+        body = {"input": LONG, "truncate_prompt_tokens": cut}
+        answer = short.post("/v1/embeddings", body).json()
         assert answer["usage"]["prompt_tokens"] == length
         np.testing.assert_array_equal(decoded(answer), dense(LONG, max_length=length))
     for bad in (0, 2, -2):
         body = {"input": "a", "truncate_prompt_tokens": bad}
-        assert server.post("/v1/embeddings", body).status_code == 400
+        assert short.post("/v1/embeddings", body).status_code == 400
 
 
 def test_auto_truncate_and_the_servers_own_limit():

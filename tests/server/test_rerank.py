@@ -21,6 +21,12 @@ def server() -> Iterator[servers.ThreadServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def short() -> Iterator[servers.ThreadServer]:
+    with servers.running(servers.short()) as running:
+        yield running
+
+
 def scores(weights=None, mode="hybrid") -> np.ndarray:
     found = servers.tiny().encode([QUERY, *DOCUMENTS])
     parts = scoring.all_scores(found[0], found[1:])
@@ -121,16 +127,18 @@ def test_refused(server, more):
     assert server.last_record(answer["id"]).error in ("validation", "malformed", "empty")
 
 
-def test_places_in_errors(server):
+def test_places_in_errors(short):
     long = "word " * 9000
     for body, place in (
         ({"query": long, "documents": ["a"]}, "query"),
         ({"query": "a", "documents": ["b", long]}, "documents[1]"),
     ):
-        message = server.post("/v1/rerank", body).json()["message"]
-        assert message == f"{place}: expected at most 8192 tokens, found more"
+        message = short.post("/v1/rerank", body).json()["message"]
+        assert message == f"{place}: expected at most {servers.SHORT} tokens, found more"
     body = {"query": "a", "documents": ["b", long], "truncate_prompt_tokens": -1}
-    assert server.post("/v1/rerank", body).status_code == 200
+    answer = short.post("/v1/rerank", body)
+    tokens = int(servers.short().encode(["a", "b", long]).n_tokens.sum())
+    assert answer.status_code == 200 and answer.json()["usage"]["total_tokens"] == tokens
 
 
 def test_scores_that_cost_too_much(server, monkeypatch):

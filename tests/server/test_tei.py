@@ -22,6 +22,12 @@ def server() -> Iterator[servers.ThreadServer]:
 
 
 @pytest.fixture(scope="module")
+def short() -> Iterator[servers.ThreadServer]:
+    with servers.running(servers.short()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Iterator[servers.ThreadServer]:
     """A model with the dense output alone."""
     path = checkpoints.make_checkpoint(tmp_path_factory.mktemp("dense"), m3_heads=False)
@@ -53,19 +59,26 @@ def test_embed_options(server):
     cut = engine.encode("a", dense=True, sparse=False, colbert=False, truncate_dim=8).dense
     got = server.post("/embed", {"inputs": "a", "dimensions": 8}).json()
     np.testing.assert_array_equal(np.array(got, np.float32), cut)
+    assert server.post("/embed", {"inputs": "a", "prompt_name": "q"}).status_code == 422
+
+
+def test_a_long_text_is_refused_or_cut_as_asked(short):
     long = {"inputs": ["a", "word " * 9000]}
-    refused = server.post("/embed", long)
+    refused = short.post("/embed", long)
     assert refused.status_code == 413
     assert refused.json() == {
-        "error": "inputs[1]: expected at most 8192 tokens, found more",
+        "error": f"inputs[1]: expected at most {servers.SHORT} tokens, found more",
         "error_type": "Validation",
     }
     for direction in ("right", "Right"):
         body = {**long, "truncate": True, "truncation_direction": direction}
-        assert server.post("/embed", body).status_code == 200
-    refused = server.post("/embed", {**long, "truncation_direction": "Left"})
+        cut = short.post("/embed", body)
+        assert int(cut.headers["x-compute-tokens"]) == encoded("a").n_tokens[0] + servers.SHORT
+        found = np.array(cut.json(), np.float32)
+        wanted = servers.short().encode(long["inputs"]).dense
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=BIT)
+    refused = short.post("/embed", {**long, "truncation_direction": "Left"})
     assert refused.status_code == 422 and "'right'" in refused.json()["error"]
-    assert server.post("/embed", {"inputs": "a", "prompt_name": "q"}).status_code == 422
 
 
 def test_embed_sparse(server):
