@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,11 +131,17 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken(tmp_path, name) -> None:
-    breakage, message = BROKEN[name]
-    path = make_checkpoint(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    path = make_checkpoint(tmp_path_factory.mktemp("whole"))
     load(path)
+    return path
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken(whole, tmp_path, name) -> None:
+    breakage, message = BROKEN[name]
+    path = shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     breakage(path)
     with pytest.raises(CheckpointError, match=message) as caught:
         load(path)

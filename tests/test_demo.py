@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,25 +28,21 @@ SRC = Path(m3fast.__file__).parents[1]
 MODES = ("dense", "sparse", "multi-vector", "hybrid")
 
 
-def run_demo(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "m3fast.demo", *args],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(SRC), "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("demo")
-    done = run_demo("--device", "cpu", "--dtype", "float32", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "Glyph" not in done.stderr  # what matplotlib warns of where a font lacks a letter
-    return done.stdout, folder
+    raw = io.BytesIO()
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.TextIOWrapper(raw, "utf-8", write_through=True)),
+        warnings.catch_warnings(record=True) as warned,
+    ):
+        warnings.simplefilter("always")
+        assert main(["--device", "cpu", "--dtype", "float32"]) == 0
+        output = raw.getvalue().decode()
+    # What matplotlib warns of where a font lacks a letter.
+    assert not [w for w in warned if "Glyph" in str(w.message)]
+    return output, folder
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +179,14 @@ def test_dense_only_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 
 def test_wrong_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    done = run_demo("--model", "./no-such-model", cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "m3fast.demo", "--model", "./no-such-model"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(SRC), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
