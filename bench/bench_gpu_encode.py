@@ -42,7 +42,7 @@ def test_encode_batch(bench: Bench, kind: str) -> None:
     gpuencode.not_quick(bench, kind in ("chat", "documents"))
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)
-    lengths = mix(kind, bench.pick(TOKENS, 60), 0, bench.pick(config.max_length, 40))
+    lengths = mix(kind, bench.pick(TOKENS, 30), 0, bench.pick(config.max_length, 20))
     inputs = [gpuencode.batch(config, lengths, bench.device, seed) for seed in range(2)]
     runner = gpuencode.runner(bench, config, weights)
     tokens = sum(lengths)
@@ -72,7 +72,7 @@ def test_encode_output(bench: Bench, output: str) -> None:
     """One output alone, of passages, beside all three."""
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)
-    lengths = mix("passages", bench.pick(TOKENS, 30), 0, bench.pick(512, 20))
+    lengths = mix("passages", bench.pick(TOKENS, 15), 0, bench.pick(512, 9))
     inputs = [gpuencode.batch(config, lengths, bench.device, seed) for seed in range(2)]
     runner = gpuencode.runner(bench, config, weights)
     dtype = gpuencode.dtype_of(weights)
@@ -99,8 +99,8 @@ def test_text_to_numpy(bench: Bench, kind: str) -> None:
     shape = gpuencode.encoder_shape(bench)
     engine = gpuencode.engine(bench, shape)
     real = 180 * (2048 if kind == "passages" else 512)
-    longest = bench.pick(engine.config.max_length, 40)
-    lengths = mix(kind, bench.pick(real, 60), 0, longest)
+    longest = bench.pick(engine.config.max_length, 20)
+    lengths = mix(kind, bench.pick(real, 30), 0, longest)
     inputs = [texts(lengths, seed) for seed in range(2)]
     note = "wall time; sentence-transformers returns dense vectors only"
     dtype = gpuencode.dtype_of(engine)

@@ -48,11 +48,11 @@ def _row(bench: Bench, name: str, shape: Any, note: str, tokens: int) -> Row:
 
 
 def test_batch(bench: Bench) -> None:
-    shape, tokens = gpuencode.encoder_shape(bench), bench.pick(TOKENS, 40)
+    shape, tokens = gpuencode.encoder_shape(bench), bench.pick(TOKENS, 15)
     config, weights = gpuencode.model(bench, shape)
     before = _allocated(bench)
     runner = gpuencode.runner(bench, config, weights)
-    lengths = mix("passages", tokens, 0, bench.pick(512, 20))
+    lengths = mix("passages", tokens, 0, bench.pick(512, 9))
     batch = gpuencode.batch(config, lengths, bench.device, 0)
     submit = gpuencode.submits(runner, config)
 
@@ -68,19 +68,19 @@ def test_batch(bench: Bench) -> None:
 
 def test_growth(bench: Bench) -> None:
     """Batches of ever other sizes should leave nothing behind."""
-    shape, tokens = gpuencode.encoder_shape(bench), bench.pick(TOKENS, 40)
+    shape, tokens = gpuencode.encoder_shape(bench), bench.pick(TOKENS, 15)
     config, weights = gpuencode.model(bench, shape)
     runner = gpuencode.runner(bench, config, weights)
     submit = gpuencode.submits(runner, config)
 
     def encode(count: int, size: int, seed: int) -> None:
         for i in range(count):
-            lengths = mix("passages", size - bench.pick(97, 1) * i, seed + i, bench.pick(512, 20))
+            lengths = mix("passages", size - bench.pick(97, 1) * i, seed + i, bench.pick(512, 9))
             submit(gpuencode.batch(config, lengths, bench.device, i))()
 
     count = bench.pick(100, 1)
     encode(bench.pick(2, 1), tokens, 0)
-    encode(bench.pick(3, 1), bench.pick(3000, 20), 0)  # one bucket: eager, captured, replayed
+    encode(bench.pick(3, 1), bench.pick(3000, 12), 0)  # one bucket: eager, captured, replayed
     before = _allocated(bench)
     encode(count, tokens, 2)
     growth = (_allocated(bench) - before) / 2**20
@@ -91,8 +91,8 @@ def test_growth(bench: Bench) -> None:
 
 def test_call(bench: Bench) -> None:
     """A call of many passages, text to numpy, beside the peers at their own batch sizes."""
-    shape, tokens = gpuencode.encoder_shape(bench), bench.pick(4 * TOKENS, 40)
-    given = texts(mix("passages", tokens, 0, bench.pick(512, 20)), 0)
+    shape, tokens = gpuencode.encoder_shape(bench), bench.pick(4 * TOKENS, 15)
+    given = texts(mix("passages", tokens, 0, bench.pick(512, 9)), 0)
     makers: dict[str, Callable[[], Any]] = {
         OURS: lambda: gpuencode.encodes(gpuencode.engine(bench, shape)),
         **gpuencode.text_peers(bench, shape),

@@ -16,8 +16,8 @@ LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_length(bench: Bench, length: int) -> None:
-    if bench.scale.smoke and length not in (16, 32):
-        pytest.skip("toy sizes of this row are those of 16 and 32 tokens")
+    if bench.scale.smoke and length != 16:
+        pytest.skip("one toy size is enough")
     gpuencode.not_quick(bench, length not in (16, 512, 8192))
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)

@@ -22,8 +22,6 @@ PEER = "FlagEmbedding"
 
 @pytest.mark.parametrize("what", STATEMENTS)
 def test_import(bench: Bench, what: str) -> None:
-    if bench.scale.smoke and what != "import":
-        pytest.skip("ten seconds for nothing new")
     ours, theirs = STATEMENTS[what]
     statements = {"bare python": "pass", OURS: ours, PEER: theirs}
     absent = {}

@@ -22,9 +22,10 @@ LATER = "m3fast, 20th query"
 
 
 @pytest.fixture(autouse=True)
-def _memory() -> Iterator[None]:
+def _memory(bench: Bench) -> Iterator[None]:
     yield
-    gc.collect()
+    if not bench.scale.smoke:
+        gc.collect()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

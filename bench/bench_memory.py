@@ -15,7 +15,7 @@ from bench.workloads import TINY
 
 @pytest.mark.parametrize("way", ["encode_iter", "cli"])
 def test_peak_memory(bench: Bench, way: str) -> None:
-    small, large = bench.pick((10_000, 100_000), (200, 1_000))
+    small, large = bench.pick((10_000, 100_000), (20, 100))
     row = Row(
         f"peak memory of {way}, {large:,} short texts",
         shape=f"m3fast-tiny, all outputs, texts of 5 to 12 words, one process each; "
@@ -36,7 +36,7 @@ def test_peak_memory(bench: Bench, way: str) -> None:
 
 def test_growth(bench: Bench) -> None:
     """Nothing that a call leaves behind may add up."""
-    calls = bench.pick(600, 30)
+    calls = bench.pick(600, 6)
     path = bench.model or TINY
     found = _child(bench, "growth", calls, str(path))
     bench.add(

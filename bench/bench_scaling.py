@@ -141,10 +141,10 @@ def test_text_length(bench: Bench, layers: int) -> None:
     shape = bench.encoder_shape(layers)
     path = bench.checkpoint(shape)
     tokens = bench.pick(4096, 64)
-    lengths: list[int] = bench.pick([16, 64, 256, 1024, 4096, 8192], [16, 32, 128])
+    lengths: list[int] = bench.pick([16, 64, 256, 1024, 4096, 8192], [16, 32])
     counts = {n: max(1, tokens // n) for n in lengths}
     batches = {n: max(1, BATCH_TOKENS // n) for n in lengths}
-    long = bench.pick(4096 if bench.scale.name == "full" else 1024, 128)
+    long = bench.pick(4096 if bench.scale.name == "full" else 1024, 32)
     run, absent = _encoders(bench, path)
     if bench.scale.smoke:
         absent[STRONG] = "takes ten seconds to compile; bench_encode.py has it"
@@ -206,7 +206,7 @@ def test_text_length(bench: Bench, layers: int) -> None:
 
 def test_corpus_size(bench: Bench) -> None:
     path = bench.model or TINY
-    counts: list[int] = bench.pick([250, 1000, 4000], [5, 10, 20])
+    counts: list[int] = bench.pick([250, 1000, 4000], [2, 4])
     run, absent = _encoders(bench, path)
     shape = bench.shape_of(path)
     # The same mix of lengths at every size, so that only the number of texts changes.

@@ -154,7 +154,7 @@ def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         if request.config.stash[BENCH].device.type == "cpu":
             monkeypatch.setattr(triton_path, "interpreter", True)
             # A runner begins with its largest bucket, of 4,096 tokens: minutes to interpret.
-            monkeypatch.setattr(gpurunner, "BUCKETS", (32, 64))
+            monkeypatch.setattr(gpurunner, "BUCKETS", (16, 32))
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import re
+import types
 from pathlib import Path
 from typing import Any
 
-import benchpackage  # noqa: F401 - makes `bench` importable
+import benchpackage  # makes `bench` importable
 import pytest
 import torch
-from bench import gate, harness, measure, progress, report, roof, workloads
+from bench import conftest, gate, harness, measure, progress, report, roof, workloads
 from benchkept import Kept
 from checkpoints import TINY_CONFIG
 
@@ -29,6 +28,8 @@ def test_red_tests_void_a_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     green.write_text("def test_it():\n    pass\n")
     tests = {"sparse": (str(red),), "maxsim": (str(green),), "packing": (str(green), "-k", "gone")}
     monkeypatch.setitem(gate.TESTS, "cpu", tests)
+    for name, value in benchpackage.PLAIN.items():
+        monkeypatch.setenv(name, value)
     its = gate.Gate("cpu")
     assert its.red("maxsim") == "" and its.red("encode") == ""
     assert its.waits("sparse")
@@ -199,23 +200,25 @@ def test_lines_about_rounds_are_few() -> None:
     assert said == ["5", "10", "15"]
 
 
-def collected(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--collect-only", "bench/", *arguments],
-        cwd=ROOT, env=os.environ | {"PYTHONSAFEPATH": "1"}, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_suites_by_name() -> None:
-    found = collected("--suite", "gemm, packing,full").stdout
+    asked = ("--suite", "gemm, packing,full")
+    found = benchpackage.pytest_of("--collect-only", "bench/", *asked).stdout
     files = {line.split("::")[0] for line in found.splitlines() if "::" in line}
     assert files == {
         f"bench/bench_{name}.py" for name in ("gemm", "packing", "gpu_packing")
     }  # fmt: skip
-    unknown = collected("--suite", "gemm,speed")
-    assert unknown.returncode != 0
-    assert "--suite speed: unknown; there are default, full, attention," in unknown.stderr
-    no_model = collected("--model", "no/such/folder")
-    assert "no folder with a config.json" in no_model.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--suite", "gemm,speed", "--suite speed: unknown; there are default, full, attention,"),
+        ("--model", "no/such/folder", "--model no/such/folder: no folder with a config.json"),
+    ],
+)
+def test_unknown_names_are_usage_errors(option: str, value: str, said: str) -> None:
+    given = {"--suite": "default", "--model": None, option: value}
+    config: Any = types.SimpleNamespace(getoption=given.get, addinivalue_line=lambda *_: None)
+    with pytest.raises(pytest.UsageError, match=re.escape(said)):
+        conftest.pytest_configure(config)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 import types
@@ -16,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import benchpackage  # noqa: F401 - makes `bench` importable
+import benchpackage  # makes `bench` importable
 import httpx
 import numpy as np
 import pytest
@@ -25,7 +22,6 @@ from bench.serve import Client, Requests
 from bench.serve_turns import Turn
 from benchkept import Kept
 
-ROOT = Path(__file__).parents[1]
 JUDGE = peers.differ(1e-4, ("dense",))
 SLEEP = 0.3
 
@@ -112,12 +108,14 @@ def test_client_for_a_time_and_until_told(client: Client, trivial: Any) -> None:
     requests = Requests(["a", "b"])
     client.load(requests)
     ran = client.run(server, connections=3, seconds=0.2)
-    assert ran.elapsed >= 0.2 and ran.rate == pytest.approx(len(ran.seconds) / 0.2, rel=0.5)
+    assert ran.elapsed >= 0.2
+    # One of each connection at most came too late to count.
+    assert 0 <= len(ran.seconds) - round(ran.rate * 0.2) <= 3
     assert len(server.seen) == ran.requests  # what was in flight was waited for
     client.begin(server, connections=2)
-    time.sleep(0.2)
-    ran = client.end(stop=True)
-    assert ran.requests > 2 and ran.elapsed >= 0.1
+    while len(server.seen) < ran.requests + 20:
+        time.sleep(0.01)
+    assert client.end(stop=True).requests >= 20
     assert client.run(server, count=1).requests == 1  # and it goes on
 
 
@@ -334,12 +332,9 @@ def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
 def test_smoke_of_its_rows(tmp_path: Path) -> None:
     """m3fast's server, and its drop-in in a peer's place: every row, results compared."""
     records = tmp_path / "records.jsonl"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/bench_serve.py",
-         "--device", "cpu", "--records", str(records)],
-        cwd=ROOT, env=os.environ | {"PYTHONSAFEPATH": "1"}, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
+    done = benchpackage.pytest_of(
+        "bench/bench_serve.py", "--device", "cpu", "--records", str(records)
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     found = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
     ok = {(r["row"].split(",")[0], r["candidate"]) for r in found if r["status"] == "ok"}
