@@ -34,7 +34,7 @@ from m3fast.server.service import Service
 from m3fast.server.settings import Settings
 
 SHORT = 48  # tokens that a text of `short` may have
-PATIENCE = 60.0  # seconds until something that should happen counts as hanging
+PATIENCE = 180.0  # seconds until something that should happen counts as hanging
 
 # Each server collects and freezes all objects of its process: 0.4 s where all tests' imports are,
 # for a handful of requests. Processes do it, and test_run.py looks at it.
@@ -248,4 +248,3 @@ def _answers(server: Server) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return server.get("/ready").status_code == 200
     return False
-

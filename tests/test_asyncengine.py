@@ -73,6 +73,12 @@ def held(spy: Spy):
         spy.gate.set()
 
 
+async def until(check) -> None:
+    """Wait for what another thread does; `run` has an end."""
+    while not check():
+        await asyncio.sleep(0.005)
+
+
 def run(engine: Engine, use, **limits):
     """`await use(serving)`, in a loop of its own and with an end."""
 
@@ -86,7 +92,7 @@ def run(engine: Engine, use, **limits):
 
 
 def test_any_mix_of_requests_equals_the_engine(engine) -> None:
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(7)
     asked = []
     for _ in range(60):
         texts = [TEXTS[i] for i in rng.integers(0, len(TEXTS), rng.integers(1, 9))]
@@ -133,7 +139,7 @@ def test_a_mixed_batch_computes_what_somebody_wants_and_no_more(engine) -> None:
                 asyncio.create_task(serving.encode("y", sparse=False, colbert=False)),
                 asyncio.create_task(serving.encode("z", dense=False, colbert=False)),
             ]
-            await asyncio.sleep(0.05)
+            await until(lambda: serving.load.texts == 2)
         return await asyncio.gather(first, *rest)
 
     _, dense, sparse = run(engine, use)
@@ -157,9 +163,9 @@ def test_a_query_goes_ahead_of_bulk_that_was_first(engine) -> None:
             tasks = [asyncio.create_task(ask("first", "x"))]
             await spy.busy()
             tasks.append(asyncio.create_task(ask("bulk", ["word " * 60] * 20)))
-            await asyncio.sleep(0.05)
+            await until(lambda: serving.load.texts == 20)
             tasks.append(asyncio.create_task(ask("query", "What is BGE M3?")))
-            await asyncio.sleep(0.05)
+            await until(lambda: serving.load.texts == 21)
         await asyncio.gather(*tasks)
 
     run(engine, use)
@@ -174,8 +180,7 @@ def test_cancelled_work_is_not_run(engine) -> None:
             first = asyncio.create_task(serving.encode("x"))
             await spy.busy()
             gone = asyncio.create_task(serving.encode(["word " * 30] * 5))
-            await asyncio.sleep(0.05)
-            assert serving.load.texts == 5
+            await until(lambda: serving.load.texts == 5)
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gone
@@ -262,11 +267,8 @@ def test_a_device_that_fails_for_good_is_dead(engine) -> None:
         spy.fail = fail
         with pytest.raises(ComputeError):
             await serving.encode("x")
-        for _ in range(200):
-            if serving.state == "dead":
-                break
-            await asyncio.sleep(0.01)
-        assert serving.state == "dead" and "RuntimeError" in serving.reason
+        await until(lambda: serving.state == "dead")
+        assert "RuntimeError" in serving.reason
         with pytest.raises(EngineClosedError, match="dead"):
             await serving.encode("y")
 
@@ -328,7 +330,7 @@ def test_out_of_memory_splits_and_one_text_that_cannot_fit_fails_alone(engine) -
             await spy.busy()
             tasks = [asyncio.create_task(serving.encode(TEXTS[:4], lane="query")) for _ in range(3)]
             tasks.append(asyncio.create_task(serving.encode("word " * 80)))
-            await asyncio.sleep(0.05)
+            await until(lambda: serving.load.texts == 13)
             spy.gate.set()
             await first
             return await asyncio.gather(*tasks, return_exceptions=True)
@@ -350,8 +352,7 @@ def test_close_answers_what_was_admitted(engine) -> None:
             tasks = [asyncio.create_task(serving.encode(TEXTS)) for _ in range(5)]
             await spy.busy()
             closing = asyncio.create_task(serving.close())
-            await asyncio.sleep(0.05)
-            assert serving.state == "closing"
+            await until(lambda: serving.state == "closing")
             with pytest.raises(EngineClosedError, match="closing"):
                 await serving.encode("late")
         await closing
@@ -429,8 +430,7 @@ def test_batches_side_by_side_share_the_threads(engine) -> None:
         await serving.encode("x")
         with held(spy):
             tasks = [asyncio.create_task(serving.encode(TEXTS)) for _ in range(6)]
-            while len(spy.batches) < 1 + 3:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(spy.batches) >= 1 + 3)
             await asyncio.sleep(0.05)
             assert len(spy.batches) == 1 + 3
         return await asyncio.gather(*tasks)
@@ -517,7 +517,7 @@ def test_loops_of_several_threads_share_an_engine(engine) -> None:
 
 def test_a_storm_leaves_nothing_behind(engine) -> None:
     """Random sizes, lanes, deadlines and cancellations: one outcome each, and an empty queue."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(7)
     outcomes = {"answered": 0, "cancelled": 0, "late": 0, "overloaded": 0}
 
     async def use(serving):

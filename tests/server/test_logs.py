@@ -5,7 +5,6 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +12,7 @@ import time
 from datetime import datetime, timedelta
 
 import pytest
-from servers import PATIENCE, Server, eventually, running
+from servers import PATIENCE, Server, eventually, free_port, running
 
 from m3fast import Engine
 from m3fast.asyncengine import Stages
@@ -338,9 +337,11 @@ def test_nothing_that_a_client_sends_gets_into_a_servers_log():
 
 @pytest.mark.parametrize("how", ["nobody reads", "reader gone", "never open"])
 def test_a_process_whose_stderr_is_no_good_serves_and_ends(how):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with free_port() as port:
+        serve_and_end(how, port)
+
+
+def serve_and_end(how: str, port: int) -> None:
     command = [sys.executable, "-m", "m3fast", "serve", "m3fast-tiny", "--port", str(port)]
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)

@@ -9,6 +9,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from faults import spied
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -206,7 +207,7 @@ Telemetry().close()
 print(json.dumps([name for name in sys.modules if name.startswith("opentelemetry")]))
 """
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True
     )
     assert json.loads(ended.stdout) == []
 
@@ -233,7 +234,8 @@ def test_spans_lost_are_counted():
 def test_a_servers_spans_go_from_the_first_byte_to_the_last(monkeypatch, sink):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
     telemetry = Telemetry(log_level="error", traces=True)
-    with running(telemetry=telemetry) as server:
+    with running(telemetry=telemetry) as server, spied() as spy:
+        spy.fail = lambda _: time.sleep(0.5)  # slow, not failing: more than the slack below
         before = time.time_ns()
         server.post("/embed", {"inputs": "a text"}, headers={"traceparent": TRACEPARENT})
         after = time.time_ns()
@@ -248,9 +250,12 @@ def test_a_servers_spans_go_from_the_first_byte_to_the_last(monkeypatch, sink):
     for name in ("tokenize", "queue", "compute"):
         assert trace[name].parent_span_id == root.span_id
         order += [trace[name].start_time_unix_nano, trace[name].end_time_unix_nano]
-    slack = 2_000_000  # the end is known by another clock, and the client hears of it earlier
+    # The end is known by another clock, read an instant earlier or later, and the client hears of
+    # it earlier. A loaded machine may take this thread away in between.
+    slack = 250_000_000
     assert before <= order[0]
     assert order == sorted(order)
     assert order[-1] <= root.end_time_unix_nano + slack
     assert order[-1] <= after + slack
-    assert trace["compute"].end_time_unix_nano > trace["compute"].start_time_unix_nano
+    computed = trace["compute"].end_time_unix_nano - trace["compute"].start_time_unix_nano
+    assert computed >= 450_000_000
