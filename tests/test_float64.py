@@ -74,8 +74,9 @@ def test_encoder_and_heads(tmp_path: Path, seed: int) -> None:
         weights: dict[int, float] = {}
         raw = linear(hidden, w, "sparse_linear")[:, 0]
         for token, weight in zip(ids.tolist(), raw, strict=True):
-            if weight > 1e-6 and token not in (0, 1, 2, 3):
+            if weight > 1e-5 and token not in (0, 1, 2, 3):
                 weights[token] = max(weight, weights.get(token, 0.0))
-        row = {k: v for k, v in found.sparse.to_dicts()[i].items() if v > 1e-6}
+        # Twice that is in `weights` whatever the rounding; what is less may be in either.
+        row = {k: v for k, v in found.sparse.to_dicts()[i].items() if v > 2e-5 or k in weights}
         assert list(row) == list(weights), text
         np.testing.assert_allclose(list(row.values()), list(weights.values()), atol=5e-6)

@@ -70,18 +70,20 @@ def test_several_devices_equal_one(engine, pair) -> None:
 
 
 def test_each_device_takes_part(pair, monkeypatch) -> None:
-    taken = []
+    both = threading.Barrier(2)
+    taken = set()
     for runner in pair.runners:
         submit = runner.submit
 
         def counted(*args, runner=runner, submit=submit):
-            taken.append(runner)
-            time.sleep(0.01)
+            if id(runner) not in taken:
+                taken.add(id(runner))
+                both.wait(60)
             return submit(*args)
 
         monkeypatch.setattr(runner, "submit", counted)
     pair.encode(TEXTS * 5)
-    assert {id(r) for r in taken} == {id(r) for r in pair.runners}
+    assert taken == {id(runner) for runner in pair.runners}
 
 
 def test_windows_stay_in_order(engine, pair, monkeypatch) -> None:
@@ -129,9 +131,18 @@ def test_a_text_that_fits_nowhere_is_the_error(path, devices) -> None:
 
 
 def test_an_error_of_one_device_is_raised(pair, monkeypatch) -> None:
+    failed = threading.Event()
+    submit = pair.runners[0].submit
+
+    def wait(*args):
+        failed.wait(60)  # else the other might do all the work before this one begins
+        return submit(*args)
+
     def fail(*args):
+        failed.set()
         raise RuntimeError("this device fell over")
 
+    monkeypatch.setattr(pair.runners[0], "submit", wait)
     monkeypatch.setattr(pair.runners[1], "submit", fail)
     before = set(threading.enumerate())
     with pytest.raises(RuntimeError, match="fell over"):

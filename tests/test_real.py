@@ -84,5 +84,5 @@ def test_the_real_vocabulary_against_the_reference(whole_vocabulary, language) -
     np.testing.assert_allclose(ours["dense_vecs"], theirs["dense_vecs"], atol=1e-5)
     for a, b in zip(theirs["lexical_weights"], ours["lexical_weights"], strict=True):
         keys = [k for k in a if a[k] > 1e-5]
-        assert keys == [k for k in b if b[k] > 1e-5 or k in keys]
+        assert keys == [k for k in b if b[k] > 2e-5 or k in keys]
         assert all(abs(a[k] - b[k]) < 1e-5 for k in keys)
