@@ -18,7 +18,7 @@ def row(case: tuple[int, int]) -> list[str]:
     kernel = shipped.kernels(arch)[i]
     report = compiling.build(kernel, arch)
     shared = f"{report.shared / 1024:.1f}"
-    counts = [report.count(name) for name in ("HGMMA", "HMMA", "UTMALDG")]
+    counts = [report.operations[name] for name in ("HGMMA", "HMMA", "UTMALDG")]
     facts = [arch, kernel.warps, kernel.stages, report.registers, report.spills, shared, *counts]
     return [kernel.name, *map(str, facts)]
 

@@ -23,7 +23,11 @@ DOT_DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfl
 
 def _scalars_count_loops() -> None:
     """numpy 2.4 refuses int(array of one value), by which Triton 3.6's interpreter counts."""
+    import triton
     from triton.runtime import interpreter
+
+    if not triton.__version__.startswith("3.6."):
+        return  # mended in 3.7
 
     patch = interpreter._patch_lang_tensor
 

@@ -15,6 +15,7 @@ from test_engine import same
 from m3fast import AsyncEngine, Engine, gpurunner, heads, mcls
 from m3fast.gpurunner import GpuRunner
 from m3fast.kernels import triton_path
+from m3fast.kernels._triton import layernorm
 from m3fast.runner import Outputs
 
 ALL = Outputs(True, True, True)
@@ -51,6 +52,14 @@ def pair(path, device, monkeypatch) -> tuple[Engine, Engine]:
     return ours, cpu_engine(path, monkeypatch)
 
 
+@pytest.fixture
+def tall(monkeypatch) -> None:
+    """Tiles of 16 tokens for LayerNorm: of one, nine tenths of the time goes to interpreting it."""
+    if triton_path.interpreter:
+        config = layernorm.LayerNormConfig(rows=16, warps=1)
+        monkeypatch.setattr(layernorm, "_config", lambda *_: config)
+
+
 def test_all_outputs(pair, monkeypatch) -> None:
     """Batches of one text to all of them: buckets, and beyond the last one."""
     with warnings.catch_warnings():
@@ -60,6 +69,7 @@ def test_all_outputs(pair, monkeypatch) -> None:
             same(expected, found, 1e-5)
 
 
+@pytest.mark.usefixtures("tall")
 @pytest.mark.parametrize("only", ["dense", "sparse", "colbert"])
 def test_one_output(pair, monkeypatch, only) -> None:
     chosen = {name: name == only for name in ("dense", "sparse", "colbert")}
@@ -76,6 +86,7 @@ def test_one_output(pair, monkeypatch, only) -> None:
             np.testing.assert_allclose(found.colbert.values, whole.colbert.values, atol=1e-5)
 
 
+@pytest.mark.usefixtures("tall")
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
 def test_pooling_and_widths(path, device, monkeypatch, pooling) -> None:
     monkeypatch.setattr(gpurunner, "BUCKETS", (32, 48))
@@ -96,6 +107,7 @@ def both_mcls(path: Path, device, monkeypatch, **options) -> tuple[Engine, Engin
     return ours, cpu_engine(path, monkeypatch, pooling="mcls", **options)
 
 
+@pytest.mark.usefixtures("tall")
 def test_mcls(path, device, monkeypatch) -> None:
     """CLS and word rows whose number the host never tells: buckets, and beyond the last one."""
     monkeypatch.setattr(gpurunner, "BUCKETS", (16, 48, 64))
@@ -114,6 +126,7 @@ def test_mcls(path, device, monkeypatch) -> None:
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.usefixtures("tall")
 def test_mcls_at_its_own_stretch(path, device, monkeypatch) -> None:
     monkeypatch.setattr(gpurunner, "BUCKETS", (288,))
     ours, plain = both_mcls(path, device, monkeypatch)
@@ -123,6 +136,7 @@ def test_mcls_at_its_own_stretch(path, device, monkeypatch) -> None:
     same(expected, found, 2e-5)
 
 
+@pytest.mark.usefixtures("tall")
 def test_streaming_and_windows(pair, monkeypatch) -> None:
     """Texts of several windows, tokenised ahead, joined in order."""
     ours, plain = pair
@@ -154,6 +168,7 @@ def test_hidden_states(pair, monkeypatch) -> None:
     assert (found - expected).abs().max() < 1e-5 and (found[~mask] == 0).all()
 
 
+@pytest.mark.usefixtures("tall")
 def test_out_of_memory_frees_and_splits(pair, monkeypatch) -> None:
     """The runner's own allocations fail above a size."""
     ours, plain = pair
@@ -190,6 +205,7 @@ def test_a_first_batch_that_fails_is_started_over(pair, monkeypatch) -> None:
     assert sizes == [64, 64, 16]
 
 
+@pytest.mark.usefixtures("tall")
 def test_warmup(pair, monkeypatch) -> None:
     monkeypatch.setattr(gpurunner, "BUCKETS", (32,))
     pair[0].warmup(sparse=False)
@@ -308,6 +324,7 @@ def test_peak_memory_of_32k_tokens(tmp_path) -> None:
     assert torch.cuda.max_memory_allocated() - weights <= 0.8e9
 
 
+@pytest.mark.usefixtures("tall")
 def test_requests_that_share_batches(pair, monkeypatch) -> None:
     """The async engine keeps several batches in flight; each request gets its own rows."""
     ours, plain = pair

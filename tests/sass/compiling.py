@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton
+from sass import versions
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory a block may take
+OPERATIONS = {"LDL": 0x183, "STL": 0x187, "HMMA": 0x03C, "HGMMA": 0x1F0, "UTMALDG": 0x1B4}
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,38 @@ class Report:
     registers: int
     stack: int
     shared: int
-    sass: str
+    cubin: bytes
+
+    @cached_property
+    def operations(self) -> Counter[str]:
+        """How often each of OPERATIONS stands in the machine code.
+
+        Read from the code itself: an instruction has 16 bytes, its operation in the lowest 9 bits.
+        The disassembler takes as long as the whole compilation.
+        """
+        start = struct.unpack_from("<Q", self.cubin, 0x28)[0]
+        size, n_sections = struct.unpack_from("<HH", self.cubin, 0x3A)
+        found: Counter[str] = Counter()
+        for i in range(n_sections):
+            header = struct.unpack_from("<IIQQQQ", self.cubin, start + i * size)
+            flags, at, length = header[2], header[4], header[5]
+            if flags & 4:  # executable
+                words = np.frombuffer(self.cubin, "<u8", length // 8, at)[::2] & 0x1FF
+                found.update({n: int((words == code).sum()) for n, code in OPERATIONS.items()})
+        return found
+
+    @cached_property
+    def sass(self) -> str:
+        """What the disassembler makes of it."""
+        return _cuobjdump("-sass", self.cubin)
 
     def count(self, instruction: str) -> int:
+        """As disassembled."""
         return len(re.findall(rf"\b{instruction}\b", self.sass))
 
     @property
     def spills(self) -> int:
-        return self.count("LDL") + self.count("STL")
+        return self.operations["LDL"] + self.operations["STL"]
 
 
 def build(kernel: Kernel, arch: int) -> Report:
@@ -75,27 +105,31 @@ def build(kernel: Kernel, arch: int) -> Report:
     source = ASTSource(kernel.fn, signature, constexprs, attrs)
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    cubin = compiled.asm["cubin"]
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", _cuobjdump("-res-usage", cubin))
+    assert usage, f"{kernel.name}: cuobjdump tells no usage"
+    return Report(int(usage[1]), int(usage[2]), compiled.metadata.shared, cubin)
+
+
+def _cuobjdump(what: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        sass = _run("cuobjdump", "-sass", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found, usage
-    return Report(int(found[1]), int(found[2]), compiled.metadata.shared, sass)
-
-
-def _run(tool: str, *args: str) -> str:
-    return subprocess.run([BIN / tool, *args], check=True, capture_output=True, text=True).stdout
+        command = [BIN / "cuobjdump", what, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def check(kernel: Kernel, arch: int) -> Report:
-    """Build, and hold the machine code to the rules: no spills, within limits, on tensor cores."""
+    """Build, and hold the machine code to the rules: no spills but known ones, within limits, on
+    tensor cores."""
     report = build(kernel, arch)
-    assert report.spills == 0, f"{kernel.name}: {report.spills} local-memory instructions"
+    allowed = versions.spills(arch, kernel.name)
+    if allowed is not None:
+        assert report.spills <= allowed, f"{kernel.name}: {report.spills} on local memory"
+        assert allowed or not report.stack, f"{kernel.name}: {report.stack} bytes of stack"
     assert report.shared <= SHARED_LIMIT[arch], f"{kernel.name}: {report.shared} bytes shared"
     if kernel.mma:
-        assert report.count(kernel.mma), f"{kernel.name}: no {kernel.mma} in its machine code"
+        assert report.operations[kernel.mma], f"{kernel.name}: no {kernel.mma} in its machine code"
     if kernel.tma:
-        assert report.count("UTMALDG"), f"{kernel.name}: no TMA load in its machine code"
+        assert report.operations["UTMALDG"], f"{kernel.name}: no TMA load in its machine code"
     return report
