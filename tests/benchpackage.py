@@ -12,8 +12,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Plugins of other packages take seconds to import, and benchmarks use none of them.
-PLAIN = {"PYTHONSAFEPATH": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+# Plugins of other packages take seconds to import, and benchmarks use none of them. On a busy
+# machine OpenMP's threads spin for one another: more than half of a smoke round's CPU time.
+PLAIN = {
+    "PYTHONSAFEPATH": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 if "bench" not in sys.modules:
     file = ROOT / "bench" / "__init__.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -64,14 +63,30 @@ def test_judge_of_the_strong_baseline(made: tuple[ModelConfig, Any]) -> None:
         assert name in judge("strong", None, tuple(wrong))
 
 
-def test_gate_sees_slow_products(made: tuple[ModelConfig, Any]) -> None:
-    def slow(*given: Any) -> torch.Tensor:
-        time.sleep(2e-3)
-        return F.linear(*given)
+def test_gate_sees_slow_products(
+    made: tuple[ModelConfig, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of the test's own: torch.mm's products take 2 s, the others 1 s, then 8."""
+    now, real = 0.0, strong.products
 
-    weights = made[1]
-    assert strong.gemm_share(weights, 64, CPU, 0, F.linear) > 0.05
-    assert strong.gemm_share(weights, 64, CPU, 0, slow) < 0.5
+    def products(multiply: Any, *given: Any) -> Any:
+        run, took = real(multiply, *given), 2.0 if multiply is torch.mm else seconds
+
+        def taking(x: Any) -> None:
+            nonlocal now
+            now += took
+            run(x)
+
+        return taking
+
+    def wall() -> Any:
+        start = now
+        return lambda: now - start
+
+    monkeypatch.setattr(strong, "products", products)
+    monkeypatch.setattr(strong, "wall", wall)
+    for seconds, share in ((1.0, 2.0), (8.0, 0.25)):
+        assert strong.gemm_share(made[1], 64, CPU, 0, F.linear, rounds=2) == share
 
 
 def test_products_are_those_of_the_layers(made: tuple[ModelConfig, Any]) -> None:
