@@ -135,7 +135,7 @@ def test_an_error_of_one_device_is_raised(pair, monkeypatch) -> None:
     submit = pair.runners[0].submit
 
     def wait(*args):
-        failed.wait(60)  # else the other might do all the work before this one begins
+        assert failed.wait(60)  # else one might do all the work before the other begins
         return submit(*args)
 
     def fail(*args):

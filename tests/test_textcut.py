@@ -57,7 +57,7 @@ long_texts = st.builds(
 
 @every
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_ids_equal_full_tokenisation(case: Case, data: st.DataObject) -> None:
     texts = data.draw(st.lists(long_texts, min_size=1, max_size=3))
     case.check(texts, data.draw(st.sampled_from([3, 4, 9, 20, 50])))
@@ -67,7 +67,7 @@ def test_ids_equal_full_tokenisation(case: Case, data: st.DataObject) -> None:
 def test_ids_equal_at_every_cut(case: Case) -> None:
     """Seeded texts of one script, or with odd characters strewn in, at lengths that need a cut."""
     draw = random.Random(5)
-    for _ in range(40):
+    for _ in range(15):
         texts = []
         for _ in range(8):
             text = "".join(draw.choices(draw.choice([unbroken[2:6], unbroken, words]), k=12))
@@ -86,7 +86,7 @@ def test_every_end_is_safe(case: Case) -> None:
     extra = [*SPECIALS, "zebra", "not one", "dogs"]
     pools = [unbroken[2:6], unbroken, words, list("ab"), list("acgt"), ["the ", "dog ", "字 "]]
     cuts = 0
-    for _ in range(120):
+    for _ in range(50):
         letters = list("".join(draw.choices(draw.choice(pools), k=40)) * draw.choice([1, 1, 4]))
         for _ in range(draw.choice([0, 2, 10, 80])):
             spot = draw.randrange(len(letters) + 1)
@@ -101,7 +101,7 @@ def test_every_end_is_safe(case: Case) -> None:
                 safe = ids[: len(shared)] == shared
                 assert safe, (text[: ends[-1]], text[ends[-1] :])
                 cuts += 1
-    assert cuts > 300 or "spaced" in case.path.name
+    assert cuts > 100 or "spaced" in case.path.name
 
 
 LONG = {
