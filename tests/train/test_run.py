@@ -42,6 +42,7 @@ VALUES: dict[str, Any] = dict(
 )  # fmt: skip
 # Runs the command up to a step's middle and stays there: the signal meets it on any machine.
 STAYS = """
+import signal
 import sys
 from m3fast.cli import main
 from m3fast.train import loop
@@ -55,6 +56,7 @@ def stays(*args):
     return forward(*args)
 
 loop.forward_backward = stays
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 sys.exit(main(sys.argv[2:]))
 """
 
