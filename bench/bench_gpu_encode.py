@@ -42,7 +42,7 @@ def test_encode_batch(bench: Bench, kind: str) -> None:
     gpuencode.not_quick(bench, kind in ("chat", "documents"))
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)
-    lengths = mix(kind, bench.pick(TOKENS, 30), 0, bench.pick(config.max_length, 20))
+    lengths = mix(kind, bench.pick(TOKENS, 15), 0, bench.pick(config.max_length, 9))
     inputs = [gpuencode.batch(config, lengths, bench.device, seed) for seed in range(2)]
     runner = gpuencode.runner(bench, config, weights)
     tokens = sum(lengths)

@@ -80,7 +80,7 @@ def test_growth(bench: Bench) -> None:
 
     count = bench.pick(100, 1)
     encode(bench.pick(2, 1), tokens, 0)
-    encode(bench.pick(3, 1), bench.pick(3000, 12), 0)  # one bucket: eager, captured, replayed
+    encode(bench.pick(3, 1), bench.pick(3000, 8), 0)  # one bucket: eager, captured, replayed
     before = _allocated(bench)
     encode(count, tokens, 2)
     growth = (_allocated(bench) - before) / 2**20

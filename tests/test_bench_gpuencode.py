@@ -67,10 +67,10 @@ def test_gate_sees_slow_products(
     made: tuple[ModelConfig, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock of the test's own: torch.mm's products take 2 s, the others 1 s, then 8."""
-    now, real = 0.0, strong.products
+    now, of_others, real = 0.0, 0.0, strong.products
 
     def products(multiply: Any, *given: Any) -> Any:
-        run, took = real(multiply, *given), 2.0 if multiply is torch.mm else seconds
+        run, took = real(multiply, *given), 2.0 if multiply is torch.mm else of_others
 
         def taking(x: Any) -> None:
             nonlocal now
@@ -86,6 +86,7 @@ def test_gate_sees_slow_products(
     monkeypatch.setattr(strong, "products", products)
     monkeypatch.setattr(strong, "wall", wall)
     for seconds, share in ((1.0, 2.0), (8.0, 0.25)):
+        of_others = seconds
         assert strong.gemm_share(made[1], 64, CPU, 0, F.linear, rounds=2) == share
 
 
