@@ -31,7 +31,7 @@ extern "C" {
 
 void set_seed(uint64_t seed) { emulate::seed = seed; }
 int64_t words_read() { return emulate::words_read; }
-void set_patience(int seconds) { emulate::patience = seconds; }
+void set_patience(int milliseconds) { emulate::patience = milliseconds; }
 
 const char* emulated_unpad_ids(const void* ids, int id_bytes, const void* mask, int mask_bytes,
                                int64_t rows, int64_t width, int64_t capacity, bool has_pad,

@@ -199,10 +199,10 @@ def test_the_emulator_sees_a_block_waiting_for_ever(library, rng):
     ids = torch.ones(4, 8, dtype=torch.int32)
     state = torch.zeros(6, dtype=torch.int64)
     state[0] = 1  # the ticket of row 0 is gone
-    library.set_patience(1)
+    library.set_patience(300)
     with pytest.raises(AssertionError, match="unpad_ids_kernel: blocks wait for one another"):
         unpad(library, ids, ids, 1, 32, state)
-    library.set_patience(30)
+    library.set_patience(60_000)
 
 
 @pytest.mark.slow
@@ -212,12 +212,10 @@ def test_sanitizers_find_nothing(tmp_path, sanitizer):
         pytest.skip("needs g++")
     program, source = tmp_path / "pad", str(HERE / "pad_main.cpp")
     options = [
-        "-O1",
-        "-g",
+        "-O0",  # compiles in half the time, and nothing is optimised away
+        "-g1",
         f"-fsanitize={sanitizer}",
         "-fno-sanitize-recover=all",
-        "-o",
-        str(program),
     ]
     built = subprocess.run(
         [CXX, *COMPILE, *options, source, "-o", str(program)], capture_output=True, text=True
