@@ -1,0 +1,20 @@
+import warnings
+
+from sass import shipped, versions
+
+
+def test_a_version_that_no_one_knows_is_said():
+    """Once, though each kernel's spills go unjudged."""
+    if versions.VERSION not in versions.SPILLS:
+        warnings.warn(
+            f"Triton {versions.VERSION} is not in tests/sass/versions.py: no kernel's spills were"
+            " judged. `make sass` counts them.",
+            stacklevel=1,
+        )
+
+
+def test_every_entry_names_a_kernel():
+    names = {(arch, kernel.name) for arch in (80, 90) for kernel in shipped.kernels(arch)}
+    for version, known in versions.SPILLS.items():
+        assert known.keys() <= names, version
+        assert all(count > 0 for count in known.values()), version
