@@ -7,7 +7,7 @@ MODEL = m3fast-tiny
 SERVE_ARGS =
 PYTEST_ARGS =
 GPU_LOG ?= gpu.log
-# Asked for torch's CPU build beside pip's own indexes, where there is no NVIDIA GPU; empty for none.
+# Asked for torch's CPU build where there is no NVIDIA GPU and pip's own indexes have none.
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
 # The kernel path that a run of tests is held to: avx512bf16, avx512, avx2, portable or torch. Ours by
 # M3FAST_CPU_PATH; torch's own products, its reference among them, by variables of its libraries.
