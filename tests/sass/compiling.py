@@ -89,6 +89,21 @@ class Report:
     def spills(self) -> int:
         return self.operations["LDL"] + self.operations["STL"]
 
+    @property
+    def spills_in_loops(self) -> int:
+        """Those within a loop that has no other loop in it."""
+        if not self.spills:
+            return 0
+        code = re.findall(r"/\*([0-9a-f]{4,})\*/ +(.*?);", self.sass)
+        lines = [(int(address, 16), text) for address, text in code]
+        jumps = [(a, int(m[1], 16)) for a, t in lines if (m := re.search(r"BRA.* 0x(\w+)", t))]
+        loops = [(to, at) for at, to in jumps if to < at]
+        inner = [
+            x for x in loops if not any(x != y and x[0] <= y[0] <= y[1] <= x[1] for y in loops)
+        ]
+        local = [a for a, text in lines if re.search(r"\b(LDL|STL)\b", text)]
+        return sum(any(start <= a <= end for start, end in inner) for a in local)
+
 
 def build(kernel: Kernel, arch: int) -> Report:
     """Compile for sm_<arch> and read the machine code back."""
@@ -123,6 +138,7 @@ def check(kernel: Kernel, arch: int) -> Report:
     """Build, and hold the machine code to the rules: no spills but known ones, within limits, on
     tensor cores."""
     report = build(kernel, arch)
+    assert not report.spills_in_loops, f"{kernel.name}: local memory in an inner loop"
     allowed = versions.spills(arch, kernel.name)
     if allowed is not None:
         assert report.spills <= allowed, f"{kernel.name}: {report.spills} on local memory"

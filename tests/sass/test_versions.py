@@ -4,11 +4,11 @@ from sass import shipped, versions
 
 
 def test_a_version_that_no_one_knows_is_said():
-    """Once, though each kernel's spills go unjudged."""
+    """Once, not for each kernel."""
     if versions.VERSION not in versions.SPILLS:
         warnings.warn(
-            f"Triton {versions.VERSION} is not in tests/sass/versions.py: no kernel's spills were"
-            " judged. `make sass` counts them.",
+            f"Triton {versions.VERSION} is not in tests/sass/versions.py: spills were judged in"
+            " inner loops only. `make sass` counts them.",
             stacklevel=1,
         )
 
