@@ -21,6 +21,7 @@ from bench import child_serve, harness, measure, peers, serve, serve_turns, tabl
 from bench.serve import Client, Requests
 from bench.serve_turns import Turn
 from benchkept import Kept
+from servers import eventually
 
 JUDGE = peers.differ(1e-4, ("dense",))
 SLEEP = 0.3
@@ -113,8 +114,7 @@ def test_client_for_a_time_and_until_told(client: Client, trivial: Any) -> None:
     assert 0 <= len(ran.seconds) - round(ran.rate * 0.2) <= 3
     assert len(server.seen) == ran.requests  # what was in flight was waited for
     client.begin(server, connections=2)
-    while len(server.seen) < ran.requests + 20:
-        time.sleep(0.01)
+    eventually(lambda: len(server.seen) >= ran.requests + 20)
     assert client.end(stop=True).requests >= 20
     assert client.run(server, count=1).requests == 1  # and it goes on
 
