@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import ModuleType
@@ -30,14 +31,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("target", ["gpu", "gpu-sanitize"])
-def test_without_a_gpu_one_line_and_2(target: str, tmp_path: Path) -> None:
+def test_without_a_gpu_one_line_and_2(tmp_path: Path) -> None:
     log = tmp_path / "gpu.log"
-    done = subprocess.run(
-        ["make", "-s", target, f"PYTHON={sys.executable}", f"GPU_LOG={log}"],
-        cwd=ROOT, env={**os.environ, "PYTHONSAFEPATH": "1"}, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
+    done = make("gpu", f"PYTHON={sys.executable}", f"GPU_LOG={log}")
     assert done.returncode == 2 and done.stdout == ""
     first, *rest = done.stderr.splitlines()
     assert first == "make gpu needs a CUDA device: torch finds no CUDA device"
@@ -45,18 +41,50 @@ def test_without_a_gpu_one_line_and_2(target: str, tmp_path: Path) -> None:
     assert not log.exists()
 
 
-def test_a_part_that_hangs_is_ended_with_its_children(gpu: ModuleType, tmp_path: Path) -> None:
-    file = tmp_path / "alive"
-    child = f"import time; time.sleep(3); open({str(file)!r}, 'w')"
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "-s", *arguments],
+        cwd=ROOT, env={**os.environ, "PYTHONSAFEPATH": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_sanitizing_without_a_gpu(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    proving, sanitizing = (make("-n", target).stdout for target in ("gpu", "gpu-sanitize"))
+    assert proving and sanitizing == proving.rstrip("\n") + " --sanitize\n"
+    monkeypatch.setattr(gpu, "device", lambda python: ("", "torch finds no CUDA device"))
+    log = tmp_path / "gpu.log"
+    assert gpu.main(["--sanitize", "--log", str(log)]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "make gpu needs a CUDA device: torch finds no CUDA device\n"
+    assert shown.out == "" and not log.exists()
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun, alive = tmp_path / "begun", tmp_path / "alive"
+
+    class Timer(threading.Timer):  # whose time counts from when the child is there
+        def run(self) -> None:
+            while not begun.exists():
+                time.sleep(0.01)
+            super().run()
+
+    monkeypatch.setattr(threading, "Timer", Timer)
+    # Its child has the same standard output, so one that lived on would be waited for.
+    child = f"import time; time.sleep(20); open({str(alive)!r}, 'w')"
     code = (
         "import subprocess, sys, time; print('begun', flush=True); "
-        f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}]); "
+        f"open({str(begun)!r}, 'w'); time.sleep(60)"
     )
-    part = gpu.run("hangs", [sys.executable, "-c", code], 1.5)
+    part = gpu.run("hangs", [sys.executable, "-c", code], 0.3)
     assert part.code is None and not part.ok and part.output == "begun\n"
-    assert "time is up" in str(part) and part.seconds < 10
-    time.sleep(2.5)
-    assert not file.exists()
+    assert "time is up" in str(part)
+    assert not alive.exists()
 
 
 def test_parts_that_pass_and_fail(gpu: ModuleType) -> None:
