@@ -15,7 +15,9 @@ CPU_PATH =
 ISA_avx512 = ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABLE_INSTRUCTIONS=AVX512
 ISA_avx2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 ISA_portable = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
-PATH_ENV = M3FAST_CPU_PATH='$(CPU_PATH)' $(ISA_$(CPU_PATH))
+# torch.compile's cache does not ask for which instructions it compiled: one path crashes on another's.
+PATH_ENV = M3FAST_CPU_PATH='$(CPU_PATH)' $(ISA_$(CPU_PATH)) \
+    TORCHINDUCTOR_CACHE_DIR='$(CURDIR)/$(VENV)/inductor-$(CPU_PATH)'
 # What m3fast-tiny is made of; its model card says where each comes from.
 DATA ?= ../shared/data
 SENTENCES ?= $(DATA)/train/sentences.common-voice.jsonl.gz
