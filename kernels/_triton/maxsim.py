@@ -190,7 +190,8 @@ def maxsim_mean_kernel(
         value = (key ^ ((key >> 31) & HIGHEST)).to(tl.float32, bitcast=True)
         total += tl.sum(value, 1)
     mean = tl.where(d_end > d_start, total / tl.maximum(end - start, 1), 0.0)
-    mean += tl.load(at, mask=(row < n_rows) & (first > 0), other=0.0)
+    # No `(row < n_rows) & (first > 0)`: Triton 3.9's interpreter refuses a mask of a bool scalar.
+    mean += tl.load(at, mask=row < tl.where(first > 0, n_rows, 0), other=0.0)
     tl.store(at, tl.where(exists, mean, float("nan")), mask=row < n_rows)
 
 
