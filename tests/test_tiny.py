@@ -189,7 +189,7 @@ def reference() -> Any:
     return BGEM3FlagModel(str(TINY), use_fp16=False, devices="cpu")
 
 
-@pytest.mark.parametrize("length", [512, 2048])  # 8,192 with a smaller model: test_parity.py
+@pytest.mark.parametrize("length", [512, pytest.param(8192, marks=pytest.mark.slow)])
 def test_flag_embedding_and_m3fast_agree_on_it(
     engine: Engine, passages: dict[str, list[str]], reference: Any, length: int
 ) -> None:
