@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 
 from m3fast.asyncengine import AsyncEngine, BatchRecord
 from m3fast.engine import Engine
@@ -158,6 +159,11 @@ def eventually(check: Any, seconds: float = PATIENCE) -> None:
     while not check():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.01)
+
+
+def near(found: Any, wanted: Any) -> None:
+    """Equal but for rounding: in another batch, or for other outputs, sums may go another way."""
+    np.testing.assert_allclose(np.float32(found), wanted, rtol=1e-5, atol=5e-6)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
+from servers import PATIENCE
 from test_engine import same
 
 from m3fast import Engine, InputError
@@ -53,13 +54,13 @@ class Spy:
         lengths = np.diff(tokens.offsets)[order].tolist()
         self.batches.append((lengths, outputs))
         self.entered.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(PATIENCE)
         if self.fail is not None:
             self.fail(lengths)
         return self._submit(tokens, order, outputs, options)
 
     async def busy(self) -> None:
-        await asyncio.to_thread(self.entered.wait, 20)
+        await asyncio.to_thread(self.entered.wait, PATIENCE)
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def run(engine: Engine, use, **limits):
         # One batch at a time, so that what waits waits; side by side has a test of its own.
         chosen = Limits(**{"cpu_batches": 1, **limits})
         async with AsyncEngine(engine, limits=chosen) as serving:
-            return await asyncio.wait_for(use(serving), 60)
+            return await asyncio.wait_for(use(serving), PATIENCE)
 
     return asyncio.run(main())
 
@@ -105,7 +106,12 @@ def test_any_mix_of_requests_equals_the_engine(engine) -> None:
         asked.append((texts, flags))
 
     async def use(serving):
-        return await asyncio.gather(*(serving.encode(t, **flags) for t, flags in asked))
+        with held(spy):
+            tasks = [asyncio.create_task(serving.encode(t, **flags)) for t, flags in asked]
+            await spy.busy()
+            begun = len(spy.batches[0][0])
+            await until(lambda: serving.load.texts + begun == sum(len(t) for t, _ in asked))
+        return await asyncio.gather(*tasks)
 
     spy = Spy(engine.runner)
     found = run(engine, use)

@@ -14,8 +14,6 @@ from m3fast.flagscores import combine
 from m3fast.kernels.maxsim import quantize_vectors
 
 TEXTS = checkpoints.TEXTS
-# A token's lexical weight may differ in the last bit with what shares its batch.
-BIT = 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +34,14 @@ def test_any_subset_as_json(server, asked):
     for name, there in chosen.items():
         assert (answer[name] is not None) == there
     if chosen["dense"]:
-        np.testing.assert_array_equal(np.float32(answer["dense"]), wanted.dense)
+        servers.near(answer["dense"], wanted.dense)
     if chosen["sparse"]:
         for got, row in zip(answer["sparse"], wanted.sparse.to_dicts(), strict=True):
             assert got["indices"] == list(row)
-            np.testing.assert_allclose(got["values"], [*row.values()], rtol=BIT)
+            servers.near(got["values"], [*row.values()])
     if chosen["colbert"]:
         for got, vectors in zip(answer["colbert"], wanted.colbert, strict=True):
-            np.testing.assert_array_equal(np.float32(got).reshape(vectors.shape), vectors)
+            servers.near(np.reshape(got, vectors.shape), vectors)
     assert answer["n_tokens"] == wanted.n_tokens.tolist()
     assert answer["truncated"] == [False] * len(TEXTS)
     assert answer["usage"]["total_tokens"] == wanted.n_tokens.sum()
@@ -56,29 +54,33 @@ def test_safetensors(server, texts, dtype):
     response = server.post("/encode", {**body, "vector_dtype": dtype})
     assert int(response.headers["content-length"]) == len(response.content)
     found, wanted = load(response.content), encoded(texts)
-    np.testing.assert_array_equal(found["dense"], wanted.dense)
+    servers.near(found["dense"], wanted.dense)
     np.testing.assert_array_equal(found["n_tokens"], wanted.n_tokens)
     np.testing.assert_array_equal(found["truncated"], wanted.truncated)
-    for name in ("indptr", "indices", "values"):
-        np.testing.assert_allclose(found[f"sparse_{name}"], getattr(wanted.sparse, name), rtol=BIT)
+    for name in ("indptr", "indices"):
+        np.testing.assert_array_equal(found[f"sparse_{name}"], getattr(wanted.sparse, name))
+    servers.near(found["sparse_values"], wanted.sparse.values)
     np.testing.assert_array_equal(found["colbert_offsets"], wanted.colbert.offsets)
     vectors = wanted.colbert.values
     if dtype == "int8":
         codes, scales = quantize_vectors(torch.from_numpy(vectors))
-        np.testing.assert_array_equal(found["colbert_values"], codes.numpy())
-        np.testing.assert_array_equal(found["colbert_scales"], scales.numpy())
+        assert found["colbert_values"].dtype == dtype
+        # A value within rounding of the middle of two codes may get either.
+        np.testing.assert_allclose(found["colbert_values"], codes.numpy(), rtol=0, atol=1)
+        servers.near(found["colbert_scales"], scales.numpy())
     else:
         assert found["colbert_values"].dtype == dtype
-        np.testing.assert_array_equal(found["colbert_values"], vectors.astype(dtype))
+        half = 2.0**-11 if dtype == "float16" else 0.0
+        np.testing.assert_allclose(found["colbert_values"], vectors, rtol=half + 1e-5, atol=5e-6)
 
 
 def test_options(server):
     body = {"texts": ["a", "word " * 50], "colbert": True, "dimensions": 8, "normalize": False}
     answer = server.post("/encode", {**body, "max_length": 10, "truncate": True}).json()
     wanted = encoded(body["texts"], truncate_dim=8, normalize=False, max_length=10)
-    np.testing.assert_array_equal(np.float32(answer["dense"]), wanted.dense)
+    servers.near(answer["dense"], wanted.dense)
     for got, vectors in zip(answer["colbert"], wanted.colbert, strict=True):
-        np.testing.assert_array_equal(np.float32(got), vectors)
+        servers.near(got, vectors)
     assert answer["truncated"] == [False, True]
     assert answer["n_tokens"] == wanted.n_tokens.tolist()
     assert server.post("/encode", {**body, "max_length": 10}).status_code == 400
@@ -146,9 +148,7 @@ def wanted_scores(texts, pairs, weights=(1.0, 1.0, 1.0)):
 
 def check(answer, wanted, shape):
     for mode, values in wanted.items():
-        np.testing.assert_allclose(
-            np.float32(answer[mode]), values.reshape(shape), atol=3e-7, rtol=0, err_msg=mode
-        )
+        servers.near(answer[mode], values.reshape(shape))
 
 
 def test_score_pairs_encodes_each_text_once(server):
