@@ -322,6 +322,7 @@ def test_absent_peers_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert absent[serve.INFINITY].startswith("its server is not installed")
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
     request = Requests(["a"]).raw()[0]
     with pytest.raises(RuntimeError, match=r"exit status \d: .*m3fast"):

@@ -89,6 +89,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [workloads.OUTPUTS, ("sparse",), ("colbert",), ("dense",)])
 @pytest.mark.parametrize("package", ADAPTERS)
 def test_adapters_do_the_same_work(

@@ -115,6 +115,7 @@ def test_warnings_are_one_line(
     assert capsys.readouterr().err.startswith("m3fast: warning: max_length: 99999")
 
 
+@pytest.mark.slow
 def test_closed_pipe_is_silent() -> None:
     code = (
         "import os, sys\n"

@@ -178,6 +178,7 @@ def test_dense_only_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert not list(out.iterdir())
 
 
+@pytest.mark.slow
 def test_wrong_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "m3fast.demo", "--model", "./no-such-model"],

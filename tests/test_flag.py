@@ -112,6 +112,7 @@ def test_lexical_scores_of_tokens_and_half_floats(model) -> None:
         model.compute_lexical_matching_score([one], two)
 
 
+@pytest.mark.slow
 def test_several_processes(path) -> None:
     model = BGEM3FlagModel(str(path), devices=["cpu", "cpu"])
     alone = BGEM3FlagModel(str(path), devices="cpu")

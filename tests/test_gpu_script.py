@@ -44,7 +44,7 @@ def test_without_a_gpu_one_line_and_2(tmp_path: Path) -> None:
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", "-s", *arguments],
-        cwd=ROOT, env={**os.environ, "PYTHONSAFEPATH": "1"}, capture_output=True, text=True,
+        cwd=ROOT, env={**os.environ, "PYTHONSAFEPATH": "1", "MAKEFLAGS": ""}, capture_output=True, text=True,
     )  # fmt: skip
 
 

@@ -49,7 +49,8 @@ int cuda() { int n; cudaGetDeviceCount(&n); return 7; }
 
 def python(*args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """This interpreter in another folder, with the given environment on top of a clean one."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CXX", "M3FAST_CUDA")}
+    ours = ("PYTHONPATH", "CXX", "M3FAST_CUDA", "M3FAST_CPU_PATH")
+    clean = {k: v for k, v in os.environ.items() if k not in ours}
     return subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,

@@ -115,6 +115,7 @@ def test_random_texts(models, seed) -> None:
     assert_same(*(m.encode(texts, **ALL) for m in models))
 
 
+@pytest.mark.slow
 def test_8192_tokens(tmp_path) -> None:
     # The reference pads all of a batch to the longest, and computes its first batch twice.
     path = make_checkpoint(tmp_path, hidden=16, heads=1, layers=1, ffn=16, positions=8194)

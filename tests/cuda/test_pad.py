@@ -14,6 +14,8 @@ import torch
 
 from m3fast.kernels.reference import pack_rows_ref, pad_rows_ref, unpad_ref
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc/cuda"

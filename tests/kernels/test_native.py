@@ -124,6 +124,7 @@ assert count() == start + 1
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 @pytest.mark.skipif(not native.available, reason=native.why)
 def test_runs_on_the_team_of_torch():

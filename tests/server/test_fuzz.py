@@ -9,6 +9,8 @@ from schemathesis.checks import CHECKS, load_all_checks
 
 from m3fast.server import native, openai, ops, rerank, tei
 
+pytestmark = pytest.mark.slow
+
 load_all_checks()
 positive_data_acceptance = CHECKS.get_one("positive_data_acceptance")
 INSIDES = (b"Traceback", b"/src/", b"m3fast/server", b".py", b"pydantic")

@@ -19,6 +19,8 @@ from servers import PATIENCE, eventually, process, running, tiny
 
 from m3fast.server.telemetry import Telemetry
 
+pytestmark = pytest.mark.slow
+
 TEXT = "some words of a passage that is neither long nor short"
 
 

@@ -21,6 +21,8 @@ from m3fast.server.logs import LINES
 from m3fast.server.record import RequestRecord
 from m3fast.server.telemetry import Telemetry
 
+pytestmark = pytest.mark.slow
+
 MARKER = "zebra crossing"
 
 

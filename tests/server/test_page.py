@@ -26,6 +26,8 @@ from servers import ThreadServer, running, tiny
 from m3fast import Engine, scoring
 from m3fast.server.ops import PAGE
 
+pytestmark = pytest.mark.slow
+
 MODES = ("dense", "sparse", "colbert", "hybrid")
 SHOWN = 0.00051  # scores are shown with three digits
 WAIT = 20_000  # ms until something that should happen counts as hanging

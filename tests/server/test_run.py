@@ -307,6 +307,7 @@ def launched(how: str):
             child.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once() -> None:
     with launched("load") as (child, port):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
@@ -333,6 +334,7 @@ def test_a_second_signal_stops_at_once() -> None:
             assert child.wait(PATIENCE) == 1, "it has 600 s to drain"
 
 
+@pytest.mark.slow
 def test_a_signal_while_loading_stops_at_once() -> None:
     with launched("stuck") as (child, _):
         assert child.stdout.readline() == b"loading\n"
@@ -346,6 +348,7 @@ def one_line(code: int, written: str, said: str) -> None:
     assert "Traceback" not in written
 
 
+@pytest.mark.slow
 def test_the_command_fails_with_one_line() -> None:
     """After a loop and threads have begun: nothing of their ends is written either."""
     done = subprocess.run(

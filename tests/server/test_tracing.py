@@ -199,6 +199,7 @@ def test_missing_packages_are_one_clear_error(monkeypatch):
         Telemetry(traces=True)
 
 
+@pytest.mark.slow
 def test_without_traces_nothing_of_them_is_imported():
     code = """
 import json, sys

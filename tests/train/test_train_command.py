@@ -151,6 +151,7 @@ def test_clip(folder: Path, tmp_path: Path) -> None:
     assert moved[1e-12] < 1e-6
 
 
+@pytest.mark.slow
 def test_bge_m3s_width(tmp_path: Path, folder: Path) -> None:
     """A layer of XLM-R large, 1,024 wide, 16 heads, in the dtype that fine-tuning BGE-M3 takes."""
     small_model(tmp_path / "large", hidden=1024, heads=16, ffn=4096, layers=1)
