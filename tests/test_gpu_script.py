@@ -42,10 +42,10 @@ def test_without_a_gpu_one_line_and_2(tmp_path: Path) -> None:
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONSAFEPATH": "1", "MAKEFLAGS": ""}
     return subprocess.run(
-        ["make", "-s", *arguments],
-        cwd=ROOT, env={**os.environ, "PYTHONSAFEPATH": "1", "MAKEFLAGS": ""}, capture_output=True, text=True,
-    )  # fmt: skip
+        ["make", "-s", *arguments], cwd=ROOT, env=env, capture_output=True, text=True
+    )
 
 
 def test_sanitizing_without_a_gpu(
