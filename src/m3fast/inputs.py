@@ -34,16 +34,56 @@ def check_padded(ids: Any, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return ids if ids.dtype == torch.int32 else ids.long(), mask.ne(0)
 
 
-def check_texts(texts: Any) -> Texts:
-    """A single str as a list of one; the tokenizer checks each element."""
+def check_texts(texts: Any, name: str = "texts") -> Texts:
+    """A single str as a list of one; the tokenizer checks each element.
+
+    Args:
+        texts: a str, a list or tuple, or a column of texts, of which a list is made: a pandas or
+            polars Series, an Arrow array, a numpy array [N] of strings or objects. What is missing
+            in a column stays missing (None, NaN, NA), it never becomes a text.
+        name: of the argument, in messages.
+
+    Raises:
+        InputError: anything else.
+    """
     if isinstance(texts, str):
         return [texts]
-    if not isinstance(texts, list | tuple):
+    if isinstance(texts, list | tuple):
+        return texts  # pyright: ignore[reportUnknownVariableType]
+    values = _column(texts)
+    if values is None:
         hint = "; for an iterator use encode_iter" if hasattr(texts, "__next__") else ""
-        raise InputError(
-            f"texts: expected a str or a list of str, found {type(texts).__name__}{hint}"
-        )
-    return texts  # pyright: ignore[reportUnknownVariableType]
+        raise InputError(f"{name}: expected a str or a list of str, found {_found(texts)}{hint}")
+    return values
+
+
+def _column(value: Any) -> list[Any] | None:
+    """The values of a column that may hold texts, None for anything else.
+
+    A column is known by its methods, so that nobody's package is imported for it.
+    """
+    if (kind := _numpy_kind(value)) is not None:  # numpy and pandas
+        # Nothing has a type of its own: numpy says float64, pandas object.
+        texts = value.ndim == 1 and (kind in "OTU" or len(value) == 0)
+        return value.tolist() if texts and hasattr(value, "tolist") else None
+    if hasattr(value, "type") and hasattr(value, "to_pylist"):  # Arrow; its tables have no type
+        return value.to_pylist()
+    if hasattr(value, "dtype") and hasattr(value, "to_list"):  # polars
+        return value.to_list()
+    return None
+
+
+def _found(value: Any) -> str:
+    kind = type(value).__name__
+    if _numpy_kind(value) is None:
+        return kind
+    return f"{kind} of {value.dtype}" + (f" [{value.ndim}-D]" if value.ndim != 1 else "")
+
+
+def _numpy_kind(value: Any) -> str | None:
+    """The letter of what has a numpy dtype or one made after it, else None."""
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    return kind if isinstance(kind, str) and isinstance(getattr(value, "ndim", None), int) else None
 
 
 def windows(
