@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from m3fast import engine as engine_module
 from m3fast.cli import main
 from m3fast.cli.corpus import Corpus
 from m3fast.cli.parts import Parts
-from m3fast.cli.store import read_npz
+from m3fast.cli.store import pack_strings, read_ids, read_npz, to_arrays, unpack_strings
+from m3fast.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = [text.replace("\n", " ") for text in TEXTS] * 9  # 108 texts
+# What a fixed width would cut, strip or pay for.
+IDS = ["a\0", "\0\0", "", " a ", "a", "\n", "\r\n", "\t", "\u0085", "\ufeffa", "🦊", "e\u0301", "é"]
+IDS += ["", "\U0010ffff", "\0a\0", "今天", "x" * 20_000, "null", ""]
 
 
 @pytest.fixture
@@ -95,7 +100,7 @@ def test_parquet_holds_what_npz_holds(tmp_path: Path, small_windows: None) -> No
     assert found.dense is not None and found.sparse is not None and found.colbert is not None
     table = pq.read_table(tmp_path / "a.parquet")
     assert table["id"].to_pylist() == [row["id"] for row in rows]
-    assert table["id"].to_pylist() == np.load(tmp_path / "a.npz")["ids"].tolist()
+    assert table["id"].to_pylist() == read_ids(str(tmp_path / "a.npz"))
     np.testing.assert_array_equal(np.array(table["dense"].to_pylist(), np.float32), found.dense)
     pairs = zip(table["sparse_indices"].to_pylist(), table["sparse_values"].to_pylist(),
                 strict=True)  # fmt: skip
@@ -106,6 +111,84 @@ def test_parquet_holds_what_npz_holds(tmp_path: Path, small_windows: None) -> No
     assert table["truncated"].to_pylist() == found.truncated.tolist()
     assert found.truncated.any() and not found.truncated.all()
     assert json.loads(table.schema.metadata[b"m3fast"]) == meta
+
+
+@pytest.mark.parametrize("part_size", [4, 100])
+def test_ids_come_back_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_size: int
+) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(engine_module, "WINDOW_TEXTS", 4)
+    rows = [{"id": name, "text": "a text"} for name in IDS]
+    source = write_jsonl(tmp_path / "in.jsonl", rows)
+    for name in ("out.npz", "out.parquet"):
+        assert encode(source, "-o", tmp_path / name, "--dense", "--part-size", part_size) == 0
+    assert read_ids(str(tmp_path / "out.npz")) == IDS
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == IDS
+    arrays = np.load(tmp_path / "out.npz", allow_pickle=False)
+    assert (arrays["ids_values"].dtype, arrays["ids_offsets"].dtype) == (np.uint8, np.int64)
+    assert bytes(arrays["ids_values"]) == "".join(IDS).encode()
+    assert np.diff(arrays["ids_offsets"]).tolist() == [len(name.encode()) for name in IDS]
+
+
+@pytest.mark.parametrize("strings", [IDS, IDS[::-1], ["", ""], []])
+def test_strings_are_packed_by_length(strings: list[str]) -> None:
+    values, offsets = pack_strings(strings)
+    assert (values.dtype, offsets.dtype, len(offsets)) == (np.uint8, np.int64, len(strings) + 1)
+    assert unpack_strings(values, offsets) == strings
+
+
+def test_ids_of_no_length_make_a_file(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "", "text": "a"}] * 3)
+    for name in ("out.npz", "out.parquet"):
+        assert encode(source, "-o", tmp_path / name, "--dense") == 0
+    assert read_ids(str(tmp_path / "out.npz")) == [""] * 3
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == [""] * 3
+
+
+def test_a_long_id_costs_its_own_length(tmp_path: Path, small_windows: None) -> None:
+    sizes: list[int] = []
+    for name in ("short", "x" * 20_000):
+        rows = [{"id": f"{i}", "text": "a text"} for i in range(100)]
+        rows[50]["id"] = name
+        source = write_jsonl(tmp_path / "in.jsonl", rows)
+        out = tmp_path / f"{len(name)}.npz"
+        assert encode(source, "-o", out, "--dense", "--part-size", 16) == 0
+        sizes.append(out.stat().st_size)
+    assert sizes[1] - sizes[0] == 20_000 - len("short")
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """Their ids had one width, in numpy's strings; so had meta."""
+    engine = m3fast.Engine.from_pretrained()
+    found = engine.encode(["one", "two"])
+    meta = {"model": "m3fast-tiny", "vocab_size": engine.config.vocab_size}
+    arrays: dict[str, Any] = to_arrays(found, None, "float32")
+    arrays |= {"ids": np.array(["a", "long id"]), "meta": np.array(json.dumps(meta))}
+    old = tmp_path / "old.npz"
+    np.savez(old, **arrays)
+    assert read_ids(str(old)) == ["a", "long id"]
+    back, back_meta = read_npz(str(old))
+    assert back_meta == meta
+    assert back.dense is not None and found.dense is not None
+    np.testing.assert_array_equal(back.dense, found.dense)
+    assert back.sparse is not None and found.sparse is not None
+    assert back.sparse.to_dicts() == found.sparse.to_dicts()
+
+
+@pytest.mark.parametrize("read", [read_ids, read_npz])
+def test_reading_what_is_no_output(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    no_utf8 = dict(ids_values=np.array([0xFF], np.uint8), ids_offsets=np.array([0, 1]))
+    np.savez(tmp_path / "0.npz", **no_utf8)  # pyright: ignore[reportArgumentType]
+    np.savez(tmp_path / "1.npz", x=np.zeros(3))
+    np.save(tmp_path / "2.npz", np.zeros(3))
+    (tmp_path / "2.npz.npy").rename(tmp_path / "2.npz")
+    (tmp_path / "3.npz").write_text("no archive")
+    (tmp_path / "4.npz").touch()
+    for i in range(5):
+        with pytest.raises(InputError, match=rf"{i}\.npz: expected an \.npz made by m3fast encode"):
+            read(str(tmp_path / f"{i}.npz"))
 
 
 def test_parquet_and_stdin_as_input(
@@ -120,8 +203,9 @@ def test_parquet_and_stdin_as_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(corpus.read_bytes())))
     assert encode("-", "-o", tmp_path / "b.npz") == 0
     a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
-    assert a["ids"].tolist() == [str(i) for i in range(len(CORPUS))]
-    assert "ids" not in b
+    assert read_ids(str(tmp_path / "a.npz")) == [str(i) for i in range(len(CORPUS))]
+    assert read_ids(str(tmp_path / "b.npz")) is None
+    assert set(a) - set(b) == {"ids_values", "ids_offsets"}
     for name in b:
         np.testing.assert_array_equal(a[name], b[name])
 

@@ -27,8 +27,10 @@ output, one row per text in input order:
             sparse_indptr int64 [N + 1], sparse_indices int32, sparse_values float32: CSR rows
             colbert_values [R, D], colbert_offsets int64 [N + 1]: text i owns rows
               offsets[i]:offsets[i + 1], one per token but the first
-            n_tokens int32 [N], truncated bool [N], ids str [N] if the input has them
-            meta: a JSON string (model, dtype, max_length, vocab_size, texts, m3fast)
+            n_tokens int32 [N], truncated bool [N]
+            ids_values uint8 [B], ids_offsets int64 [N + 1], if the input has ids: id i is the UTF-8
+              in bytes offsets[i]:offsets[i + 1]; m3fast.cli.store.read_ids gives a list of str
+            meta uint8: JSON in UTF-8 (model, dtype, max_length, vocab_size, texts, m3fast)
   .parquet  columns id (if given), dense list<float>, sparse_indices list<int32>,
             sparse_values list<float>, colbert list<list<float or halffloat>>, n_tokens,
             truncated; meta stands in the file's metadata under the key m3fast

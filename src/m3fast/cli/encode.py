@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import m3fast
 from m3fast.cli.corpus import STDIN, Corpus, need_pyarrow
 from m3fast.cli.parts import Parts
-from m3fast.cli.store import join, read_array, to_arrays, write_npz
+from m3fast.cli.store import LAYOUT, join, read_array, to_arrays, write_npz
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def _manifest(
         "device": engine.device.type,
         "colbert_dtype": colbert_dtype,
         "m3fast": m3fast.__version__,
+        "layout": LAYOUT,
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3fast.cli.store import array_names, read_array
+from m3fast.cli.store import array_names, read_array, unpack_strings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,9 @@ def write_parquet(parts: Sequence[Path], out: IO[bytes], meta: dict[str, Any]) -
 def _table(part: Path) -> Any:
     names = array_names(part)
     columns: dict[str, Any] = {}
-    if "ids" in names:
-        columns["id"] = pa.array(read_array(part, "ids").tolist(), pa.string())
+    if "ids_values" in names:
+        ids = unpack_strings(read_array(part, "ids_values"), read_array(part, "ids_offsets"))
+        columns["id"] = pa.array(ids, pa.string())
     if "dense" in names:
         columns["dense"] = _matrix(read_array(part, "dense"))
     if "sparse_indptr" in names:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import zipfile
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,21 +18,22 @@ from m3fast.errors import InputError
 from m3fast.types import Embeddings, SparseRows, TokenVectors, join_offsets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     Arrays = dict[str, NDArray[Any]]
 
-OFFSETS = ("sparse_indptr", "colbert_offsets")
+OFFSETS = ("ids_offsets", "sparse_indptr", "colbert_offsets")
+LAYOUT = 2  # of part files; a run does not go on with parts of another layout
 
 
 def to_arrays(found: Embeddings, ids: Sequence[str] | None, colbert_dtype: str) -> Arrays:
     """The arrays of N texts; an output that was not computed has none."""
     arrays: Arrays = {"n_tokens": found.n_tokens, "truncated": found.truncated}
     if ids is not None:
-        arrays["ids"] = np.array(ids, np.str_)
+        arrays["ids_values"], arrays["ids_offsets"] = pack_strings(ids)
     if found.dense is not None:
         arrays["dense"] = found.dense
     if found.sparse is not None:
@@ -41,6 +44,23 @@ def to_arrays(found: Embeddings, ids: Sequence[str] | None, colbert_dtype: str) 
         arrays["colbert_values"] = found.colbert.values.astype(colbert_dtype, copy=False)
         arrays["colbert_offsets"] = found.colbert.offsets
     return arrays
+
+
+def pack_strings(strings: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """N strings as UTF-8 end to end, uint8 [B], and offsets int64 [N + 1].
+
+    numpy's own strings would all be as wide as the longest, and lose NULs at their ends.
+    """
+    encoded = [text.encode() for text in strings]
+    offsets = accumulate(map(len, encoded), initial=0)
+    values = np.frombuffer(b"".join(encoded), np.uint8)
+    return values, np.fromiter(offsets, np.int64, len(encoded) + 1)
+
+
+def unpack_strings(values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> list[str]:
+    """What `pack_strings` was given."""
+    encoded = values.tobytes()
+    return [encoded[start:stop].decode() for start, stop in pairwise(offsets.tolist())]
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:
@@ -58,8 +78,7 @@ def write_npz(parts: Sequence[Path], out: IO[bytes], meta: dict[str, Any]) -> No
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name in array_names(parts[0]):
             headers = [_header(part, name) for part in parts]
-            # Texts have the widest part's width; numbers the one dtype they all have.
-            dtype = max((dtype for _, dtype in headers), key=lambda d: d.itemsize)
+            dtype = headers[0][1]
             rows = [shape[0] - (name in OFFSETS) for shape, _ in headers]
             shape = (sum(rows) + (name in OFFSETS), *headers[0][0][1:])
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -67,7 +86,7 @@ def write_npz(parts: Sequence[Path], out: IO[bytes], meta: dict[str, Any]) -> No
                 for array in _pieces(parts, name):
                     member.write(np.ascontiguousarray(array, dtype).data.cast("B"))
         with archive.open("meta.npy", "w") as member:
-            npy.write_array(member, np.array(json.dumps(meta)))
+            npy.write_array(member, np.frombuffer(json.dumps(meta).encode(), np.uint8))
 
 
 def _pieces(parts: Sequence[Path], name: str) -> Iterator[NDArray[Any]]:
@@ -108,16 +127,16 @@ def _write_header(out: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) 
 
 
 def read_npz(path: str) -> tuple[Embeddings, dict[str, Any]]:
-    """Embeddings and meta of a file made by `m3fast encode`.
+    """Embeddings and meta of a file made by `m3fast encode`; `read_ids` has its ids.
 
     Raises:
         InputError: not such a file.
         OSError: it cannot be opened.
     """
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays: Arrays = dict(found)
-        meta: dict[str, Any] = json.loads(str(arrays["meta"]))
+    with _reading(path) as found:
+        arrays: Arrays = {n: found[n] for n in found if n.partition("_")[0] != "ids"}
+        text = arrays["meta"]  # numpy's string in files of earlier versions
+        meta: dict[str, Any] = json.loads(text.tobytes() if text.dtype == np.uint8 else str(text))
         sparse, colbert = None, None
         if "sparse_indptr" in arrays:
             rows = [arrays[f"sparse_{part}"] for part in ("indptr", "indices", "values")]
@@ -126,6 +145,30 @@ def read_npz(path: str) -> tuple[Embeddings, dict[str, Any]]:
             colbert = TokenVectors(arrays["colbert_values"], arrays["colbert_offsets"])
         dense = arrays.get("dense")
         return Embeddings(dense, sparse, colbert, arrays["n_tokens"], arrays["truncated"]), meta
+
+
+def read_ids(path: str) -> list[str] | None:
+    """Ids of the texts in a file made by `m3fast encode`, None if its input had none.
+
+    Raises:
+        InputError: not such a file.
+        OSError: it cannot be opened.
+    """
+    with _reading(path) as found:
+        if "ids" in found:  # by an earlier version
+            return found["ids"].tolist()
+        if "ids_values" in found:
+            return unpack_strings(found["ids_values"], found["ids_offsets"])
+        _ = found["n_tokens"]
+        return None
+
+
+@contextmanager
+def _reading(path: str) -> Generator[Any]:
+    """The arrays of an .npz; whatever is wrong in the block is an InputError that names it."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            yield found
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(
