@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -403,8 +404,7 @@ def test_output_appears_at_once(
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "a.jsonl:2: expected a column 'text'"),
         ("a.jsonl", b'{"text": 7}\n', "a.jsonl:1: expected a string as text, found int"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl:1: expected Unicode text"),
-        ("a.jsonl", b'{"text": "a", "id": 1}\n{"text": "b"}\n', "a.jsonl:2: expected a column"),
-        ("a.jsonl", b'{"text": "a", "id": null}\n', "a.jsonl:1: expected a str or int as id"),
+        ("a.jsonl", b'{"text": "a", "id": 1}\n{"id": 2}\n', "a.jsonl:2: expected a column 'text'"),
         ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: expected JSON"),
         ("a.parquet", b"not parquet at all", "a.parquet: expected a parquet file"),
     ],
@@ -444,6 +444,177 @@ def test_bad_parquet_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert_fails(capsys, [source, "-o", out, "--text-column", "x"], "column 'x'", "'n'")
     assert_fails(capsys, [source, "-o", out, "--id-column", "y"], "column 'y'")
     assert left_behind(tmp_path, source.name) == set()
+
+
+MESSAGE = "expected a str or int as id, found "
+
+
+@pytest.mark.parametrize("value", [None, 1.5, 2.0, True, False, [1], {"a": 1}, "\ud800"])
+@pytest.mark.parametrize("place", [0, 17, 39])
+def test_ids_are_all_ids_or_left_out(tmp_path: Path, value: object, place: int) -> None:
+    rows: list[dict[str, Any]] = [{"id": i, "text": "a text"} for i in range(40)]
+    rows[place]["id"] = value
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    corpus = Corpus.check(str(source), "text", None)
+    with pytest.warns(RuntimeWarning) as said:
+        assert [record.id for record in corpus.with_ids().records()] == [None] * 40
+    [message] = [str(warning.message) for warning in said]
+    assert message.startswith(f"{source}:{place + 1}: {MESSAGE}{value!r}")
+    assert "column 'id' is left out" in message
+    with pytest.raises(InputError, match=rf"in\.jsonl:{place + 1}: {MESSAGE}"):
+        list(Corpus.check(str(source), "text", "id").records())
+
+
+@pytest.mark.parametrize(
+    ("rows", "place"),
+    [
+        ([{"id": 1, "text": "a"}, {"text": "b"}], 2),
+        ([{"text": "b"}, {"text": "b"}, {"id": 1, "text": "a"}], 1),
+    ],
+)
+def test_ids_that_some_have_are_left_out(tmp_path: Path, rows: list[Any], place: int) -> None:
+    source = str(write_jsonl(tmp_path / "in.jsonl", rows))
+    with pytest.warns(RuntimeWarning, match=rf"in\.jsonl:{place}: {MESSAGE}none; column 'id'"):
+        corpus = Corpus.check(source, "text", None).with_ids()
+    assert [record.id for record in corpus.records()] == [None] * len(rows)
+    with pytest.raises(InputError, match=rf"in\.jsonl:{place}: expected a column 'id'"):
+        list(Corpus.check(source, "text", "id").records())
+
+
+def test_a_run_goes_on_without_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], small_windows: None
+) -> None:
+    rows: list[dict[str, Any]] = [{"id": i, "text": f"text {i}"} for i in range(40)]
+    out, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
+    assert encode(write_jsonl(tmp_path / "in.jsonl", rows), "-o", whole, "--dense") == 0
+    rows[20]["id"] = None
+    source = write_jsonl(tmp_path / "in.jsonl", rows)
+    capsys.readouterr()
+    assert encode(source, "-o", out, "--dense", "--part-size", 16) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"m3fast: warning: {source}:21: {MESSAGE}None; column 'id' is left out")
+    assert said.count("\n") == 2  # that and the summary
+    assert read_ids(str(out)) is None
+    np.testing.assert_array_equal(np.load(out)["dense"], np.load(whole)["dense"])
+    # Asked for, it is an error.
+    named = [source, "-o", tmp_path / "no.npz", "--id-column", "id"]
+    assert_fails(capsys, named, f"in.jsonl:21: {MESSAGE}None")
+
+
+def test_no_ids_is_said_outright(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in ("a", None):
+        source = write_jsonl(tmp_path / "in.jsonl", [{"id": value, "text": "a"}])
+        out = tmp_path / f"{value}.npz"
+        assert encode(source, "-o", out, "--dense", "--no-ids") == 0
+        assert "warning" not in capsys.readouterr().err
+        assert read_ids(str(out)) is None
+    with pytest.raises(SystemExit) as stop:
+        encode(source, "-o", out, "--no-ids", "--id-column", "id")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("m3fast: error: argument --id-column: not allowed")
+
+
+def test_other_ids_are_another_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_windows: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": i, "text": "a"} for i in range(40)])
+    argv: list[object] = [source, "-o", tmp_path / "out.npz", "--dense", "--part-size", 16]
+    with monkeypatch.context() as patched:
+        patched.setattr("m3fast.cli.encode._finish", interrupt)
+        assert encode(*argv) == 130
+    assert_fails(capsys, [*argv, "--no-ids"], "columns was ['text', 'id'] and is ['text', None]")
+    assert encode(*argv) == 0
+    assert "40 of them by an earlier run" in capsys.readouterr().err
+    assert read_ids(str(tmp_path / "out.npz")) == [str(i) for i in range(40)]
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def arrow_types() -> dict[str, tuple[Any, list[Any], list[str] | None, int | None]]:
+    """Type, values, the ids that they are, and the first row that is none."""
+    pa = pytest.importorskip("pyarrow")
+    texts, numbers = ["b", "a\0", ""], [7, -1, 1 << 62]
+    dictionary = pa.dictionary(pa.int16(), pa.large_string())
+    return {
+        "string": (pa.string(), texts, texts, None),
+        "large_string": (pa.large_string(), texts, texts, None),
+        "string_view": (pa.string_view(), texts, texts, None),
+        "dictionary": (dictionary, ["b", "a", "b"], ["b", "a", "b"], None),
+        "int64": (pa.int64(), numbers, [str(n) for n in numbers], None),
+        "uint8": (pa.uint8(), [1, 0, 255], ["1", "0", "255"], None),
+        "binary": (pa.binary(), [t.encode() for t in texts], texts, None),
+        "large_binary": (pa.large_binary(), ["é".encode()] * 3, ["é"] * 3, None),
+        "fixed": (pa.binary(2), [b"ab", b"cd", b"ef"], ["ab", "cd", "ef"], None),
+        "no UTF-8": (pa.binary(), [b"a", b"\xff", b"b"], None, 2),
+        "string with a null": (pa.string(), ["a", "b", None], None, 3),
+        "dictionary with a null": (dictionary, ["a", None, "a"], None, 2),
+        "int64 with a null": (pa.int64(), [1, None, 2], None, 2),
+        "null": (pa.null(), [None] * 3, None, 1),
+        "float64": (pa.float64(), [1.0, 2.0, 3.0], None, 1),
+        "bool": (pa.bool_(), [True, False, True], None, 1),
+        "list": (pa.list_(pa.int64()), [[1], [2], [3]], None, 1),
+        "struct": (pa.struct({"x": pa.int64()}), [{"x": 1}] * 3, None, 1),
+        "timestamp": (pa.timestamp("ns"), [1, 2, 3], None, 1),
+        "year 15659": (pa.date32(), [5_000_000] * 3, None, 1),
+        "uuid": (pa.uuid(), [b"0123456789abcdef"] * 3, None, 1),
+    }
+
+
+@pytest.mark.parametrize("name", arrow_types() if importlib.util.find_spec("pyarrow") else [])
+def test_ids_of_parquet(tmp_path: Path, recwarn: pytest.WarningsRecorder, name: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    kind, values, expected, row = arrow_types()[name]
+    table = pa.table({"id": pa.array(values, kind), "text": ["one", "two", "three"]})
+    source = str(tmp_path / "in.parquet")
+    pq.write_table(table, source)
+    corpus = Corpus.check(source, "text", None).with_ids()
+    assert [record.id for record in corpus.records()] == (expected or [None] * 3)
+    asked = Corpus.check(source, "text", "id").records()
+    if row is None:
+        assert not recwarn.list
+        assert [record.id for record in asked] == expected
+        return
+    [warning] = recwarn.list
+    assert str(warning.message).startswith(f"{source}: row {row}: {MESSAGE}")
+    with pytest.raises(InputError, match=rf"in\.parquet: row {row}: {MESSAGE}"):
+        list(asked)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_texts_of_parquet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    texts = ["one", "今天", "one", ""]
+    source = tmp_path / "in.parquet"
+    for values in (texts, [*texts, None]):
+        pq.write_table(pa.table({"text": pa.array(values, arrow_types()[kind][0])}), source)
+        corpus = Corpus.check(str(source), "text", None)
+        if None not in values:
+            assert [record.text for record in corpus.records()] == texts
+            continue
+        out = tmp_path / "out.npz"
+        assert_fails(capsys, [source, "-o", out], "row 5: expected a string as text, found None")
+
+
+def test_numbers_are_no_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    out, source = tmp_path / "out.npz", tmp_path / "in.parquet"
+    for values, row, found in (([7, None], 1, "int"), ([None, 7], 1, "None"), ([b"a"], 1, "bytes")):
+        pq.write_table(pa.table({"text": values}), source)
+        named = f"row {row}: expected a string as text, found {found}"
+        assert_fails(capsys, [source, "-o", out], named)
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), source)
+    assert_fails(capsys, [source, "-o", out], "expected one column 'text', found 2")
 
 
 def test_bad_output(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,6 +153,48 @@ def test_search_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "one\n(no texts)\n\n"
 
 
+def test_search_shows_ids_or_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "corpus.jsonl"
+    search = ["search", "q", "--corpus", str(source), "--mode", "dense", "--json", *MODEL]
+    ids: list[Any] = ["a\0", " ", "x" * 20_000, 7]
+    for last, flags, expected in (
+        (7, [], ["a\0", " ", "x" * 20_000, "7"]),
+        (7, ["--no-ids"], None),
+        (7, ["--id-column", "id"], ["a\0", " ", "x" * 20_000, "7"]),
+        (7.5, [], None),
+        (None, [], None),
+    ):
+        rows = [{"id": i, "text": f"text {i}"[:9]} for i in [*ids[:3], last]]
+        source.write_text("\n".join(map(json.dumps, rows)))
+        assert main([*search, *flags]) == 0
+        out, error = capsys.readouterr()
+        lines = sorted(map(json.loads, out.splitlines()), key=lambda line: line["row"])
+        assert [line["text"] for line in lines] == [row["text"] for row in rows]
+        assert [line.get("id") for line in lines] == (expected or [None] * 4)
+        left_out = f"m3fast: warning: {source}:4: expected a str or int as id, found {last!r}; "
+        assert error.startswith(left_out) if last != 7 else error == ""
+    assert_fails(capsys, [*search, "--id-column", "id"], "corpus.jsonl:4: expected a str or int")
+
+
+def test_vectors_of_an_earlier_version(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its strings were numpy's, all of one width."""
+    stored, old = tmp_path / "corpus.npz", tmp_path / "old.npz"
+    assert main(["encode", str(corpus), "-o", str(stored), *MODEL]) == 0
+    arrays = dict(np.load(stored))
+    arrays["meta"] = np.array(bytes(arrays["meta"]).decode())
+    arrays["ids"] = np.array([f"{i}" * i for i in range(len(TEXTS))])
+    np.savez(old, **arrays)  # pyright: ignore[reportArgumentType]
+    capsys.readouterr()
+    search = ["search", *QUERIES, "--corpus", str(corpus), "--json", *MODEL, "--vectors"]
+    found: list[list[dict[str, Any]]] = []
+    for vectors in (stored, old):
+        assert main([*search, str(vectors)]) == 0
+        found.append(json_lines(capsys))
+    assert len(found[0]) == 20 and found[0] == found[1]
+
+
 def test_dense_only_model_searches_dense(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

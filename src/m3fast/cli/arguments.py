@@ -17,7 +17,8 @@ input (IN, --corpus):
   .jsonl    one JSON object per line, blank lines do not count
   .parquet  a column of strings (needs m3fast[parquet])
   -         as .txt, from standard input
-Text is UTF-8. Names of columns: --text-column, --id-column."""
+Text is UTF-8. Names of columns: --text-column, --id-column. Without --id-column, ids are taken from
+a column id if all of it are strings or integers; else it is left out, with a warning."""
 
 ENCODE = f"""\
 {INPUT}
@@ -163,9 +164,13 @@ def _columns(sub: Parser) -> None:
     group.add_argument(
         "--text-column", default="text", metavar="NAME", help="of texts (default: %(default)s)"
     )
-    group.add_argument(
-        "--id-column", metavar="NAME", help="of ids, str or int (default: id, where there is one)"
+    ids = group.add_mutually_exclusive_group()
+    ids.add_argument(
+        "--id-column",
+        metavar="NAME",
+        help="of ids, str or int (default: id, where every record has one)",
     )
+    ids.add_argument("--no-ids", action="store_true", help="leave ids out")
 
 
 def _encode(sub: Parser) -> None:

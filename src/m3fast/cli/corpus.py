@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
 STDIN = "-"
 ROWS = 1024  # parquet rows held at a time
@@ -33,8 +34,7 @@ class Corpus:
 
     Attributes:
         path: the file, or `-` for standard input; kind: its suffix.
-        text_column, id_column: names in .jsonl and .parquet; id_column None takes `id` where the
-            first record has one.
+        text_column, id_column: names in .jsonl and .parquet; id_column None for no ids.
     """
 
     path: str
@@ -62,21 +62,38 @@ class Corpus:
                 pass
         return cls(path, kind, text_column, id_column)
 
+    def with_ids(self) -> Corpus:
+        """This corpus with the ids of its column `id`, if every record has a str or int there.
+
+        Reads the file once: an output has ids of all its texts or of none. Warns where some
+        records have ids and some do not.
+
+        Raises:
+            InputError: naming file, line or row: not UTF-8, not JSON, no sound parquet.
+        """
+        found, wrong = False, ""
+        for where, ids in self._found_ids():
+            found = found or bool(ids)
+            wrong = wrong or _wrong_id(where, ids)
+            if found and wrong:
+                left_out = "column 'id' is left out (see --id-column and --no-ids)"
+                warnings.warn(f"{wrong}; {left_out}", RuntimeWarning, stacklevel=2)
+                return self
+        return replace(self, id_column="id") if found else self
+
     def records(self) -> Iterator[Record]:
         """All records in order.
 
         Raises:
             InputError: naming file, line or row: not UTF-8, not JSON, no such column, wrong type.
         """
-        if self.kind == ".parquet":
-            yield from self._parquet()
+        if self.kind == ".txt":
+            yield from (Record(text, None) for _, text in self._lines())
             return
-        with self._open() as file:
-            lines = text_lines(self.path, file)
-            if self.kind == ".jsonl":
-                yield from self._jsonl(lines)
-            else:
-                yield from (Record(text, None) for _, text in lines)
+        names = [self.text_column] if self.id_column is None else [self.text_column, self.id_column]
+        rows = self._parquet(names) if self.kind == ".parquet" else self._jsonl(names)
+        for where, values in rows:
+            yield _record(where, *values)
 
     def count(self) -> int | None:
         """About how many records there are, for a progress bar; None for standard input."""
@@ -95,37 +112,43 @@ class Corpus:
         with open(self.path, "rb") as file:
             yield file
 
-    def _jsonl(self, lines: Iterable[tuple[str, str]]) -> Iterator[Record]:
-        id_column = self.id_column
-        first = True
-        for where, line in lines:
-            if not line.strip():
-                continue
-            row = json_object(where, line)
-            if first and id_column is None and "id" in row:
-                id_column = "id"
-            first = False
-            names = [self.text_column] if id_column is None else [self.text_column, id_column]
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        with self._open() as file:
+            yield from text_lines(self.path, file)
+
+    def _objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        return ((where, json_object(where, line)) for where, line in self._lines() if line.strip())
+
+    def _found_ids(self) -> Iterator[tuple[str, list[Any]]]:
+        """(place, [the value of `id`], or [] where there is none) of each record."""
+        if self.kind == ".jsonl":
+            for where, row in self._objects():
+                yield where, [row["id"]] if "id" in row else []
+        elif self.kind == ".parquet" and "id" in _open_parquet(self.path).schema_arrow.names:
+            yield from self._parquet(["id"])
+
+    def _jsonl(self, names: list[str]) -> Iterator[tuple[str, list[Any]]]:
+        """(place, values of those columns) of each record."""
+        for where, row in self._objects():
             for name in names:
                 if name not in row:
                     raise InputError(f"{where}: expected a column {name!r}, found {list(row)}")
-            yield _record(where, *(row[name] for name in names))
+            yield where, [row[name] for name in names]
 
-    def _parquet(self) -> Iterator[Record]:
+    def _parquet(self, names: list[str]) -> Iterator[tuple[str, list[Any]]]:
+        """As `_jsonl`."""
         file = _open_parquet(self.path)
-        names: list[str] = file.schema_arrow.names
-        id_column = self.id_column
-        if id_column is None and "id" in names:
-            id_column = "id"
-        columns = [self.text_column] if id_column is None else [self.text_column, id_column]
-        for name in columns:
-            if name not in names:
-                raise InputError(f"{self.path}: expected a column {name!r}, found {names}")
+        found: list[str] = file.schema_arrow.names
+        for name in names:
+            if name not in found:
+                raise InputError(f"{self.path}: expected a column {name!r}, found {found}")
+            if (count := found.count(name)) > 1:
+                raise InputError(f"{self.path}: expected one column {name!r}, found {count}")
         number = 0
-        for batch in _batches(self.path, file, columns):
+        for batch in _batches(self.path, file, names):
             for row in zip(*batch, strict=True):
                 number += 1
-                yield _record(f"{self.path}: row {number}", *row)
+                yield f"{self.path}: row {number}", list(row)
 
 
 def text_lines(path: str, file: Iterable[bytes]) -> Iterator[tuple[str, str]]:
@@ -172,9 +195,28 @@ def _record(where: str, text: Any, *ids: Any) -> Record:
     checked = check_text(where, text)
     if not ids:
         return Record(checked, None)
-    if not isinstance(ids[0], str | int) or isinstance(ids[0], bool):
-        raise InputError(f"{where}: expected a str or int as id, found {ids[0]!r:.80}")
-    return Record(checked, check_text(where, str(ids[0])))
+    if wrong := _wrong_id(where, ids):
+        raise InputError(wrong)
+    # Parquet files of some writers do not say that their bytes are text.
+    return Record(checked, ids[0].decode() if isinstance(ids[0], bytes) else str(ids[0]))
+
+
+def _wrong_id(where: str, ids: Sequence[Any]) -> str:
+    """What is wrong with the id of a record, [] for none; empty if nothing is."""
+    expected = f"{where}: expected a str or int as id, found"
+    if not ids:
+        return f"{expected} none"
+    value = ids[0]
+    try:
+        if isinstance(value, str):
+            value.encode()  # JSON's "\ud800" makes a lone surrogate
+        elif isinstance(value, bytes):
+            value.decode()
+        elif not isinstance(value, int) or isinstance(value, bool):
+            return f"{expected} {value!r:.80}"
+    except UnicodeError:
+        return f"{expected} {value!r:.80}, which is no Unicode text"
+    return ""
 
 
 def _batches(path: str, file: Any, columns: list[str]) -> Iterator[list[list[Any]]]:
@@ -183,9 +225,19 @@ def _batches(path: str, file: Any, columns: list[str]) -> Iterator[list[list[Any
 
     try:
         for batch in file.iter_batches(batch_size=ROWS, columns=columns):
-            yield [batch.column(name).to_pylist() for name in columns]
+            yield [_values(batch.column(name)) for name in columns]
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected a sound parquet file, found {error}") from error
+
+
+def _values(column: Any) -> list[Any]:
+    """Values of an Arrow column, or its type for each where they are times or nested."""
+    import pyarrow.types
+
+    # Neither text nor ids, and not all that Arrow can hold is a time in Python.
+    if pyarrow.types.is_temporal(column.type) or pyarrow.types.is_nested(column.type):
+        return [column.type] * len(column)
+    return column.to_pylist()
 
 
 def _open_parquet(path: str) -> Any:

@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     corpus = Corpus.check(args.input, args.text_column, args.id_column)
     output = _check_output(args.output, corpus, args.overwrite)
+    if args.id_column is None and not args.no_ids:
+        corpus = corpus.with_ids()
     with Parts.opened(output) as parts:
         engine = m3fast.Engine.from_pretrained(
             args.model, device=args.device, dtype=args.dtype, max_length=args.max_length

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     weights = parse_weights(args.weights)
     vectors: str | None = args.vectors
     stored = None if vectors is None else read_npz(vectors)
+    if args.id_column is None and not args.no_ids:
+        corpus = corpus.with_ids()
     engine = m3fast.Engine.from_pretrained(
         args.model, device=args.device, dtype=args.dtype, max_length=args.max_length
     )
