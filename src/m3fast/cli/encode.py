@@ -42,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
             args.model, device=args.device, dtype=args.dtype, max_length=args.max_length
         )
         wanted = [name for name in ("dense", "sparse", "colbert") if getattr(args, name)]
-        flags = {name: True if name in wanted else False if wanted else None
-                 for name in ("dense", "sparse", "colbert")}
+        flags: dict[str, Any] = dict.fromkeys(("dense", "sparse", "colbert"))
+        if wanted:
+            flags = {name: name in wanted for name in flags}
         nothing = engine.encode([], **flags)  # an output without its head fails here
         outputs = [name for name in flags if getattr(nothing, name) is not None]
         made_from = _manifest(engine, corpus, outputs, args.colbert_dtype)

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     )
     mode = args.mode or ("hybrid" if engine.outputs.sparse else "dense")
     used = {mode: 1.0} if mode != "hybrid" else dict(zip(MODES, weights, strict=True))
-    flags = {name: used.get(name, 0.0) > 0 for name in MODES}
+    flags: dict[str, Any] = {name: used.get(name, 0.0) > 0 for name in MODES}
     if vectors is None or stored is None:
         windows = _encoded(engine, corpus, flags)
     else:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _encoded(
-    engine: Engine, corpus: Corpus, flags: dict[str, bool]
+    engine: Engine, corpus: Corpus, flags: dict[str, Any]
 ) -> Iterator[tuple[list[Record], Embeddings]]:
     records: list[Record] = []
 
@@ -88,7 +88,7 @@ def _stored(
     path: str,
     stored: tuple[Embeddings, dict[str, Any]],
     corpus: Corpus,
-    flags: dict[str, bool],
+    flags: dict[str, Any],
     model: str,
 ) -> Iterator[tuple[list[Record], Embeddings]]:
     found, meta = stored
