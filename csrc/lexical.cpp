@@ -1,6 +1,7 @@
 #include "lexical.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "parallel.h"
 
@@ -61,11 +62,13 @@ RaggedRows sparse_rows(const int32_t* ids, const float* weights, const int32_t* 
         const int32_t start = cu_seqlens[i], end = cu_seqlens[i + 1];
         seen.reset(end - start);
         for (int32_t t = start; t < end; ++t) {
-          if (!(weights[t] > 0)) continue;  // NaN too
+          // A NaN must not be left out in silence: it is the greatest weight there is.
+          const float weight = weights[t] == weights[t] ? weights[t] : INFINITY;
+          if (!(weight > 0)) continue;
           if (std::binary_search(dropped.begin(), dropped.end(), ids[t])) continue;
           const int32_t known = seen.size(), at = seen.insert(ids[t]);
           float& value = rows.values[start + at];
-          value = at == known ? weights[t] : std::max(value, weights[t]);
+          value = at == known ? weight : std::max(value, weight);
           rows.ids[start + at] = ids[t];
         }
         rows.counts[i] = seen.size();

@@ -12,7 +12,7 @@ struct RaggedRows {
 };
 
 // Per text the maximum of the weights > 0 of each id not in `dropped`, in the order of the first
-// such weight. O(tokens).
+// such weight; a NaN counts as infinity. O(tokens).
 RaggedRows sparse_rows(const int32_t* ids, const float* weights, const int32_t* cu_seqlens,
                        int64_t texts, std::vector<int32_t> dropped, int threads);
 

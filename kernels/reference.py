@@ -204,13 +204,14 @@ def attention_tiles_ref(cu_seqlens: Sequence[int], short: int, rows: int) -> tor
 def sparse_rows_ref(
     ids: torch.Tensor, weights: torch.Tensor, cu_seqlens: torch.Tensor, dropped: Sequence[int]
 ) -> list[dict[int, float]]:
-    """Per text {id: max of its weights > 0}, in the order of the first such weight."""
+    """Per text {id: max of its weights > 0}, in the order of the first such; a NaN is infinity."""
     rows: list[dict[int, float]] = []
     for a, b in _spans(cu_seqlens):
         row: dict[int, float] = {}
         for token, w in zip(ids[a:b].tolist(), weights[a:b].tolist(), strict=True):
-            if w > 0 and token not in dropped:  # a NaN is not > 0
-                row[token] = max(w, row.get(token, 0.0))
+            weight = w if w == w else math.inf
+            if weight > 0 and token not in dropped:
+                row[token] = max(weight, row.get(token, 0.0))
         rows.append(row)
     return rows
 
@@ -228,6 +229,7 @@ def sparse_csr_ref(
     Returns:
         indptr int32 [N + 1], indices int32 [T], values fp32 [T], set up to indptr[N].
     """
+    weights = torch.where(weights.isnan(), torch.inf, weights)
     good = (weights > 0) & (torch.arange(len(ids), device=ids.device) < cu_seqlens[-1])
     for i in dropped:
         good &= ids != i

@@ -28,7 +28,8 @@ def sparse_rows(
 
     Args:
         ids: int32 [T], numpy or a CPU tensor, as all arrays here.
-        weights: fp32 [T]; what is not > 0, NaN too, is left out.
+        weights: fp32 [T]; what is not > 0 is left out. A NaN counts as infinity, so that no row
+            hides it.
         cu_seqlens: int32 [N + 1].
         dropped: ids left out, such as those of <s> and </s>.
 
@@ -59,6 +60,7 @@ def _sparse_rows_numpy(
     dropped: NDArray[np.int32],
 ) -> Rows:
     lengths = np.diff(cu_seqlens)
+    weights = np.where(np.isnan(weights), np.float32(np.inf), weights)
     kept = np.flatnonzero((weights > 0) & ~np.isin(ids, dropped))
     rows = np.repeat(np.arange(len(lengths)), lengths)[kept]
     # Text and id as one number: equal numbers are the repeats of an id within a text.
@@ -86,7 +88,8 @@ def sparse_csr(
 
     Args:
         ids: int32 [T], as all tensors here on one device.
-        weights: fp32 [T]; what is not > 0, NaN too, is left out.
+        weights: fp32 [T]; what is not > 0 is left out. A NaN counts as infinity, so that no row
+            hides it.
         cu_seqlens: int32 [N + 1]; tokens from cu_seqlens[N] on belong to no text.
         texts: int32 [T], index of each token's text.
         dropped: a few ids left out. The GPU kernel is compiled for them.

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 import m3fast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TINY = Path(m3fast.__file__).parent / "data" / "m3fast-tiny"
 TINY_CONFIG = json.loads((TINY / "config.json").read_text())
@@ -119,4 +124,20 @@ def make_checkpoint(
         chosen = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"}[pooling]
         raw = {"word_embedding_dimension": hidden, f"pooling_mode_{chosen}": True}
         (path / "1_Pooling" / "config.json").write_text(json.dumps(raw))
+    return path
+
+
+def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of a checkpoint's model.safetensors in place."""
+    file = path / "model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file(state, file, metadata={"format": "pt"})
+
+
+def overflowing(path: Path, word: str, value: float = 3e38) -> Path:
+    """Give a word an embedding that is finite, and so large that what is made of it is not."""
+    backend = Tokenizer.from_file(str(path / "tokenizer.json"))
+    number = backend.token_to_id(f"\u2581{word}")
+    edit_weights(path, lambda s: s["embeddings.word_embeddings.weight"][number].fill_(value))
     return path

@@ -212,7 +212,7 @@ def test_a_forked_child_gets_a_clear_error(path) -> None:
         (dict(texts=None), "texts"),
         (dict(texts=b"bytes"), "texts"),
         (dict(texts=3), "texts"),
-        (dict(texts=np.array(["a"])), "texts"),
+        (dict(texts=np.array([1.5])), "texts"),
         (dict(texts=iter(["a"])), "encode_iter"),
         (dict(texts=["a", None]), r"texts\[1\]"),
         (dict(texts=["a", b"b"]), r"texts\[1\]"),

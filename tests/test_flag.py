@@ -157,10 +157,10 @@ def test_target_devices() -> None:
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda m: m.encode(None), "texts"),
+        (lambda m: m.encode(None), "sentences"),
         (lambda m: m.encode(["a", None]), r"texts\[1\]"),
-        (lambda m: m.encode(iter(["a"])), "texts"),
-        (lambda m: m.encode(np.array(["a"])), "texts"),
+        (lambda m: m.encode(iter(["a"])), "sentences"),
+        (lambda m: m.encode(np.array([1.5])), "sentences"),
         (lambda m: m.encode("a", batch_size=-1), "max_texts|batch_size"),
         (lambda m: m.encode("a", max_length=2), "max_length"),
         (lambda m: m.encode("a", return_dense=False), "at least one"),

@@ -91,7 +91,8 @@ def sparse_best_kernel(
         w = tl.load(weights + keys, mask=keys < hi, other=0.0)
         k = tl.load(ids + keys, mask=keys < hi, other=0)
         t = tl.load(texts + keys, mask=keys < hi, other=-2)
-        t = tl.where(w > 0, t, -2)  # a NaN is not > 0
+        w = tl.where(w == w, w, float("inf"))  # a NaN is not left out in silence
+        t = tl.where(w > 0, t, -2)
         same = (token[:, None] == k[None, :]) & (text[:, None] == t[None, :])
         least = tl.minimum(least, tl.where(same, keys[None, :], 2147483647))
         most = tl.maximum(most, tl.where(same, w[None, :], 0.0))

@@ -1,12 +1,17 @@
-"""Results of batches -> one Embeddings in input order, each output written once."""
+"""Results of batches -> one Embeddings in input order, each output written once.
+
+Whatever leaves the engine goes through a `Window`, which takes nothing that is not finite.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from m3fast.errors import NonFiniteError
 from m3fast.mcls import colbert_counts
 from m3fast.types import Embeddings, SparseRows, TokenVectors, join_offsets
 
@@ -28,9 +33,14 @@ class Window:
         colbert_dim: int | None,
         sparse_width: int | None,
         pooling: Pooling = "cls",
+        first: int = 0,
     ) -> None:
-        """Room for the texts of `tokens`; an output whose width is None is left out."""
-        self.tokens = tokens
+        """Room for the texts of `tokens`; an output whose width is None is left out.
+
+        Args:
+            first: index in the call of the first of them.
+        """
+        self.tokens, self._first = tokens, first
         self.lengths = lengths = np.diff(tokens.offsets)
         self._missing = len(lengths)
         self._offsets = np.concatenate([[0], np.cumsum(colbert_counts(lengths, pooling))])
@@ -44,7 +54,12 @@ class Window:
             self._colbert = np.empty((int(self._offsets[-1]), colbert_dim), np.float32)
 
     def add(self, order: NDArray[np.int64], result: BatchResult) -> None:
-        """Take in the batch made of texts `order`."""
+        """Take in the batch made of texts `order`.
+
+        Raises:
+            NonFiniteError: an output of one of them is not finite.
+        """
+        self._check(order, result)
         self._order.append(order)
         self._missing -= len(order)
         if self._dense is not None and result.dense is not None:
@@ -54,6 +69,26 @@ class Window:
             torch.from_numpy(self._colbert).index_copy_(0, rows, result.colbert)
         if result.sparse is not None:
             self._sparse.append(result.sparse)
+
+    def _check(self, order: NDArray[np.int64], result: BatchResult) -> None:
+        # A sum is finite only if all its terms are, and costs a pass over them. Where it is not,
+        # it may have overflowed: then each value is looked at.
+        dense, sparse, colbert = result.dense, result.sparse, result.colbert
+        if dense is not None and not math.isfinite(dense.sum().item()):
+            self._refuse("dense", order, ~dense.isfinite().all(1).numpy())
+        if sparse is not None and not math.isfinite(sparse.values.sum()):
+            texts = np.repeat(np.arange(len(order)), np.diff(sparse.indptr))
+            bad = np.bincount(texts[~np.isfinite(sparse.values)], minlength=len(order)) > 0
+            self._refuse("sparse", order, bad)
+        known = result.colbert_is_finite or self._colbert is None
+        if colbert is not None and not known and not math.isfinite(colbert.sum().item()):
+            texts = np.repeat(np.arange(len(order)), np.diff(self._offsets)[order])
+            rows = texts[~colbert.isfinite().all(1).numpy()]
+            self._refuse("colbert", order, np.bincount(rows, minlength=len(order)) > 0)
+
+    def _refuse(self, output: str, order: NDArray[np.int64], bad: NDArray[np.bool_]) -> None:
+        if bad.any():
+            raise NonFiniteError(self._first + int(order[bad].min()), output)
 
     @property
     def done(self) -> bool:

@@ -26,9 +26,10 @@ from m3fast.errors import (
     DeviceMemoryError,
     EngineClosedError,
     InputError,
+    NonFiniteError,
     OverloadedError,
 )
-from m3fast.inputs import check_positive, check_texts, windows
+from m3fast.inputs import check_iterable, check_positive, check_texts, windows
 from m3fast.kernels import native
 from m3fast.lanes import Job, Lanes, Part
 from m3fast.runner import HeadOptions, Outputs, dummy_texts
@@ -133,6 +134,7 @@ class AsyncEngine:
         truncate: bool = True,
         truncate_dim: int | None = None,
         normalize: bool | None = None,
+        prompt_name: str | None = None,
         lane: Lane = "auto",
         timeout: float | None = None,
     ) -> Embeddings:
@@ -149,10 +151,13 @@ class AsyncEngine:
             InputError: an argument is not as described.
             OverloadedError: no room in the queue; says when to come back.
             DeadlineError: the timeout passed.
-            ComputeError: its batch failed; DeviceMemoryError: a text does not fit the device.
+            ComputeError: its batch failed; DeviceMemoryError: a text does not fit the device;
+                NonFiniteError: the model gives nan or infinity for one of its texts.
             EngineClosedError: closing, closed or dead.
         """
-        call = self.engine.call(dense, sparse, colbert, max_length, truncate_dim, normalize)
+        call = self.engine.call(
+            dense, sparse, colbert, max_length, truncate_dim, normalize, prompt_name
+        )
         answer = await self._answer(texts, call, truncate, lane, timeout)
         return answer.embeddings
 
@@ -167,11 +172,14 @@ class AsyncEngine:
         truncate: bool = True,
         truncate_dim: int | None = None,
         normalize: bool | None = None,
+        prompt_name: str | None = None,
         lane: Lane = "auto",
         timeout: float | None = None,
     ) -> Answer:
         """As `encode`, and how long each stage took."""
-        call = self.engine.call(dense, sparse, colbert, max_length, truncate_dim, normalize)
+        call = self.engine.call(
+            dense, sparse, colbert, max_length, truncate_dim, normalize, prompt_name
+        )
         return await self._answer(texts, call, truncate, lane, timeout)
 
     async def encode_iter(
@@ -182,6 +190,7 @@ class AsyncEngine:
         sparse: bool | None = None,
         colbert: bool | None = None,
         max_length: int | None = None,
+        prompt_name: str | None = None,
     ) -> AsyncIterator[Embeddings]:
         """Encode any number of texts as bulk, in order, a few windows ahead of the consumer.
 
@@ -193,14 +202,15 @@ class AsyncEngine:
         Yields:
             Embeddings of consecutive texts, up to 256 of them.
         """
-        call = self.engine.call(dense, sparse, colbert, max_length)
-        if isinstance(texts, str):
-            raise InputError("texts: expected an iterable of texts, found a single str")
+        call = self.engine.call(dense, sparse, colbert, max_length, prompt_name=prompt_name)
+        texts = check_iterable(texts)
         ahead: deque[asyncio.Task[Embeddings]] = deque()
         most = min(ITER_TEXTS, self.limits.request_texts)
+        first = 0
         try:
             for window in windows(texts, call.max_length, most, ITER_CHARACTERS):
-                ahead.append(asyncio.create_task(self._patient(window, call)))
+                ahead.append(asyncio.create_task(self._patient(window, call, first)))
+                first += len(window)
                 await asyncio.sleep(0)  # so that windows are queued in their order
                 if len(ahead) == ITER_AHEAD:
                     yield await ahead.popleft()
@@ -299,7 +309,7 @@ class AsyncEngine:
             self._lanes.reserve(guess, query=query)
         job: Job[Request] | None = None
         try:
-            tokens = await self._tokenize(texts, sum(sizes), call.max_length)
+            tokens = await self._tokenize(texts, sum(sizes), call)
             self._check(tokens, call, truncate)
             request = Request(tokens, call, self.engine.window(tokens, call))
             lengths: list[int] = np.diff(request.tokens.offsets).tolist()
@@ -331,13 +341,13 @@ class AsyncEngine:
                     self._open.discard(job)
 
     async def _tokenize(
-        self, texts: list[str | list[int]], characters: int, max_length: int
+        self, texts: list[str | list[int]], characters: int, call: Call
     ) -> TokenIds:
-        encode = self.engine.tokenise
+        encode, given = self.engine.tokenise, (texts, call.max_length, call.prompt)
         if characters <= INLINE_CHARACTERS or self._tokenizing is None:
-            return encode(texts, max_length)
+            return encode(*given)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenizing, encode, texts, max_length)
+        return await loop.run_in_executor(self._tokenizing, encode, *given)
 
     def _check(self, tokens: TokenIds, call: Call, truncate: bool) -> None:
         """What only token ids show, while it concerns this request alone."""
@@ -362,10 +372,12 @@ class AsyncEngine:
                 f"request, found {size}; send fewer texts at a time"
             )
 
-    async def _patient(self, texts: Texts, call: Call) -> Embeddings:
+    async def _patient(self, texts: Texts, call: Call, first: int) -> Embeddings:
         while True:
             try:
                 return (await self._answer(texts, call, True, "bulk", None)).embeddings
+            except NonFiniteError as error:
+                raise error.shifted(first) from None
             except OverloadedError as error:
                 await asyncio.sleep(min(1.0, max(0.01, error.retry_after)))
 
@@ -428,6 +440,11 @@ class AsyncEngine:
             name = None if error is None else type(error.__cause__ or error).__name__
             self._on_batch(BatchRecord(texts, tokens, jobs, seconds, name))
 
+    def failed(self, job: Job[Request], error: Exception) -> None:
+        """`error` ends this request alone, whatever else is in its batch."""
+        with self._wake:
+            self._fail(job, error)
+
     def died(self, worker: _Worker, error: BaseException) -> None:
         """A worker's thread is ending by an exception: nobody may wait for it any more."""
         with self._wake:
@@ -470,7 +487,8 @@ class _Worker:
                 if isinstance(result, Exception):
                     self._failed(batch, texts, result)
                     continue
-                batch.put(task, result)
+                for job, error in batch.put(task, result):
+                    self.owner.failed(job, error)
                 self._landed(batch, texts, None)
         except BaseException as error:
             self.owner.died(self, error)

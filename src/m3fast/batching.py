@@ -12,6 +12,7 @@ import numpy as np
 
 from m3fast import pipeline
 from m3fast.assembly import ragged_index
+from m3fast.errors import NonFiniteError
 from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.lanes import Part
 from m3fast.mcls import colbert_counts
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from m3fast.assembly import Window
     from m3fast.engine import Call
+    from m3fast.lanes import Job
     from m3fast.types import Embeddings
 
 
@@ -96,11 +98,14 @@ class Batch:
                 found.append(Part(part.job, lo + shift, hi + shift, tokens))
         return found
 
-    def put(self, task: pipeline.Task, result: BatchResult) -> None:
-        """Give each request its rows of the texts of `task`."""
+    def put(
+        self, task: pipeline.Task, result: BatchResult
+    ) -> list[tuple[Job[Request], NonFiniteError]]:
+        """Give each request its rows of the texts of `task`; those that cannot take theirs."""
+        refused: list[tuple[Job[Request], NonFiniteError]] = []
         lengths = np.diff(self.tokens.offsets)[task.order]
-        rows = colbert_counts(lengths, task.options.pooling)
-        ends = np.concatenate([[0], np.cumsum(rows)]).tolist()
+        counts = colbert_counts(lengths, task.options.pooling)
+        ends = np.concatenate([[0], np.cumsum(counts)]).tolist()
         at = 0
         for part in self.parts_of(task.order):
             request, end = part.job.payload, at + part.stop - part.start
@@ -116,9 +121,14 @@ class Batch:
                 if not same:
                     dense, colbert = (_finished(v, options) for v in (dense, colbert))
                 order = request.order[part.start : part.stop]
-                with request.lock:
-                    request.window.add(order, BatchResult(dense, sparse, colbert))
+                rows = BatchResult(dense, sparse, colbert, result.colbert_is_finite)
+                try:
+                    with request.lock:
+                        request.window.add(order, rows)
+                except NonFiniteError as error:
+                    refused.append((part.job, error))
             at = end
+        return refused
 
 
 def _finished(vectors: torch.Tensor | None, options: HeadOptions) -> torch.Tensor | None:

@@ -1,34 +1,40 @@
 """Files of a checkpoint -> weights of the packed encoder: checked, QKV fused, nothing spare.
 
 Layouts: Hugging Face's XLM-RoBERTa, RoBERTa and BERT encoders, with BGE-M3's two head files beside
-them (`colbert_linear.pt`, `sparse_linear.pt`) or without (dense-only models). The pooler and other
-training remnants are never read.
+them (`colbert_linear.pt`, `sparse_linear.pt`) or without (dense-only models), and the modules that
+sentence-transformers puts behind the pooling. The pooler and other training remnants are never
+read.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
-from m3fast.config import read_json
 from m3fast.errors import CheckpointError
 from m3fast.kernels.linear import Weight, pack_weight
+from m3fast.sentence import Sentence, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from m3fast.config import ModelConfig
+    from m3fast.sentence import Module
 
 TINY = "m3fast-tiny"
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 HEAD_FILES = ("colbert_linear.pt", "sparse_linear.pt")
 # Everything but weights that loading may read; weights are fetched in a second step.
-HUB_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/*", *HEAD_FILES)
+HUB_FILES = ("*.json", "*.txt", "*.model", "[0-9]_*/*", *HEAD_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class Weights:
         word: [V, H]; position: [P, H]; type_row: [H], the row of token type 0.
         colbert: Linear [D, H], or None in a dense-only checkpoint.
         sparse: its head, or None in a dense-only checkpoint.
+        modules: float32, from the pooled vector to the dense one, in order.
     """
 
     word: torch.Tensor
@@ -84,19 +91,47 @@ class Weights:
     layers: tuple[Layer, ...]
     colbert: Linear | None
     sparse: SparseHead | None
+    modules: tuple[nn.Module, ...] = ()
+
+    @property
+    def dense_size(self) -> int:
+        """Width of the dense vector."""
+        sizes = [m.linear.out_features for m in self.modules if isinstance(m, Dense)]
+        return sizes[-1] if sizes else self.word.shape[1]
+
+
+class Dense(nn.Module):
+    """sentence-transformers' module of that name: activation(W x + b), perhaps + x or R x."""
+
+    def __init__(
+        self, linear: nn.Linear, activation: nn.Module, residual: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.linear, self.activation, self.residual = linear, activation, residual
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.activation(self.linear(x))
+        return y if self.residual is None else y + self.residual(x)
+
+
+class Normalize(nn.Module):
+    """L2 normalisation between two other modules."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(x, dim=-1)
 
 
 def resolve(model: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """Folder of a checkpoint: `m3fast-tiny`, a local path, or a Hugging Face hub id.
+    """Absolute folder of a checkpoint: `m3fast-tiny`, a local path, or a Hugging Face hub id.
 
     Raises:
         CheckpointError: no such folder, and not a hub id that can be fetched or is in the cache.
     """
     if str(model) == TINY:
-        return Path(__file__).parent / "data" / TINY
+        return Path(__file__).absolute().parent / "data" / TINY
     path = Path(model).expanduser()
     if path.is_dir() and str(model):  # Path("") would be the current folder
-        return path
+        return Path(os.path.abspath(path))  # what is read later is not another folder's
     if path.exists():
         raise CheckpointError(f"model: expected a folder, found the file {str(model)!r}")
     if not _is_hub_id(model):
@@ -127,10 +162,12 @@ def _fetch(hub_id: str, cache_dir: str | Path | None) -> Path:
         path = get(*HUB_FILES, "model*.safetensors")
         if not any(path.glob("model*.safetensors")):
             path = get("pytorch_model.bin")
+            if not (path / "pytorch_model.bin").exists():
+                path = get("pytorch_model-*.bin")  # their index is there already
     except (OSError, ValueError) as error:  # huggingface_hub's errors derive from these two
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"model: {hub_id!r} could not be fetched: {reason}") from error
-    return path
+    return path.absolute()
 
 
 def load_weights(
@@ -145,7 +182,7 @@ def load_weights(
     """Load, check and fuse the weights in a checkpoint's folder.
 
     Args:
-        path: folder with model.safetensors (also sharded) or pytorch_model.bin.
+        path: folder with model.safetensors or pytorch_model.bin, whole or sharded.
         config: its shape.
         device: where the weights go.
         dtype: floating dtype the weights are converted to.
@@ -154,7 +191,8 @@ def load_weights(
             by one, so that no second copy of the model is ever held.
 
     Raises:
-        CheckpointError: a file or tensor is missing, unreadable, or of another shape or type.
+        CheckpointError: a file or tensor is missing, unreadable, of another shape or type, or holds
+            what is not finite in this dtype.
     """
     heads = [path / name for name in HEAD_FILES]
     missing = [file for file in heads if not file.exists()]
@@ -166,13 +204,53 @@ def load_weights(
         weight, bias = _load_head(heads[0], rows, config.hidden_size, device, dtype)
         colbert = _linear(weight, bias, pack)
         sparse = SparseHead(*_load_head(heads[1], 1, config.hidden_size, device, dtype))
+    sentence = Sentence.from_dir(path)
+    modules = _load_modules(sentence.modules, config.hidden_size, device)
     with ExitStack() as stack:
-        tensors = _open_tensors(path, stack)
+        tensors = _open_tensors(sentence.encoder, stack)
 
         def take(name: str, *shape: int) -> torch.Tensor:
-            return tensors.take(name, shape).to(device, dtype)
+            return tensors.take(name, shape, device, dtype)
 
-        return _fuse(config, take, colbert, sparse, pack)
+        weights = _fuse(config, take, colbert, sparse, pack)
+        return replace(weights, modules=modules)
+
+
+def _load_modules(
+    listed: tuple[Module, ...], size: int, device: torch.device
+) -> tuple[nn.Module, ...]:
+    """The modules behind the pooling, whose vectors are `size` wide at first."""
+    found: list[nn.Module] = []
+    for module in listed:
+        if module.kind == "Normalize":
+            found.append(Normalize())
+            continue
+        with ExitStack() as stack, torch.device("meta"):
+            tensors = _open_tensors(module.folder, stack)
+
+            def fill(
+                part: nn.Module, name: str, *shape: int, tensors: _Tensors = tensors
+            ) -> nn.Module:
+                taken = {"weight": tensors.take(f"{name}.weight", shape, device, torch.float32)}
+                if getattr(part, "bias", None) is not None:
+                    bias = tensors.take(f"{name}.bias", shape[:1], device, torch.float32)
+                    taken["bias"] = bias
+                part.load_state_dict(taken, assign=True)
+                return part.requires_grad_(requires_grad=False)
+
+            if module.kind == "LayerNorm":
+                found.append(fill(nn.LayerNorm(size), "norm", size))
+                continue
+            out, residual = module.size or size, None
+            linear = nn.Linear(size, out, bias=module.bias)
+            fill(linear, "linear", out, size)
+            if module.residual:
+                residual = nn.Identity()
+                if out != size:
+                    residual = fill(nn.Linear(size, out, bias=False), "residual", out, size)
+            found.append(Dense(linear, getattr(nn, module.activation)(), residual))
+            size = out
+    return tuple(module.eval() for module in found)
 
 
 def _fuse(
@@ -232,11 +310,26 @@ class _Tensors:
         self._where, self._source = where, source
         self._prefix = ends[0].removesuffix(WORD_EMBEDDINGS) if ends else ""
 
-    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def take(
+        self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
         file, get = self._where.get(self._prefix + name, (self._source, None))
         if get is None:
             raise CheckpointError(f"{file}: {name}: expected shape {shape}, found no such tensor")
-        return _check(get(), file, name, shape)
+        return _moved(_check(get(), file, name, shape), file, name, device, dtype)
+
+
+def _moved(
+    tensor: torch.Tensor, file: Path, name: str, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """The tensor there and in that dtype, or CheckpointError where it is not finite."""
+    moved = tensor.to(device, dtype)
+    low, high = (float(v) for v in moved.aminmax()) if moved.numel() else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        beyond = "" if dtype == tensor.dtype else f" in {str(dtype).removeprefix('torch.')}"
+        found = next(v for v in (low, high) if not math.isfinite(v))
+        raise CheckpointError(f"{file}: {name}: expected finite values{beyond}, found {found}")
+    return moved
 
 
 def _check(tensor: Any, file: Path, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
@@ -261,24 +354,35 @@ def _load_head(
     state = _load_pickle(file)
     weight = _check(state.get("weight"), file, "weight", (rows, cols))
     bias = _check(state.get("bias"), file, "bias", (weight.shape[0],))
-    return weight.to(device, dtype), bias.to(device, dtype)
+    return (
+        _moved(weight, file, "weight", device, dtype),
+        _moved(bias, file, "bias", device, dtype),
+    )
 
 
 def _open_tensors(path: Path, stack: ExitStack) -> _Tensors:
-    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if index.exists():
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        except (KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index}: expected a weight_map, found {error!r}") from error
-        return _safetensors([path / name for name in names], stack)
+    """From the first of these that is there, as transformers picks it."""
+    single, file = path / "model.safetensors", path / "pytorch_model.bin"
     if single.exists():
         return _safetensors([single], stack)
-    file = path / "pytorch_model.bin"
-    if not file.exists():
+    if (index := path / f"{single.name}.index.json").exists():
+        return _safetensors(_shards(index), stack)
+    index = path / f"{file.name}.index.json"
+    if not file.exists() and not index.exists():
         raise CheckpointError(f"{path}: expected {single.name} or {file.name}, found neither")
-    state = _load_pickle(file)
-    return _Tensors({name: (file, lambda name=name: state[name]) for name in state}, file)
+    where: dict[str, tuple[Path, Callable[[], Any]]] = {}
+    for each in [file] if file.exists() else _shards(index):
+        state = _load_pickle(each)
+        where |= {name: (each, partial(state.__getitem__, name)) for name in state}
+    return _Tensors(where, file if file.exists() else index)
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        return [index.with_name(name) for name in names]
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{index}: expected a weight_map, found {error!r}") from error
 
 
 class _SafeFile(Protocol):

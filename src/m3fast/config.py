@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from m3fast.errors import CheckpointError
+from m3fast.sentence import Pooling, Sentence, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-Pooling = Literal["cls", "mean", "last_token", "mcls"]
 
 # Layouts of Hugging Face encoders that differ only in how positions are numbered.
 PADDED_POSITIONS = {"xlm-roberta": True, "roberta": True, "camembert": True, "bert": False}
@@ -62,13 +60,14 @@ class ModelConfig:
 
     @classmethod
     def from_dir(cls, path: Path) -> ModelConfig:
-        """Read config.json and, where it is there, 1_Pooling/config.json.
+        """Read config.json and, where they are there, sentence-transformers' files.
 
         Raises:
             CheckpointError: a file is missing, is not JSON, lacks a field, or asks for something
                 the encoder does not compute.
         """
-        file = path / "config.json"
+        sentence = Sentence.from_dir(path)
+        file = sentence.encoder / "config.json"
         raw = read_json(file)
         model_type = _field(raw, file, "model_type", str)
         if model_type not in PADDED_POSITIONS:
@@ -96,54 +95,9 @@ class ModelConfig:
             n_types=_size(raw, file, "type_vocab_size"),
             layer_norm_eps=float(_field(raw, file, "layer_norm_eps", (float, int))),
             pad_id=_field(raw, file, "pad_token_id", int),
-            pooling=_pooling(path / "1_Pooling" / "config.json"),
+            pooling=sentence.pooling,
             random_weights=raw.get("m3fast_random_weights") is True,
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file, or CheckpointError naming the file."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: expected a model's {file.name}, found no file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: expected JSON, found {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(raw).__name__}")
-    return raw
-
-
-def check_pooling(value: str, name: str) -> Pooling:
-    """Narrow a string to a pooling method, or CheckpointError naming where it stands."""
-    for pooling in get_args(Pooling):
-        if value == pooling:
-            return pooling
-    raise CheckpointError(f"{name}: expected one of {list(get_args(Pooling))}, found {value!r}")
-
-
-def _pooling(file: Path) -> Pooling:
-    """sentence-transformers' pooling module; without one, the CLS token as in BGE-M3.
-
-    `m3fast_pooling`, a key of our own, goes first: that library has no word for `mcls`.
-    """
-    if not file.exists():
-        return "cls"
-    raw = read_json(file)
-    if (own := raw.get("m3fast_pooling")) is not None:
-        return check_pooling(own, f"{file}: m3fast_pooling")
-    if isinstance(named := raw.get("pooling_mode"), str):  # sentence-transformers >= 5.5
-        return check_pooling({"lasttoken": "last_token"}.get(named, named), f"{file}: pooling_mode")
-    known: dict[str, Pooling] = {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_lasttoken": "last_token",
-    }
-    modes = (key for key in raw if key.startswith("pooling_mode_"))
-    chosen = [key for key in modes if raw[key] is True]
-    if len(chosen) != 1 or chosen[0] not in known:
-        raise CheckpointError(f"{file}: expected exactly one of {list(known)} true, found {chosen}")
-    return known[chosen[0]]
 
 
 def _field(raw: dict[str, Any], file: Path, key: str, kind: type | tuple[type, ...]) -> Any:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
@@ -15,17 +19,17 @@ from m3fast import pipeline
 from m3fast.assembly import Window, join
 from m3fast.checkpoint import load_weights, resolve
 from m3fast.config import ModelConfig, Pooling
-from m3fast.errors import InputError, ProcessError
+from m3fast.errors import EngineClosedError, InputError, NonFiniteError, ProcessError
 from m3fast.gpurunner import make_runner
-from m3fast.inputs import check_padded, check_positive, check_texts, windows
+from m3fast.inputs import check_iterable, check_padded, check_positive, check_texts, windows
 from m3fast.mcls import insert_cls, plain_limit
 from m3fast.runner import HeadOptions, Outputs, pick_devices, pick_dtype
 from m3fast.scheduler import plan_batches
+from m3fast.sentence import Sentence
 from m3fast.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
     import torch
 
@@ -46,11 +50,17 @@ GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS = 8192, 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one call asks for, checked: which outputs, how they are made, most tokens per text."""
+    """What one call asks for, checked.
+
+    Attributes:
+        outputs, options: what is made, and how; max_length: most tokens per text.
+        prompt: put before each text.
+    """
 
     outputs: Outputs
     options: HeadOptions
     max_length: int
+    prompt: str = ""
 
 
 class Engine:
@@ -61,7 +71,11 @@ class Engine:
         device, dtype: where (the first device) and in what the encoder computes. Outputs are
             float32.
         outputs: which of dense, sparse, colbert the checkpoint has heads for.
-        max_length: most tokens per text unless a call says less.
+        max_length: most tokens per text unless a call says otherwise.
+        path: absolute folder of the checkpoint; sentence: its sentence-transformers settings.
+
+    Use it as a context manager, or `close` it, to free its weights at a known time. Pickled or
+    deep-copied, another process too loads the same folder again with the same arguments.
     """
 
     def __init__(
@@ -73,10 +87,13 @@ class Engine:
         max_length: int | None,
         token_budget: int,
         options: HeadOptions,
+        sentence: Sentence | None = None,
     ) -> None:
         """Use `Engine.from_pretrained`."""
-        self.runners, self.tokenizer, self.path = list(runners), tokenizer, path
-        self.runner = runner = self.runners[0]
+        self._runners, self.tokenizer, self.path = list(runners), tokenizer, path
+        self.sentence = sentence or Sentence(path)
+        self._arguments: tuple[Any, ...] = ()  # of from_pretrained
+        runner = self._runners[0]
         self.config, self.device = runner.config, runner.device
         self.dtype = runner.weights.word.dtype
         self.token_budget, self.options = token_budget, options
@@ -84,7 +101,7 @@ class Engine:
         self.outputs = Outputs(dense=True, sparse=has_heads, colbert=has_heads)
         self._pid = os.getpid()
         self._clamp_said = False
-        self.max_length = self.config.max_length
+        self.max_length = min(self.config.max_length, self.sentence.max_length or 1 << 31)
         if max_length is not None:
             self.max_length = self._check_max_length(max_length)
 
@@ -98,12 +115,12 @@ class Engine:
         max_length: int | None = None,
         token_budget: int | None = None,
         pooling: Pooling | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         truncate_dim: int | None = None,
         colbert_dim: int = -1,
         cache_dir: str | Path | None = None,
     ) -> Self:
-        """Load a checkpoint.
+        """Load a checkpoint, as its sentence-transformers files say where it has them.
 
         Args:
             model: `m3fast-tiny`, a local folder, or a hub id such as `BAAI/bge-m3`.
@@ -111,12 +128,13 @@ class Engine:
                 and all take batches from one queue.
             dtype: `auto` (bfloat16 where the hardware multiplies it, else float32), `float32`,
                 `float16` or `bfloat16`.
-            max_length: most tokens per text; None for the model's limit (8,192 for BGE-M3), to
-                which a larger value is clamped, with one warning.
+            max_length: most tokens per text; None for the checkpoint's own (8,192 for BGE-M3). A
+                larger value than the model has positions for is clamped, with one warning.
             token_budget: tokens per batch; None for the device's default.
             pooling: `cls`, `mean`, `last_token`, or `mcls`: a CLS every 256 tokens, their mean
                 the dense vector; None for what the checkpoint says.
-            normalize: L2-normalise dense and colbert vectors.
+            normalize: L2-normalise dense and colbert vectors; None for True, unless the checkpoint
+                compares its vectors by more than direction and does not normalise them.
             truncate_dim: keep this many leading dimensions of them.
             colbert_dim: rows expected in colbert_linear.pt; -1 for what it has.
             cache_dir: hub cache; None for the usual one.
@@ -125,6 +143,8 @@ class Engine:
             CheckpointError: the model is missing or broken.
             InputError: an argument is out of range.
         """
+        arguments = (device, dtype, max_length, token_budget, pooling, normalize, truncate_dim,
+                     colbert_dim, cache_dir)  # fmt: skip
         devices = pick_devices(device)
         as_dtype = pick_dtype(dtype, devices[0])
         if token_budget is not None:
@@ -134,6 +154,9 @@ class Engine:
         if pooling not in (None, *get_args(Pooling)):
             raise InputError(f"pooling: expected one of {get_args(Pooling)}, found {pooling!r}")
         path = resolve(model, cache_dir)
+        sentence = Sentence.from_dir(path)
+        for note in sentence.notes:
+            warnings.warn(note, RuntimeWarning, stacklevel=2)
         config = ModelConfig.from_dir(path)
         tokenizer = Tokenizer.from_dir(path)
         pooling = pooling or config.pooling
@@ -150,17 +173,50 @@ class Engine:
             return make_runner(config, weights, on)
 
         runners = [runner(on) for on in devices]
-        options = HeadOptions(
-            pooling, normalize, truncate_dim, tuple(sorted(tokenizer.dropped_ids))
-        )
-        return cls(
+        normal = not sentence.keeps_length if normalize is None else bool(normalize)
+        options = HeadOptions(pooling, normal, truncate_dim, tuple(sorted(tokenizer.dropped_ids)))
+        engine = cls(
             runners,
             tokenizer,
             path,
             max_length=max_length,
             token_budget=token_budget,
             options=options,
+            sentence=sentence,
         )
+        engine._arguments = (str(model), *arguments)
+        return engine
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._arguments:
+            raise TypeError("Engine: expected one made by from_pretrained, to be loaded again")
+        return _again, (type(self), str(self.path), *self._arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the weights once no call uses them any more; new calls raise EngineClosedError."""
+        self._runners.clear()
+
+    @property
+    def runners(self) -> list[Runner]:
+        """One per device."""
+        if not self._runners:
+            raise EngineClosedError("engine: it has been closed")
+        return self._runners
+
+    @runners.setter
+    def runners(self, runners: Sequence[Runner]) -> None:
+        self._runners = list(runners)
+
+    @property
+    def runner(self) -> Runner:
+        """The first device's."""
+        return self.runners[0]
 
     def encode(
         self,
@@ -173,19 +229,23 @@ class Engine:
         max_texts: int | None = None,
         truncate_dim: int | None = None,
         normalize: bool | None = None,
+        prompt_name: str | None = None,
         show_progress: bool | None = None,
     ) -> Embeddings:
         """Encode texts in one pass for all outputs asked for.
 
         Args:
             texts: N texts, or token-id lists that already hold their special tokens (for `mcls`
-                not those that it inserts); a single str is one text.
+                not those that it inserts); a single str is one text. A Series, an Arrow array or a
+                numpy array of texts is taken as a list is.
             dense, sparse, colbert: True, False, or None for what the checkpoint has.
             max_length: most tokens per text; longer ones are cut on the right.
             max_texts: most texts per batch, beside the token budget.
             truncate_dim: leading dimensions to keep of dense and colbert vectors; None for the
                 engine's own.
             normalize: L2-normalise dense and colbert vectors; None for the engine's own.
+            prompt_name: which of the checkpoint's prompts stands before each text (not before
+                ids); None for its default one, "" for none.
             show_progress: a tqdm bar over texts; None shows it on a terminal only.
 
         Returns:
@@ -193,9 +253,10 @@ class Engine:
 
         Raises:
             InputError: an argument is not as described, or an output has no head.
-            ProcessError: called in a forked child.
+            NonFiniteError: the model gives nan or infinity for a text; names it.
+            ProcessError: called in a forked child; EngineClosedError: after `close`.
         """
-        call = self.call(dense, sparse, colbert, max_length, truncate_dim, normalize)
+        call = self.call(dense, sparse, colbert, max_length, truncate_dim, normalize, prompt_name)
         if max_texts is not None:
             check_positive("max_texts", max_texts)
         given = check_texts(texts)
@@ -215,6 +276,7 @@ class Engine:
         sparse: bool | None = None,
         colbert: bool | None = None,
         max_length: int | None = None,
+        prompt_name: str | None = None,
         show_progress: bool | None = None,
     ) -> Iterator[Embeddings]:
         """Encode any number of texts in windows, in order, with memory bounded by the window.
@@ -225,9 +287,8 @@ class Engine:
         Yields:
             Embeddings of consecutive texts: up to 1,024 of them, 8,192 on a GPU.
         """
-        call = self.call(dense, sparse, colbert, max_length)
-        if isinstance(texts, str):
-            raise InputError("texts: expected an iterable of texts, found a single str")
+        call = self.call(dense, sparse, colbert, max_length, prompt_name=prompt_name)
+        texts = check_iterable(texts)
         size = (WINDOW_TEXTS, WINDOW_CHARACTERS)
         if self.device.type != "cpu":
             size = (GPU_WINDOW_TEXTS, GPU_WINDOW_CHARACTERS)
@@ -248,11 +309,13 @@ class Engine:
             attention_mask: bool or integers [B, L], 0 at padding on either side; None for none.
 
         Returns:
-            Last hidden states [B, L, H] on the engine's device, in its dtype; 0 at padding.
+            Last hidden states [B, L, H] on the engine's device, in its dtype; 0 at padding. On a
+            GPU nothing has looked whether they are finite: that would be waiting for them.
 
         Raises:
             InputError: a wrong type, dtype or shape, an id without a row, a row that is too long.
-            ProcessError: called in a forked child.
+            NonFiniteError: on a CPU: the model gives nan or infinity for a row.
+            ProcessError: called in a forked child; EngineClosedError: after `close`.
         """
         self._check_process()
         ids, mask = check_padded(input_ids, attention_mask)
@@ -267,7 +330,12 @@ class Engine:
                 f"input_ids: expected at most {self.config.max_length} columns, "
                 f"found {ids.shape[1]}"
             )
-        return self.runner.hidden_states(ids, mask)
+        hidden = self.runner.hidden_states(ids, mask)
+        if self.device.type == "cpu" and not hidden.sum().isfinite():
+            bad = ~hidden.isfinite().flatten(1).all(1)
+            if bad.any():
+                raise NonFiniteError(int(bad.nonzero()[0]), "hidden")
+        return hidden
 
     def warmup(
         self, *, dense: bool | None = None, sparse: bool | None = None, colbert: bool | None = None
@@ -288,12 +356,13 @@ class Engine:
         max_length: int | None = None,
         truncate_dim: int | None = None,
         normalize: bool | None = None,
+        prompt_name: str | None = None,
     ) -> Call:
         """What these arguments of `encode` ask for.
 
         Raises:
             InputError: an argument is not as described, or an output has no head.
-            ProcessError: called in a forked child.
+            ProcessError: called in a forked child; EngineClosedError: after `close`.
         """
         self._check_process()
         outputs = self._check_outputs(dense, sparse, colbert)
@@ -304,20 +373,38 @@ class Engine:
             options = replace(options, truncate_dim=truncate_dim)
         if normalize is not None and normalize != options.normalize:
             options = replace(options, normalize=bool(normalize))
-        return Call(outputs, options, limit)
+        return Call(outputs, options, limit, self.prompt(prompt_name))
 
-    def tokenise(self, texts: Texts, max_length: int) -> TokenIds:
+    def prompt(self, name: str | None) -> str:
+        """The text of a prompt of the checkpoint: None for its default one, "" for none.
+
+        Raises:
+            InputError: it has no prompt of this name.
+        """
+        prompts = self.sentence.prompts
+        if name is None:
+            name = self.sentence.default_prompt or ""
+        if name and name not in prompts:
+            raise InputError(
+                f"prompt_name: expected None, '' or one of {list(prompts)}, found {name!r:.80}"
+            )
+        return prompts.get(name, "") if name else ""
+
+    def tokenise(self, texts: Texts, max_length: int, prompt: str = "") -> TokenIds:
         """Token ids as the encoder sees them: `Tokenizer.encode`, with CLS tokens for `mcls`.
 
-        These count as tokens: with them a text has at most max_length.
+        These count as tokens: with them a text has at most max_length. `prompt` is put before each
+        text, token ids are used as they are.
         """
+        if prompt:
+            texts = [prompt + text if isinstance(text, str) else text for text in texts]
         if self.options.pooling != "mcls" or self.tokenizer.cls_id is None:
             return self.tokenizer.encode(texts, max_length)
         tokens = self.tokenizer.encode(texts, plain_limit(max_length))
         return insert_cls(tokens, self.tokenizer.cls_id)
 
-    def window(self, tokens: TokenIds, call: Call) -> Window:
-        """Room for what `call` asks of these texts."""
+    def window(self, tokens: TokenIds, call: Call, first: int = 0) -> Window:
+        """Room for what `call` asks of these texts, of which the first has this index in it."""
         weights, cut, outputs = self.runner.weights, call.options.truncate_dim, call.outputs
 
         def width(full: int) -> int:
@@ -325,10 +412,11 @@ class Engine:
 
         return Window(
             tokens,
-            width(self.config.hidden_size) if outputs.dense else None,
+            width(weights.dense_size) if outputs.dense else None,
             width(weights.colbert.weight.shape[0]) if outputs.colbert and weights.colbert else None,
             self.config.vocab_size if outputs.sparse else None,
             call.options.pooling,
+            first,
         )
 
     def _stream(
@@ -342,8 +430,10 @@ class Engine:
         waiting: deque[Window] = deque()
 
         def tasks() -> Iterator[pipeline.Task]:
-            for tokens in self._tokenised(parts, call.max_length):
-                window = self.window(tokens, call)
+            first = 0
+            for tokens in self._tokenised(parts, call):
+                window = self.window(tokens, call, first)
+                first += len(tokens)
                 waiting.append(window)
                 for order in plan_batches(window.lengths, self.token_budget, max_texts):
                     yield pipeline.Task(tokens, order, call.outputs, call.options, window)
@@ -356,21 +446,23 @@ class Engine:
         while waiting:  # windows without a text, which made no batch
             yield waiting.popleft().finish()
 
-    def _tokenised(self, parts: Iterable[Texts], limit: int) -> Iterator[TokenIds]:
+    def _tokenised(self, parts: Iterable[Texts], call: Call) -> Iterator[TokenIds]:
         """Token ids of each window; beside a GPU, in a thread, one window ahead."""
+        given = (call.max_length, call.prompt)
         if self.device.type == "cpu":
-            yield from (self.tokenise(part, limit) for part in parts)
+            yield from (self.tokenise(part, *given) for part in parts)
             return
         with ThreadPoolExecutor(1) as pool:
             ahead: Future[TokenIds] | None = None
             for part in parts:
-                this, ahead = ahead, pool.submit(self.tokenise, part, limit)
+                this, ahead = ahead, pool.submit(self.tokenise, part, *given)
                 if this is not None:
                     yield this.result()
             if ahead is not None:
                 yield ahead.result()
 
     def _check_process(self) -> None:
+        _ = self.runners  # closed?
         if os.getpid() != self._pid:
             raise ProcessError(
                 f"engine: made in process {self._pid} and used in its forked child {os.getpid()}; "
@@ -409,8 +501,17 @@ class Engine:
         return min(int(max_length), limit)
 
 
+def _again(cls: type[Engine], path: str, model: str, *arguments: Any) -> Engine:
+    """Load what was loaded before: the same folder, or the name where it is not there."""
+    names = ("device", "dtype", "max_length", "token_budget", "pooling", "normalize",
+             "truncate_dim", "colbert_dim", "cache_dir")  # fmt: skip
+    source = path if Path(path).is_dir() else model
+    return cls.from_pretrained(source, **dict(zip(names, arguments, strict=True)))
+
+
 def _progress(total: int | None, show: bool | None) -> Any:
+    if not (sys.stderr.isatty() if show is None else show):
+        return nullcontext(SimpleNamespace(update=lambda _: None))
     from tqdm import tqdm
 
-    # disable=None makes tqdm print on a terminal only; short work stays silent there as well.
-    return tqdm(total=total, unit="texts", disable=None if show is None else not show, delay=1.0)
+    return tqdm(total=total, unit="texts", delay=1.0)  # short work stays silent

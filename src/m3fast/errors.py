@@ -1,5 +1,7 @@
 """Every error m3fast raises on purpose. Catch `M3FastError` to catch them all."""
 
+from __future__ import annotations
+
 
 class M3FastError(Exception):
     """Base of all errors raised by m3fast itself."""
@@ -24,7 +26,7 @@ class OverloadedError(M3FastError, RuntimeError):
         retry_after: seconds after which it should have.
     """
 
-    def __init__(self, message: str, retry_after: float) -> None:
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
@@ -35,6 +37,27 @@ class DeadlineError(M3FastError, TimeoutError):
 
 class ComputeError(M3FastError, RuntimeError):
     """The batch a request rode in raised an error, which is the cause; other batches go on."""
+
+
+class NonFiniteError(ComputeError):
+    """A text for which the model gives nan or infinity, as its weights or a narrow dtype make it.
+
+    Attributes:
+        index: of the text in the call; output: the first output that is not finite.
+    """
+
+    def __init__(self, index: int, output: str) -> None:
+        super().__init__(
+            f"texts[{index}]: expected finite {output} values from the model, found nan or infinity"
+        )
+        self.index, self.output = index, output
+
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[int, str]]:
+        return NonFiniteError, (self.index, self.output)
+
+    def shifted(self, by: int) -> NonFiniteError:
+        """The same for a call in which `by` more texts come first."""
+        return NonFiniteError(self.index + by, self.output)
 
 
 class DeviceMemoryError(ComputeError):

@@ -21,9 +21,9 @@ from m3fast.flagscores import (
     combine,
     lexical_matching_score,
 )
-from m3fast.inputs import check_positive
+from m3fast.inputs import check_positive, check_texts
 from m3fast.kernels.sparse import fill_dicts
-from m3fast.pool import gather, serve, submit
+from m3fast.pool import serve
 from m3fast.scoring import all_scores, check_weights
 
 if TYPE_CHECKING:
@@ -136,12 +136,17 @@ class BGEM3FlagModel(FlagBase):
         Raises:
             InputError: an argument is not as described.
         """
+        one = isinstance(sentences, str)
+        texts: list[Any] = list(check_texts(sentences, "sentences"))
         if instruction is not None:
             template = "{}{}" if instruction_format is None else instruction_format
-            one = isinstance(sentences, str)
-            texts = [sentences] if one else _check_list("sentences", sentences)
-            texts = [self.get_detailed_instruct(template, instruction, text) for text in texts]
-            sentences = texts[0] if one else texts
+            for i, text in enumerate(texts):
+                if not isinstance(text, str):
+                    raise InputError(
+                        f"sentences[{i}]: expected a str to put an instruction before, "
+                        f"found {type(text).__name__}"
+                    )
+                texts[i] = self.get_detailed_instruct(template, instruction, text)
         options: dict[str, Any] = {
             "batch_size": self.batch_size if batch_size is None else batch_size,
             "max_length": self.passage_max_length if max_length is None else max_length,
@@ -152,11 +157,15 @@ class BGEM3FlagModel(FlagBase):
             ),
             **kwargs,
         }
-        if isinstance(sentences, str) or len(self.target_devices) == 1 or not sentences:
-            return self.encode_single_device(sentences, device=self.target_devices[0], **options)
-        if self.pool is None:
-            self.pool = self.start_multi_process_pool(type(self)._encode_multi_process_worker)
-        return self.encode_multi_process(sentences, self.pool, **options)
+        if one or len(self.target_devices) == 1 or not texts:
+            given = texts[0] if one else texts
+            return self.encode_single_device(given, device=self.target_devices[0], **options)
+        with self._lock:
+            self._check_open()
+            if self.pool is None:
+                self.pool = self.start_multi_process_pool(type(self)._encode_multi_process_worker)
+            pool = self.pool
+        return self.encode_multi_process(texts, pool, **options)
 
     def encode_single_device(
         self,
@@ -182,6 +191,7 @@ class BGEM3FlagModel(FlagBase):
             max_length=max_length,
             max_texts=batch_size,
             truncate_dim=self.truncate_dim,
+            prompt_name="",  # here a text's beginning is the caller's business
         )
         half = np.float16 if engine.dtype == torch.float16 else np.float32
         encoded: Encoded = {
@@ -237,14 +247,15 @@ class BGEM3FlagModel(FlagBase):
             "weights_for_different_modes": weights_for_different_modes,
             **kwargs,
         }
-        one_device = len(self.target_devices) == 1
-        if one_device or len(sentence_pairs) == 0 or isinstance(sentence_pairs[0], str):
+        pairs, one_pair = check_sentence_pairs(sentence_pairs)
+        if one_pair or len(self.target_devices) == 1 or not pairs:
             return self.compute_score_single_device(
                 sentence_pairs, device=self.target_devices[0], **options
             )
+        self._check_open()
         pool = self.start_multi_process_pool(type(self)._compute_score_multi_process_worker)
         try:
-            return self.compute_score_multi_process(sentence_pairs, pool, **options)
+            return self.compute_score_multi_process(pairs, pool, **options)
         finally:
             self.stop_multi_process_pool(pool)
 
@@ -261,7 +272,8 @@ class BGEM3FlagModel(FlagBase):
         """Score on one device; arguments and result as in `compute_score`."""
         _no_kwargs(kwargs)
         pairs, one_pair = check_sentence_pairs(sentence_pairs)
-        weights = list(check_weights(weights_for_different_modes or (1.0, 1.0, 1.0)).values())
+        given = weights_for_different_modes
+        weights = list(check_weights((1.0, 1.0, 1.0) if given is None else given).values())
         check_positive("batch_size", batch_size)
         if not pairs:
             return []
@@ -318,7 +330,8 @@ class BGEM3FlagModel(FlagBase):
 
     def encode_multi_process(self, sentences: list[str], pool: Pool, **kwargs: Any) -> Encoded:
         """`encode_single_device` spread over a pool, in input order."""
-        parts = gather(pool, submit(pool, _check_list("sentences", sentences), kwargs))
+        texts = self._engine(None).tokenizer.check(check_texts(sentences))
+        parts = [part for _, part in pool.map(texts, kwargs)]
         merged: Encoded = {}
         for key, first in parts[0].items():
             rows = [part[key] for part in parts]
@@ -334,7 +347,7 @@ class BGEM3FlagModel(FlagBase):
         self, pairs: Pairs, pool: Pool, **kwargs: Any
     ) -> dict[str, list[float]]:
         """`compute_score_single_device` spread over a pool, in input order."""
-        parts = gather(pool, submit(pool, check_sentence_pairs(pairs)[0], kwargs))
+        parts = [part for _, part in pool.map(check_sentence_pairs(pairs)[0], kwargs)]
         return {key: [x for part in parts for x in part[key]] for key in SCORES}
 
     @staticmethod
@@ -351,13 +364,9 @@ class BGEM3FlagModel(FlagBase):
 
 
 def _encode_all(engine: Engine, texts: list[str], max_length: int) -> Embeddings:
-    return engine.encode(texts, dense=True, sparse=True, colbert=True, max_length=max_length)
-
-
-def _check_list(name: str, texts: Any) -> list[Any]:
-    if not isinstance(texts, list | tuple):
-        raise InputError(f"{name}: expected a str or a list of str, found {type(texts).__name__}")
-    return list(texts)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return engine.encode(
+        texts, dense=True, sparse=True, colbert=True, max_length=max_length, prompt_name=""
+    )
 
 
 def _no_kwargs(kwargs: dict[str, Any]) -> None:

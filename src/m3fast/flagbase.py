@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from m3fast.config import read_json
 from m3fast.engine import Engine
-from m3fast.errors import InputError
-from m3fast.pool import Pool, start_pool, stop_pool
+from m3fast.errors import EngineClosedError, InputError
+from m3fast.pool import Pool
+from m3fast.sentence import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,46 +69,71 @@ class FlagBase:
         )
         self.pool: Pool | None = None
         self._engines: dict[str, Engine] = {}
-        self._engine(self.target_devices[0])  # a broken model fails here, not at the first call
+        self._lock = threading.RLock()  # of engines and pool: calls may come from any thread
+        self._closed = False
+        self._path = ""
+        # A broken model fails here, not at the first call; and a relative path is read here.
+        self._path = str(self._engine(self.target_devices[0]).path)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process loads its own weights: sending them would cost more.
-        return {**self.__dict__, "_engines": {}, "pool": None, "tokenizer": None, "model": None}
+        left = ("_engines", "_lock", "pool", "tokenizer", "model")
+        return {name: value for name, value in self.__dict__.items() if name not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name in ("tokenizer", "model"):
-            state.pop(name)
-        self.__dict__.update(state)
+        self.__dict__.update(state, _engines={}, _lock=threading.RLock(), pool=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes and free the weights; calls then raise `EngineClosedError`."""
+        with self._lock:
+            self._closed = True
+            self.stop_self_pool()
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
 
     def _engine(self, device: str | None) -> Engine:
         name = device or self.target_devices[0]
-        if name not in self._engines:
-            on_cpu = name == "cpu"
-            half = "float16" if self.use_fp16 and not on_cpu else "float32"
-            self._engines[name] = Engine.from_pretrained(
-                self.model_name_or_path,
-                device=name,
-                dtype="bfloat16" if self.use_bf16 else half,
-                pooling=self.pooling_method,  # pyright: ignore[reportArgumentType] - checked there
-                normalize=self.normalize_embeddings,
-                colbert_dim=self.colbert_dim,
-                cache_dir=self.cache_dir,
-            )
-        return self._engines[name]
+        with self._lock:
+            self._check_open()
+            if name not in self._engines:
+                on_cpu = name == "cpu"
+                half = "float16" if self.use_fp16 and not on_cpu else "float32"
+                again = bool(self._path) and Path(self._path).is_dir()
+                self._engines[name] = Engine.from_pretrained(
+                    self._path if again else self.model_name_or_path,
+                    device=name,
+                    dtype="bfloat16" if self.use_bf16 else half,
+                    pooling=self.pooling_method,  # pyright: ignore[reportArgumentType] - there
+                    normalize=self.normalize_embeddings,
+                    colbert_dim=self.colbert_dim,
+                    cache_dir=self.cache_dir,
+                )
+            return self._engines[name]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("model: it has been closed")
 
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer as transformers' AutoTokenizer, loaded on first use."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._engine(None).path)
+        return AutoTokenizer.from_pretrained(self._engine(None).sentence.encoder)
 
     @cached_property
     def model(self) -> Any:
         """What others read of the reference's model: `.model.config`, `.colbert_linear`."""
         engine = self._engine(None)
         head = engine.runner.weights.colbert
-        config = SimpleNamespace(**read_json(engine.path / "config.json"))
+        config = SimpleNamespace(**read_json(engine.sentence.encoder / "config.json"))
         linear = None
         if head is not None:
             rows, cols = head.weight.shape
@@ -131,19 +158,16 @@ class FlagBase:
 
     def start_multi_process_pool(self, process_target_func: Callable[..., None]) -> Pool:
         """One spawned process per target device, running `process_target_func`."""
-        return start_pool(self.target_devices, process_target_func, self)
+        return Pool(self.target_devices, process_target_func, self)
 
     @staticmethod
     def stop_multi_process_pool(pool: Pool) -> None:
-        """End a pool's processes and queues."""
-        stop_pool(pool)
+        """End a pool's processes."""
+        pool.stop()
 
     def stop_self_pool(self) -> None:
         """End the pool that `encode` started, if it did."""
-        if self.pool is not None:
-            stop_pool(self.pool)
-            self.pool = None
-
-    def __del__(self) -> None:
-        if getattr(self, "pool", None) is not None:
-            self.stop_self_pool()
+        with self._lock:
+            if self.pool is not None:
+                self.pool.stop()
+                self.pool = None

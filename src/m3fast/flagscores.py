@@ -26,6 +26,8 @@ def combine(found: dict[str, NDArray[np.float32]], weights: list[float]) -> dict
 
 def check_sentence_pairs(pairs: Any) -> tuple[list[tuple[str, str]], bool]:
     """(list of pairs, whether a single pair was given), or InputError naming the pair."""
+    if isinstance(pairs, np.ndarray):
+        pairs = pairs.tolist()
     if not isinstance(pairs, list | tuple):
         raise InputError(
             f"sentence_pairs: expected a list of (query, passage), found {type(pairs).__name__}"

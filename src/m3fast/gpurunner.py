@@ -200,7 +200,7 @@ class GpuRunner(Runner):
     ) -> None:
         """All kernels of one batch, on the current stream; nothing here waits for the GPU."""
         ids, positions, owners, cu_seqlens, tiles = inputs
-        dense, csr, colbert = results
+        dense, csr, check, colbert = results
         plan = AttentionPlan(tiles, owners, longest)
         tokens = Tokens(ids, positions, cu_seqlens, longest, plan)
         most = len(cu_seqlens) - 1 + len(ids) // CLS_EVERY  # of CLS tokens, whatever the lengths
@@ -211,7 +211,8 @@ class GpuRunner(Runner):
         vectors = (options.normalize, options.truncate_dim)
         if outputs.dense:
             rows = rows if only is None else None
-            dense_head(hidden, rows, cu_seqlens, options.pooling, *vectors, dense)
+            given = (hidden, rows, cu_seqlens, options.pooling, *vectors, dense)
+            dense_head(*given, self.weights.modules)
         if weights is not None:
             sparse_csr(ids, weights, cu_seqlens, owners, options.dropped, out=csr)
         if outputs.colbert and (head := self.weights.colbert) is not None:
@@ -219,6 +220,7 @@ class GpuRunner(Runner):
             product = space.take("hidden", len(hidden), head.weight.shape[0], hidden)
             words = word_rows(owners, cu_seqlens, options.pooling, len(colbert))
             colbert_head(hidden, head, owners, cu_seqlens, *vectors, product, colbert, words)
+            torch.sum(colbert.view(-1), 0, keepdim=True, out=check)
 
     def _fetch(
         self, out: torch.Tensor, results: Results, texts: int, rows: int
@@ -233,11 +235,12 @@ class GpuRunner(Runner):
         def wait() -> BatchResult:
             if done is not None:
                 done.synchronize()
-            dense, csr, colbert = results.split(host)
+            dense, csr, check, colbert = results.split(host)
             return BatchResult(
                 dense[:texts] if results.dense else None,
                 self._rows(csr, results, texts) if results.sparse else None,
                 colbert[:rows] if results.colbert else None,
+                bool(check.isfinite().all()),
             )
 
         return wait
@@ -257,7 +260,7 @@ class GpuRunner(Runner):
     ) -> Results:
         head, cut = self.weights.colbert, options.truncate_dim
         widths = [
-            self.config.hidden_size if outputs.dense else 0,
+            self.weights.dense_size if outputs.dense else 0,
             head.weight.shape[0] if outputs.colbert and head is not None else 0,
         ]
         dense, colbert = (w if cut is None else min(w, cut) for w in widths)
@@ -284,7 +287,7 @@ class GpuRunner(Runner):
         heads = self.weights
         width = heads.colbert.weight.shape[0] if heads.colbert is not None else 0
         texts, tokens = BUCKETS[-1] // 2, BUCKETS[-1]
-        results = Results(texts, tokens, tokens, self.config.hidden_size, True, width)
+        results = Results(texts, tokens, tokens, self.weights.dense_size, True, width)
         self._words = torch.zeros(words, dtype=torch.int32, device=self.device)
         self._out = torch.zeros(results.words, device=self.device)
         outputs = Outputs(dense=True, sparse=bool(width), colbert=bool(width))

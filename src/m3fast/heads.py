@@ -70,12 +70,14 @@ def dense_head(
     normalize: bool,
     truncate_dim: int | None,
     out: torch.Tensor | None = None,
+    modules: Sequence[torch.nn.Module] = (),
 ) -> torch.Tensor:
     """Vectors float32 [N, min(H, truncate_dim)] of hidden states [T, H], or of those of `rows`.
 
     Args:
         rows: those of `pooled_rows`; None where `hidden` holds them alone.
         out: where to write.
+        modules: applied to the pooled vectors in fp32 before anything else; H is what they give.
     """
     if pooling in ("mean", "mcls"):
         lengths = cu_seqlens.diff().long()
@@ -83,6 +85,10 @@ def dense_head(
             lengths = cls_counts(lengths)
         hidden, rows = hidden if rows is None else hidden[rows], None
         hidden = torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)
+    if modules:
+        hidden, rows = (hidden if rows is None else hidden[rows]).float(), None
+    for module in modules:
+        hidden = module(hidden)
     return vectors_of_rows(hidden, rows, normalize, truncate_dim, out=out)
 
 

@@ -57,6 +57,14 @@ def check_texts(texts: Any, name: str = "texts") -> Texts:
     return values
 
 
+def check_iterable(texts: Any) -> Iterable[Any]:
+    """Any iterable of texts; a column as `check_texts` takes it, a single str not."""
+    if isinstance(texts, str):
+        raise InputError("texts: expected an iterable of texts, found a single str")
+    values = _column(texts)
+    return texts if values is None else values
+
+
 def _column(value: Any) -> list[Any] | None:
     """The values of a column that may hold texts, None for anything else.
 

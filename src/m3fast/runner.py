@@ -66,11 +66,13 @@ class BatchResult:
         dense: float32 [N, H].
         sparse: N rows.
         colbert: float32 [T - N, D], every token but each text's first (its every CLS, for `mcls`).
+        colbert_is_finite: whether that has been found out already, where they were computed.
     """
 
     dense: torch.Tensor | None
     sparse: SparseRows | None
     colbert: torch.Tensor | None
+    colbert_is_finite: bool = False
 
 
 def pick_device(device: str) -> torch.device:
@@ -239,7 +241,8 @@ class Runner:
             dense, sparse, colbert = None, None, None
             if outputs.dense:
                 rows = rows if only is None else None
-                dense = dense_head(hidden, rows, cu_seqlens, options.pooling, *vectors).cpu()
+                given = (hidden, rows, cu_seqlens, options.pooling, *vectors)
+                dense = dense_head(*given, modules=self.weights.modules).cpu()
             if weights is not None:
                 sparse = sparse_head(weights, batch, options.dropped, self.config.vocab_size)
             if outputs.colbert and self.weights.colbert is not None:

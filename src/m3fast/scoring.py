@@ -11,7 +11,7 @@ dense, sparse, multi-vector.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -124,15 +124,25 @@ def all_scores(queries: Embeddings, passages: Embeddings, pairs: Pairs = None) -
     return scores
 
 
-def check_weights(weights: str | Sequence[float]) -> dict[str, float]:
-    """(dense, sparse, colbert) weights by mode name, or InputError."""
+def check_weights(weights: Any) -> dict[str, float]:
+    """(dense, sparse, colbert) weights by mode name, or InputError.
+
+    Args:
+        weights: three finite numbers in a list, a tuple, an array; or a name in PAPER_WEIGHTS.
+    """
     if isinstance(weights, str):
         if weights not in PAPER_WEIGHTS:
             raise InputError(f"weights: expected one of {list(PAPER_WEIGHTS)}, found {weights!r}")
         weights = PAPER_WEIGHTS[weights]
-    if len(weights) != 3:
-        raise InputError(f"weights: expected three (dense, sparse, colbert), found {weights!r}")
-    return dict(zip(("dense", "sparse", "colbert"), map(float, weights), strict=True))
+    try:
+        triple = [float(weight) for weight in weights]
+    except (TypeError, ValueError):  # no sequence, or not of numbers
+        triple = []
+    if len(triple) != 3 or not np.isfinite(triple).all():
+        raise InputError(
+            f"weights: expected three numbers (dense, sparse, colbert), found {weights!r:.80}"
+        )
+    return dict(zip(("dense", "sparse", "colbert"), triple, strict=True))
 
 
 def check_pairs(

@@ -69,17 +69,18 @@ class Results:
 
     def _sizes(self) -> tuple[int, ...]:
         sparse = csr_entries(self.tokens, self.texts) if self.sparse else 0
-        return self.texts * self.dense, sparse, self.rows * self.colbert
+        return self.texts * self.dense, sparse, int(self.colbert > 0), self.rows * self.colbert
 
     @property
     def words(self) -> int:
         return sum(map(_aligned, self._sizes()))
 
     def split(self, buffer: torch.Tensor) -> list[torch.Tensor]:
-        """dense [N, width], csr int32 words, colbert [rows, width]; colbert is the last."""
-        dense, csr, colbert = _split(buffer, self._sizes())
+        """dense [N, width], csr int32 words, the sum [1] of colbert, colbert [rows, width]."""
+        dense, csr, check, colbert = _split(buffer, self._sizes())
         return [
             dense.view(self.texts, self.dense),
             csr.view(torch.int32),
+            check,
             colbert.view(self.rows, self.colbert),
         ]

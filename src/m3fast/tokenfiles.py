@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from m3fast.errors import CheckpointError
+from m3fast.sentence import Sentence
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,10 +51,14 @@ def read_tokenizer(path: Path) -> TokenizerFiles:
     Raises:
         CheckpointError: none of the files is in `path`, or one cannot be read.
     """
+    sentence = Sentence.from_dir(path)
+    path = sentence.encoder
     config = _read_json(path / "tokenizer_config.json")
     declared = {**_read_json(path / "special_tokens_map.json"), **config}
     file = path / "tokenizer.json"
     backend = _load(file) if file.is_file() else _convert(path)
+    if sentence.lower_case:
+        _lower_case(backend)
     special: dict[str, int] = {}
     for role, usual in _USUAL.items():
         token = declared.get(role)
@@ -75,6 +80,17 @@ def _load(file: Path) -> tokenizers.Tokenizer:
         return Backend.from_file(str(file))
     except Exception as error:  # tokenizers raises no narrower class
         raise CheckpointError(f"{file}: expected a tokenizer, found {error}") from error
+
+
+def _lower_case(backend: tokenizers.Tokenizer) -> None:
+    """Lower-case texts first, as sentence-transformers does for `do_lower_case`."""
+    from tokenizers import normalizers
+
+    own: Any = backend.normalizer
+    stages = [] if own is None else [*own] if isinstance(own, normalizers.Sequence) else [own]
+    settings = [json.loads(stage.__getstate__()) for stage in stages]
+    if not any(s["type"] == "Lowercase" or s.get("lowercase") for s in settings):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *stages])
 
 
 def _convert(path: Path) -> tokenizers.Tokenizer:

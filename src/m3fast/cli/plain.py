@@ -5,6 +5,7 @@ Written apart from encoder.py and heads.py on purpose; only weights and token id
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,12 @@ def _heads(engine: Engine, hidden: torch.Tensor, ids: torch.Tensor, ends: list[i
         pooled = torch.stack([hidden[a:b:CLS_EVERY].mean(0) for a, b in spans])
     else:
         pooled = hidden[first if pooling == "cls" else last]
-    vectors = {"dense": _double(F.normalize(pooled.double(), dim=-1))}
+    pooled = pooled.double()
+    for module in weights.modules:
+        pooled = copy.deepcopy(module).double()(pooled)
+    if engine.options.normalize:
+        pooled = F.normalize(pooled, dim=-1)
+    vectors = {"dense": _double(pooled)}
     if weights.sparse is not None and weights.colbert is not None:
         sparse, colbert = (
             F.linear(hidden, unpack_weight(head.weight).to(dtype), head.bias.to(dtype)).double()

@@ -64,6 +64,10 @@ class Model:
         if self.config.pooling != "cls":
             found = self.config.pooling
             raise CheckpointError(f"{path}: pooling: expected 'cls', found {found!r}")
+        if weights.modules:
+            raise CheckpointError(
+                f"{path}: modules.json: expected nothing with weights behind the pooling, found some"
+            )
         self.weights: Weights = weights
         self._recompute = recompute_layers
         for tensor in self.tensors().values():
