@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,18 @@ class Workspace:
     """Buffers that every layer and every batch use again.
 
     Fresh 40 MB activations would be mapped and zeroed by the kernel anew in each layer.
+
+    Attributes:
+        lock: to be held by the batch that uses it.
     """
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self._buffers: dict[str, torch.Tensor] = {}
+
+    def clear(self) -> None:
+        """Free the buffers."""
+        self._buffers.clear()
 
     def take(self, name: str, rows: int, cols: int, like: torch.Tensor) -> torch.Tensor:
         """Uninitialised [rows, cols] in the dtype and on the device of `like`."""

@@ -84,7 +84,8 @@ class GpuRunner(Runner):
         lengths = np.diff(tokens.offsets)[order]
         total, texts = int(lengths.sum()), len(order)
         bucket = next((b for b in BUCKETS if b >= total and b // 2 >= texts), None)
-        with self._workspace() as space, torch.inference_mode(), torch.cuda.stream(self.stream):
+        space = self._space()
+        with space.lock, torch.inference_mode(), torch.cuda.stream(self.stream):
             if bucket is None:
                 longest = int(lengths.max())
                 return self._run_exact(tokens, order, longest, outputs, options, space)

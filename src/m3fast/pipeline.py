@@ -10,6 +10,7 @@ import queue
 import threading
 import warnings
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +88,13 @@ def run(runners: Sequence[Runner], tasks: Iterable[Task]) -> Iterator[tuple[Task
                 yield answer
     finally:
         stop.set()
-        while working:  # the caller left early: a worker may be waiting for room in the queue
-            working -= answers.get() is None
-        for thread in threads:
-            thread.join()
+        # The caller left early: a worker may be waiting for room in the queue. What was taken out
+        # of it when an exception struck here is not to be counted on.
+        while any(thread.is_alive() for thread in threads):
+            with suppress(queue.Empty):
+                answers.get_nowait()
+            for thread in threads:
+                thread.join(0.001)
     if failure is not None:
         raise failure
 

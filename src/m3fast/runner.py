@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+import itertools
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -151,24 +151,23 @@ class Runner:
 
     def __init__(self, config: ModelConfig, weights: Weights, device: torch.device) -> None:
         self.config, self.weights, self.device = config, weights, device
-        self._spaces: queue.LifoQueue[Workspace] = queue.LifoQueue()  # one per batch at a time
-        self._shared = 0
+        self._spaces: list[Workspace] = []  # one per batch at a time
+        self._own, self._turns = threading.local(), itertools.count()
         self.share(1)
 
     def share(self, batches: int) -> None:
         """Let so many batches be computed at a time, in as many threads."""
-        for _ in range(self._shared, batches):
-            self._spaces.put(Workspace())
-        self._shared = max(self._shared, batches)
+        self._spaces += [Workspace() for _ in range(len(self._spaces), batches)]
 
-    @contextmanager
-    def _workspace(self) -> Generator[Workspace]:
-        """Waits for its turn."""
-        space = self._spaces.get()
-        try:
-            yield space
-        finally:
-            self._spaces.put(space)
+    def _space(self) -> Workspace:
+        """This thread's, in turn; to be used as `with space.lock:`, which waits for others of it.
+
+        A lock is released whatever exception strikes wherever, as one from a signal handler may; a
+        space taken from a queue could be lost with it.
+        """
+        if not hasattr(self._own, "turn"):
+            self._own.turn = next(self._turns)
+        return self._spaces[self._own.turn % len(self._spaces)]
 
     def submit(
         self, tokens: TokenIds, order: NDArray[np.int64], outputs: Outputs, options: HeadOptions
@@ -186,13 +185,10 @@ class Runner:
 
     def free(self) -> None:
         """Give back memory kept for later batches."""
-        idle = 0
-        with suppress(queue.Empty):
-            while True:
-                self._spaces.get_nowait()
-                idle += 1
-        for _ in range(idle):
-            self._spaces.put(Workspace())
+        for space in self._spaces:
+            if not space.lock.locked():
+                with space.lock:
+                    space.clear()
 
     def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
         """Run once what a first call would otherwise wait for."""
@@ -205,7 +201,8 @@ class Runner:
             ids: int64 or int32 [B, L], on any device; the model must have a row for each.
             mask: bool or integers [B, L], not 0 for real tokens.
         """
-        with self._workspace() as space, torch.inference_mode():
+        space = self._space()
+        with space.lock, torch.inference_mode():
             lengths = mask.ne(0).sum(1, dtype=torch.int32).cpu()
             total, longest = int(lengths.sum()), int(lengths.max()) if len(lengths) else 0
             packed = unpad(
@@ -223,7 +220,8 @@ class Runner:
         return None
 
     def _run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
-        with self._workspace() as space, torch.inference_mode():
+        space = self._space()
+        with space.lock, torch.inference_mode():
             ends = torch.from_numpy(batch.cu_seqlens)
             ids, positions, texts, cu_seqlens = (
                 t.to(self.device)
