@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,16 @@ from smalltokenizers import (
 )
 from tokenizers import models, normalizers, pre_tokenizers
 
+from m3fast import textcut
 from m3fast.textcut import _SAFE, TextCutter, common_start
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _search_short_texts_too() -> Iterator[None]:
+    """Or none of these texts were long enough to be worth every search."""
+    before, textcut._WORTH = textcut._WORTH, 0
+    yield
+    textcut._WORTH = before
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,44 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 words = [w for s in SENTENCES for w in s.split()]
 unbroken = [s.replace(" ", "") for s in SENTENCES]
+# What the normalisers write out, up to eighteen characters of one, some with spaces.
+EXPANDING = [
+    *(
+        "\ufdfa",
+        "\ufdfb",
+        "\u33c2",
+        "\u3316",
+        "\ufdf2",
+        "\ufb03",
+        "\u00bd",
+        "\u2474",
+        "\u2460\u2473",
+    ),
+    *(
+        "\uff76\uff9e",
+        "\uff71",
+        "\uff21\uff42",
+        "\u2167",
+        "\u3231",
+        "\u3260",
+        "\u2026",
+        "\u2057",
+        "\u01c6",
+    ),
+    *("\uff1c\uff53\uff1e", "\uff1cmask\uff1e", "\uff44\uff4f\uff47", "\u00a8", "\ufc5e", "\ufe70"),
+    *(
+        "\u3131\u314f",
+        "\u2581",
+        "\U0001d400",
+        "\U0002f800",
+        "\U0001f600",
+        "👍🏽",
+        "❤\ufe0f",
+        "\u00ad",
+    ),
+]
 fragments = st.one_of(
+    st.sampled_from(EXPANDING),
     st.sampled_from(words).map(lambda w: w + " "),
     st.sampled_from(unbroken),
     st.sampled_from(ODD + SPECIALS + ["[MASK]", "[CLS]"]),
@@ -94,14 +141,40 @@ def test_every_end_is_safe(case: Case) -> None:
         text = "".join(letters)
         ids = backend.encode(text, add_special_tokens=False).ids
         for size in draw.sample(range(20, 400), 12):
-            ends = cutter.ends(text, size, True)
-            if ends != [len(text)]:
-                prefixes = backend.encode_batch([text[:e] for e in ends], add_special_tokens=False)
+            starts = cutter.starts(text, size, True)
+            if starts != [text]:
+                prefixes = backend.encode_batch(starts, add_special_tokens=False)
                 shared = common_start([e.ids for e in prefixes])
                 safe = ids[: len(shared)] == shared
-                assert safe, (text[: ends[-1]], text[ends[-1] :])
+                assert safe, (text, starts[-1])
                 cuts += 1
     assert cuts > 100 or "spaced" in case.path.name
+
+
+@every
+def test_every_end_in_what_is_written_out_is_safe(case: Case) -> None:
+    """Texts of two or three characters that become many, a few others strewn in."""
+    draw = random.Random(8)
+    backend, cutter = case.ours._backend, case.ours._cutter
+    written = 0
+    for _ in range(60):
+        pool = draw.sample(EXPANDING, draw.choice([1, 2, 3])) + draw.choice([[], ["ab "], [" "]])
+        letters = draw.choices(pool, k=draw.choice([60, 300]))
+        for _ in range(draw.choice([0, 0, 1, 9])):
+            letters[draw.randrange(len(letters))] = draw.choice(ODD + SPECIALS)
+        text = "".join(letters)
+        ids = backend.encode(text, add_special_tokens=False).ids
+        for size in draw.sample(range(20, 400), 6):
+            # Asked for directly: most of these texts have other places, which come first.
+            out = cutter._nodes_hold and cutter._written_out(text, size, True)
+            for starts in (cutter.starts(text, size, True), out or [text]):
+                prefixes = backend.encode_batch(starts, add_special_tokens=False)
+                shared = common_start([e.ids for e in prefixes])
+                safe = ids[: len(shared)] == shared
+                assert safe, (text, starts[-1])
+            written += bool(out)
+        case.check([text], draw.choice([3, 8, 21]))
+    assert written > 20 or not cutter._nodes_hold
 
 
 LONG = {
@@ -222,7 +295,7 @@ def test_safe_letters_are_normalised_alone(name: str) -> None:
     else:
         make = {"Bert": normalizers.BertNormalizer}.get(name) or getattr(normalizers, name)
         normalizer = make()
-    letters = re.findall(f"[{_SAFE}]", "".join(map(chr, range(0x10000))))
+    letters = re.findall(f"[{_SAFE}]", "".join(map(chr, range(0x110000))))
     alone = {c: normalizer.normalize_str(c) for c in letters}
     assert all(n.strip() if name == "Bert" else n and n == n.strip() for n in alone.values())
     draw = random.Random(0)
@@ -279,26 +352,32 @@ def test_a_node_needs_enough_characters_around_it() -> None:
 
 def test_a_window_is_as_long_as_the_longest_piece() -> None:
     text = "ab" * 200
-    cutter = TextCutter(_by_hand("ab", "ba", "ababa"))
-    assert cutter.ends(text, 60, True) == [56, 57, 58, 59, 60]
-    assert cutter.ends(text, 60, False) == [400]
-    assert cutter.ends(text, 100, True) == [400]  # five prefixes of 100 cost more
-    assert cutter._window(text[:58] + "\u0301" + text, 60) is None
-    assert cutter._window(text, 10) is None
-    lower = TextCutter(_by_hand("ab", "ba", "ababa", normalizer=normalizers.Lowercase()))
-    assert lower._window(text, 60) is not None
-    assert lower._window(text[:59] + "A" + text, 60) is None
+
+    def lengths(backend: tokenizers.Tokenizer, text: str, size: int, windows: bool) -> list[int]:
+        starts = TextCutter(backend).starts(text, size, windows)
+        assert all(text.lower().startswith(start) for start in starts)
+        return [len(start) for start in starts]
+
     backend = _by_hand("ab", "ba", "ababa")
-    backend.add_tokens(["abx"])
-    assert TextCutter(backend)._window(text[:60] + "x" + text, 60) is None
+    found = lengths(backend, text, 60, True)
+    assert len(found) == 5 and found == [*range(found[0], found[0] + 5)]
+    assert 40 < found[0] < 64
+    assert lengths(backend, text, 60, False) == [400]
+    assert lengths(backend, text, 100, True) == [400]  # five prefixes of 100 cost more
+    marked = ("a\u0301" + "ab\u0301") * 100  # every window meets a mark, which is not safe
+    assert lengths(backend, marked, 60, True) == [500]
+    lower = _by_hand("ab", "ba", "ababa", normalizer=normalizers.Lowercase())
+    assert lengths(lower, text.upper().lower(), 60, True) == found
+    backend.add_tokens(["xab"])
+    assert lengths(backend, "xab" * 200, 60, True) == [600]
     fallback = _by_hand("ab", "ba", *(f"<0x{i:02X}>" for i in range(256)), byte_fallback=True)
-    assert TextCutter(fallback).ends(text, 60, True) == [400]
+    assert lengths(fallback, text, 60, True) == [400]
 
 
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("abab cd", 4), ("abab  cd", None), ("abab \u0301cd", None), ("ab\u093e cd", None),
+        ("abab cd", 4), ("abab  cd", None), ("abab \u0301cd", None), ("ab\u093e cd", 3),
         ("\u0600b cd", None), ("ab\ncd", None), ("abab,cd", None), ("abab", None), ("字字", None),
     ],
 )  # fmt: skip
@@ -330,13 +409,13 @@ def test_a_count_of_exactly_the_limit_is_not_taken_for_the_whole(tmp_path: Path)
         case.check(["abcd " * 100, "abcdxyz" * 40 + " a" * 300], n)
 
 
-def test_cutter_gives_ends_inside_the_text() -> None:
+def test_cutter_gives_starts_inside_the_text() -> None:
     cutter = TextCutter(unigram())
-    assert cutter.ends("short", 64, True) == [5]
-    assert cutter.ends("", 64, True) == [0]
+    assert cutter.starts("short", 64, True) == ["short"]
+    assert cutter.starts("", 64, True) == [""]
     text = LONG["words"] * 20
-    [end] = cutter.ends(text, 200, True)
-    assert 100 <= end <= 200 and text[end].isspace() and not text[end - 1].isspace()
+    [start] = cutter.starts(text, 200, True)
+    assert 100 <= len(start) <= 200 and text.startswith(start + " ")
 
 
 @needs_shared

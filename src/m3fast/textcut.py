@@ -12,6 +12,13 @@ and only for tokenizers whose every stage is known; any other is given the whole
    to all of them have in common at their start, the whole text has too.
 
 A last unknown token may grow, the next characters being fused into it, but its id stays.
+
+All three speak of the normalised text, in which one character of the text may be eighteen, with
+spaces among them. So a prefix may also end in the *middle* of what a character becomes: cut at a
+joint, a place that normalisation does not look across, and append the beginning m of what follows,
+written out. Where m is nothing but safe letters and single spaces, it is its own normal form and
+meets what precedes at a joint, so that `normal(text[:p] + m) = normal(text[:p]) + m`, which begins
+the text's normal form; the end of m then is a place of one of the three kinds.
 """
 
 from __future__ import annotations
@@ -24,22 +31,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tokenizers
 
-# Letters of the large scripts that stand alone: each begins a grapheme cluster and ends one, no
-# Unicode normal form joins it to a neighbour of this set or gives it a space at either end.
+# Characters that stand alone: each begins a grapheme cluster and ends one, and no Unicode normal
+# form joins it to a neighbour of this set or gives it a space at either end. Most scripts, and
+# what NFKC writes out: ligatures, squares, circled and half- or fullwidth forms.
 _LETTERS = (
     "0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0388-\u038a\u038e-\u03a1\u03a3-\u03ce"
-    "\u0400-\u0481\u048a-\u04ff\u0531-\u0556\u0561-\u0586\u05d0-\u05ea\u0621-\u063a\u0641-\u064a"
-    "\u0671-\u06d3\u0904-\u0939\u0985-\u09b9\u0a85-\u0ab9\u0b85-\u0bb9\u0c05-\u0c39\u0c85-\u0cb9"
-    "\u0e01-\u0e30\u0e32\u0e81-\u0eae\u1000-\u102a\u10d0-\u10f0\u1200-\u1248\u1780-\u17b3"
-    "\u1e00-\u1e99\u1ea0-\u1ef9\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fa5\uac00-\ud7a3"
+    "\u0400-\u0481\u048a-\u04ff\u0531-\u0556\u0561-\u0586\u05d0-\u05ea\u0620-\u064a"
+    "\u0660-\u066f\u0671-\u06d3\u06ee-\u06ff\u0712-\u072f\u074d-\u07a5\u07c0-\u07ea\u0904-\u0939"
+    "\u0966-\u096f\u0985-\u09b9\u0a05-\u0a39\u0a85-\u0ab9\u0b05-\u0b39\u0b85-\u0bb9\u0c05-\u0c39"
+    "\u0c85-\u0cb9\u0d05-\u0d3a\u0d85-\u0dc6\u0e01-\u0e30\u0e32\u0e81-\u0eae\u0f04-\u0f12\u0f20-\u0f33"
+    "\u0f40-\u0f6c\u1000-\u102a\u10a0-\u10ff\u1200-\u135a\u13a0-\u13f5\u1401-\u167f\u1681-\u169a"
+    "\u16a0-\u16f0\u1780-\u17b3\u1820-\u1877\u1950-\u1974\u1c5a-\u1c7d\u1e00-\u1e99\u1ea0-\u1ef9"
+    "\u1f00-\u1fbc\u2010-\u2016\u2018-\u2027\u2030-\u203d\u203f-\u205e\u2070-\u208e\u20a0-\u20ba"
+    "\u2100-\u2189\u2190-\u23f3\u2460-\u2580\u2582-\u27ff\u2900-\u2b4c\u2d30-\u2d67\u3001-\u3029"
+    "\u3031-\u303d\u3041-\u3096\u30a0-\u30ff\u3105-\u312d\u3190-\u31ba\u3200-\u321e\u3220-\u32fe"
+    "\u3300-\u9fa5\ua000-\ua48c\ua4d0-\ua62b\uac00-\ud7a3\uf900-\ufa6d\ufa70-\ufad9"
+    "\ufb00-\ufb06\ufb13-\ufb17\ufb1f-\ufb4f\ufb50-\ufbb1\ufbd3-\ufc5d\ufc64-\ufd3f\ufd50-\ufd8f"
+    "\ufd92-\ufdc7\ufdf0-\ufdfc\ufe30-\ufe48\ufe4d-\ufe6b\ufe80-\ufefc\uff01-\uff9d\uffe0-\uffe2"
+    "\uffe4-\uffee\U00010330-\U00010340\U00012000-\U00012399\U00013000-\U0001342e"
+    "\U0001d400-\U0001d6a3\U0001d6a8-\U0001d7cb\U0001d7ce-\U0001d7ff\U0001f100-\U0001f19a"
+    "\U0001f200-\U0001f251\U0001f300-\U0001f3fa\U0001f400-\U0001f6c5\U00020000-\U0002a6d6"
+    "\U0002a700-\U0002b81d\U0002f800-\U0002fa1d"
 )
 _SAFE = "!-~" + _LETTERS[len("0-9A-Za-z") :]
+# Marks that letters of these scripts carry at the ends of words.
+_MARKS = (
+    "\u0300-\u0344\u0591-\u05bd\u064b-\u0655\u0670\u0730-\u074a\u07a6-\u07b0\u07eb-\u07f3\u0900-\u0903"
+    "\u093c\u093e-\u094d\u0981-\u0983\u09bc\u09be-\u09cd\u0a01-\u0a03\u0a3c-\u0a4d\u0a70\u0a71"
+    "\u0a81-\u0a83\u0abc\u0abe-\u0acd\u0b01-\u0b03\u0b3c\u0b3e-\u0b4d\u0b82\u0bbe-\u0bcd\u0c01-\u0c03"
+    "\u0c3e-\u0c4d\u0c82\u0c83\u0cbc\u0cbe-\u0ccd\u0d02\u0d03\u0d3e-\u0d4d\u0d82\u0d83\u0dca-\u0ddf"
+    "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0f71-\u0f7e\u0f90-\u0fbc\u102b-\u103e\u17b6-\u17d3"
+)
 _STOPS = ",.;:!?\u3002\uff0c\u3001"
 # Scripts whose letters no version of Unicode has moved out of \p{L} and \p{N}.
 _WORD = "0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u0400-\u0481\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5"
 _HAN = "\u4e00-\u9fa5"
 _JOINT = re.compile(f"(?<=[{_SAFE}])(?=[{_SAFE}])")
 _SAFE_RUN = re.compile(f"[{_SAFE}]+")
+_SAFE_WORDS = re.compile(f"[{_SAFE}]+(?: [{_SAFE}]+)*")
+
+_MARK_ENDS = (f"[{_MARKS}]", f"[{_MARKS}][{_MARKS}]")
 
 _LOCAL_NORMALIZERS = {
     "Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer",
@@ -49,6 +80,10 @@ _SPLITTERS = {"WhitespaceSplit", "Whitespace", "BertPreTokenizer", "Metaspace", 
 _STOP_SPLITTERS = {"Whitespace", "BertPreTokenizer", "ByteLevel"}
 _CANDIDATES = 64  # joints tried per node search; Thai and Chinese need 1 to 10
 _GRAPHEME = 8  # more than the characters over which a grapheme can alter its neighbours
+_WORTH = 1 << 17  # normalised characters that cost more than searches for places among them
+_STEP = 256  # characters normalised at a time to see how many they become
+# Characters of the longest normal forms, compatibility ones included; all others have up to 6.
+_LONG_FORMS, _LONG_FORM = {"\ufdfa": 18, "\ufdfb": 8}, 6
 
 
 class TextCutter:
@@ -71,29 +106,63 @@ class TextCutter:
             )
         )
 
-    def ends(self, text: str, size: int, windows: bool) -> list[int]:
-        """Ends of prefixes of `text` whose tokens, as far as all share them, begin its own.
+        # What parts two words of normalised text, whatever stands beside it.
+        marks = any(s["type"] == "Metaspace" and _splits(s) for s in splitters)
+        self._spaces = (" ", "\u2581") if marks else (" ",)
+
+    def starts(self, text: str, size: int, windows: bool) -> list[str]:
+        """Strings whose tokens, as far as all share them, begin those of `text`.
 
         Args:
             text: the text.
-            size: characters wanted; taken larger where no safe place is near.
-            windows: allow kind 3, which costs as many prefixes as the longest piece has characters.
+            size: normalised characters wanted; up to six times as many where the text itself
+                is cut, and more where no safe place is near.
+            windows: allow kind 3, which costs as many strings as the longest piece has characters.
 
         Returns:
-            One safe end, the ends of one window, or `[len(text)]`.
+            One prefix, those of one window, or `[text]`.
         """
-        while self._split_point is not None and size < len(text):
-            place = self._last_split(text, size)
-            if place is None and self._nodes_hold:
-                place = self._last_node(text, size)
-                # A window is tokenised once per end: shorter texts cost less as a whole.
-                dear = len(text) <= size * self._longest
-                if place is None and windows and not dear and (ends := self._window(text, size)):
-                    return ends
+        if self._split_point is None:
+            return [text]
+        worth, tried = size_bound(text) > _WORTH, False
+        while (end := self._end(text, size)) < len(text):
+            place = self._last_split(text, end)
+            if place is None and self._nodes_hold and (worth or not tried):
+                tried = True
+                place = self._last_node(text, end) if end >= size else None
+                if place is None and worth and (found := self._written_out(text, size, windows)):
+                    return found
             if place is not None:
-                return [place]
+                return [text[:place]]
             size *= 2
-        return [len(text)]
+        return [text]
+
+    def normal_size(self, text: str, most: int) -> int:
+        """Characters of the normalised text, or, from the first that are more than `most`, so many.
+
+        Texts that cannot reach `most` are not normalised, and counted as they are.
+        """
+        if size_bound(text) <= most:
+            return len(text)
+        total = 0
+        for i in range(0, len(text), 16 * _STEP):
+            if total > most:
+                break
+            total += len(self._normal(text[i : i + 16 * _STEP]))
+        return total
+
+    def _end(self, text: str, size: int) -> int:
+        """Where to look for a place, without normalising what is likely to stay as long."""
+        far = size_bound(text, size) > 2 * _LONG_FORM * min(size, len(text))
+        return self._raw_size(text, size) if far else size
+
+    def _raw_size(self, text: str, size: int) -> int:
+        """Characters of `text` that become about `size`."""
+        total = place = 0
+        while total < size and place < len(text):
+            total += len(self._normal(text[place : place + _STEP]))
+            place += _STEP
+        return min(place, size)
 
     def _split_pattern(
         self, normalizers: list[dict[str, Any]], splitters: list[dict[str, Any]]
@@ -115,6 +184,8 @@ class TextCutter:
         spaces = " \n" if len(pieces) > 1 else " "
         # Two letters: the second then is a cluster alone, not one normalised with what precedes it.
         places = [f"(?<=[{_SAFE}][{_SAFE}])(?=[{spaces}][{_SAFE}])"]
+        # A mark belongs to the letter before it, and no normal form joins it to a space after it.
+        places += [f"(?<=[{_SAFE}]{marks})(?= [{_SAFE}])" for marks in _MARK_ENDS]
         if words & _STOP_SPLITTERS and not set(_STOPS) & set(content):
             places.append(f"(?<=[{_WORD}][{_WORD}])(?=[{_STOPS}])")
         if bert and normalizers[0]["handle_chinese_chars"] and not re.search(f"[{_HAN}]", content):
@@ -139,46 +210,83 @@ class TextCutter:
         return next((p for p in reversed(joints) if self._is_node(text, p)), None)
 
     def _is_node(self, text: str, place: int) -> bool:
-        # The surroundings are normalised between joints, where normalisation can be cut too.
+        sides = self._sides(text, place)
+        if sides is None:
+            return False
+        (low, left), (high, right) = sides
+        if (low and len(left) < self._longest) or (high < len(text) and len(right) < self._longest):
+            return False
+        return not self._crossed(left, right)
+
+    def _sides(self, text: str, place: int) -> tuple[tuple[int, str], tuple[int, str]] | None:
+        """Where the surroundings of a joint end, and their normal forms; None beside added tokens.
+
+        The surroundings are cut at joints, where normalisation can be cut too.
+        """
         span = self._longest + self._longest_added + _GRAPHEME
         low, high = 0, len(text)
         if place > span:
             match = _JOINT.search(text, max(1, place - 4 * span), place - span + 1)
             if match is None:
-                return False
+                return None
             low = match.start()
         if high - place > span:
             match = _JOINT.search(text, place + span, place + 4 * span)
             if match is None:
-                return False
+                return None
             high = match.start()
         left, right = self._normal(text[low:place]), self._normal(text[place:high])
         more = self._longest_added
-        around = text[max(0, low - more) : high + more], left + right
+        around = (
+            text[max(0, low - more) : high + more],
+            text[max(0, low - more) : place] + right,
+            left + right,
+        )
         if any(token in side for token in self._added for side in around):
-            return False
-        if (low and len(left) < self._longest) or (high < len(text) and len(right) < self._longest):
-            return False
+            return None
+        return (low, left), (high, right)
+
+    def _crossed(self, left: str, right: str) -> bool:
+        """True if a piece of the vocabulary lies across the place between the two."""
         known = self._backend.token_to_id
         for i in range(1, self._longest):
             for k in range(1, self._longest - i + 1):
                 piece = left[-i:] + right[:k]
                 # Any of these characters may be a word's first: words begin with U+2581.
                 if known(piece) is not None or known("\u2581" + piece) is not None:
-                    return False
-        return True
+                    return True
+        return False
 
-    def _window(self, text: str, size: int) -> list[int] | None:
-        """Kind 3: as many ends up to `size` as the longest piece has characters."""
-        span = self._longest + self._longest_added + _GRAPHEME
-        low, high = size - span - 1, size + span
-        if low < 0 or not _SAFE_RUN.fullmatch(text, low, high):
-            return None
-        around = text[low:high]
-        # Unchanged characters: consecutive places in the text are consecutive in the word.
-        if self._normal(around) != around or any(token in around for token in self._added):
-            return None
-        return list(range(size - self._longest + 1, size + 1))
+    def _written_out(self, text: str, size: int, windows: bool) -> list[str] | None:
+        """Prefixes to a joint with the beginning of what follows in its normal form."""
+        longest, tries = self._longest, _CANDIDATES // 2
+        found: list[str] | None = None
+        end = self._raw_size(text, size)
+        joints = _JOINT.finditer(text, max(1, end - 4 * _CANDIDATES), end)
+        for place in reversed([m.start() for m in joints][-_CANDIDATES // 4 :]):
+            sides = self._sides(text, place)
+            run = sides and _SAFE_WORDS.match(sides[1][1])
+            if sides is None or run is None:
+                continue
+            (low, left), (high, right) = sides
+            written = run[0]
+            if self._normal(written) != written or (low and len(left) < longest):
+                continue
+            before, stop = text[:place], len(written)
+            if (space := written.find(" ")) > 0:  # kind 1
+                return [before + written[:space]]
+            if right[stop : stop + 1] in self._spaces:
+                return [before + written]
+            after = len(right) - (0 if high == len(text) else longest)
+            for k in range(1, min(stop, after)):  # kind 2
+                tries -= 1
+                if tries >= 0 and not self._crossed(left + right[:k], right[k:]):
+                    return [before + written[:k]]
+            # A window is tokenised once per end: shorter texts cost less as a whole.
+            dear = len(text) <= end * longest
+            if windows and not dear and found is None and stop >= longest:  # kind 3
+                found = [before + written[:k] for k in range(1, longest + 1)]
+        return found
 
     @cached_property
     def _longest(self) -> int:
@@ -205,6 +313,15 @@ class TextCutter:
     def _normal(self, text: str) -> str:
         normalizer = self._backend.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
+
+
+def size_bound(text: str, stop: int | None = None) -> int:
+    """No less than the characters of normalised text[:stop], for the normalisers known here."""
+    size = len(text) if stop is None else min(stop, len(text))
+    if text.isascii():
+        return size
+    more = sum((n - _LONG_FORM) * text.count(c, 0, size) for c, n in _LONG_FORMS.items())
+    return _LONG_FORM * size + more
 
 
 def common_start(prefixes: list[list[int]]) -> list[int]:

@@ -178,13 +178,13 @@ class Tokenizer:
         sizes = {i: _first_size(text, keep) for i, text in texts.items()}
         windows = 2  # rounds in which a text may be tokenised to all the ends of a window
         while sizes:
-            ends = {i: self._cutter.ends(texts[i], n, windows > 0) for i, n in sizes.items()}
-            batch = [texts[i][:end] for i, places in ends.items() for end in places]
+            starts = {i: self._cutter.starts(texts[i], n, windows > 0) for i, n in sizes.items()}
+            batch = [start for some in starts.values() for start in some]
             encodings = iter(self._backend.encode_batch_fast(batch, add_special_tokens=False))
             wanted, sizes = sizes, {}
-            for i, places in ends.items():
-                prefixes = [next(encodings).ids for _ in places]
-                whole = places[0] == len(texts[i])
+            for i, some in starts.items():
+                prefixes = [next(encodings).ids for _ in some]
+                whole = some == [texts[i]]
                 ids = common_start(prefixes)
                 if whole or len(ids) > keep:
                     found[i] = ids[: keep + 1]
