@@ -102,7 +102,7 @@ def test_shape(server):
         {"documents": ["a"] * 2049},
         {"documents": [{"title": "no text"}]},
         {"documents": "text"},
-        {"top_n": 0},
+        {"top_n": -1},
         {"mode": "best"},
         {"weights": [0, 0, 0]},
         {"weights": [1, 1]},

@@ -10,19 +10,20 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.routing import Route
 
 from m3fast._version import __version__
 from m3fast.server import native, openai, ops, rerank, tei
 from m3fast.server.document import describe
 from m3fast.server.errors import Problem
-from m3fast.server.guard import Guard
+from m3fast.server.guard import Guard, call_of
 from m3fast.server.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from m3fast.asyncengine import AsyncEngine
     from m3fast.server.service import Reports
@@ -105,4 +106,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise Problem(
             "method", f"method: expected {allowed}", headers=((b"allow", allowed.encode()),)
         )
+    path = request.scope["path"].rstrip("/")
+    routes = (each for each in request.app.routes if isinstance(each, Route))
+    if status == 404 and path in {each.path for each in routes}:
+        # As FastAPI's servers do. Without a host it holds behind a proxy, and it names one of our
+        # own paths, never another's words.
+        call_of(request.scope).record.route = path
+        query = request.scope["query_string"].decode("latin-1")
+        return Response(status_code=307, headers={"location": path + "?" * bool(query) + query})
     raise Problem("not_found", "path: expected one of those in /openapi.json, found another")

@@ -37,6 +37,8 @@ def _mend(document: dict[str, Any], service: Service) -> None:
         "list": {"maxItems": settings.max_list},
         "ids": {"maximum": engine.config.vocab_size - 1},
         "dimensions": {"maximum": most_dimensions(engine)},
+        "tokens": {"maximum": engine.max_length},
+        "prompts": {"not": {}},  # no name: as `prompt_of` has it
     }
     parts = document["components"]
     for name in THEIRS:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from m3fast.errors import InputError
 from m3fast.server.errors import Problem
+from m3fast.server.schemas import InputText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pydantic import BaseModel
+
     from m3fast.asyncengine import Lane
     from m3fast.engine import Engine
     from m3fast.server.guard import Call
+    from m3fast.server.schemas import EmbeddingRequest, RerankRequest
     from m3fast.types import Embeddings
 
 Result = TypeVar("Result")
@@ -43,7 +49,42 @@ def texts_of(given: str | Sequence[Any], param: str, *, empty: bool = False) -> 
         raise Problem("empty", f"{param}: expected at least one text, found none", param)
     if given and isinstance(given[0], int):
         return [list(given)]
+    if given and isinstance(given[0], InputText):
+        return [each.text for each in given]
     return list(given)
+
+
+def agreed(body: BaseModel, *names: str) -> Any:
+    """The value of a field that goes by several names, None where it is not given.
+
+    Raises:
+        Problem: it is given twice, and not the same.
+    """
+    found, first = None, ""
+    for name in names:
+        value = getattr(body, name)
+        if isinstance(value, list):  # of one
+            value = value[0]
+        if value is None:
+            continue
+        if first and value != found:
+            raise Problem("validation", f"{name}: expected what {first} says, found another", name)
+        found, first = value, first or name
+    return found
+
+
+def prompt_of(engine: Engine, name: str | None, param: str) -> str | None:
+    """The prompt that a request asks for by name.
+
+    Raises:
+        Problem: the model has no such prompt; today no model has any.
+    """
+    if name is not None:
+        raise Problem(
+            "validation", f"{param}: expected null from a model without prompts, found a name",
+            param,
+        )  # fmt: skip
+    return None
 
 
 def check_list(call: Call, size: int, param: str) -> None:
@@ -69,20 +110,50 @@ def max_length_of(engine: Engine, asked: int | None) -> int:
 
 
 def truncation_of(
-    engine: Engine, prompt_tokens: int | None, default: bool
-) -> tuple[int | None, bool]:
-    """max_length and truncate from vLLM's truncate_prompt_tokens."""
-    if prompt_tokens is None:
-        return None, default
-    if prompt_tokens == -1:
+    engine: Engine, body: EmbeddingRequest | RerankRequest
+) -> tuple[int | None, bool | None]:
+    """max_length and truncate from vLLM's truncate_prompt_tokens and the others' truncate."""
+    tokens, cut = body.truncate_prompt_tokens, agreed(body, "truncate", "truncation")
+    if tokens is None:
+        return None, cut
+    wanted = f"-1 or 3 to {engine.max_length}"
+    if cut is False:
+        wanted = "none in a request not to cut"
+    elif tokens == -1:
         return None, True
-    if prompt_tokens < 3:
-        raise Problem(
-            "validation",
-            f"truncate_prompt_tokens: expected -1 or at least 3, found {prompt_tokens}",
-            "truncate_prompt_tokens",
-        )
-    return max_length_of(engine, prompt_tokens), True
+    elif 3 <= tokens <= engine.max_length:
+        return tokens, True
+    name = "truncate_prompt_tokens"
+    raise Problem("validation", f"{name}: expected {wanted}, found {tokens}", name)
+
+
+async def cut_texts(
+    call: Call, texts: list[str], most: int | None, param: str, place: Callable[[int], str]
+) -> list[Any]:
+    """Texts cut to so many tokens each, as token ids: a limit of some of a request's texts.
+
+    Args:
+        most: None or 0 for no limit. Above the server's own it cuts nothing: what is too long
+            even then is up to `encode`.
+        param: the name of `most`; place: what the client calls texts[i].
+    """
+    tokenizer, limit = call.service.engine.engine.tokenizer, call.service.engine.engine.max_length
+    if not most or most > limit:
+        return texts
+    if most < 3:
+        raise Problem("validation", f"{param}: expected 0 or at least 3, found {most}", param)
+    # A token is a character at least, and 36 bytes in a list.
+    call.hold(36 * sum(min(len(text) + 2, most) for text in texts))
+
+    def cut() -> list[list[int]]:
+        tokens = tokenizer.encode(texts, most)
+        ids = tokens.ids.tolist()
+        return [ids[start:stop] for start, stop in pairwise(tokens.offsets.tolist())]
+
+    try:
+        return await asyncio.get_running_loop().run_in_executor(call.service.pool, cut)
+    except InputError as error:
+        raise _renamed(error, place) from None
 
 
 def most_dimensions(engine: Engine, *, colbert: bool = False) -> int:
@@ -93,13 +164,13 @@ def most_dimensions(engine: Engine, *, colbert: bool = False) -> int:
     return min(max(widths), engine.options.truncate_dim or max(widths))
 
 
-def check_dimensions(engine: Engine, asked: int | None, *, colbert: bool = False) -> None:
+def check_dimensions(
+    engine: Engine, asked: int | None, *, colbert: bool = False, param: str = "dimensions"
+) -> None:
     """Problem where more dimensions are asked for than vectors have."""
     most = most_dimensions(engine, colbert=colbert)
     if asked is not None and asked > most:
-        raise Problem(
-            "validation", f"dimensions: expected at most {most}, found {asked}", "dimensions"
-        )
+        raise Problem("validation", f"{param}: expected at most {most}, found {asked}", param)
 
 
 async def encode(

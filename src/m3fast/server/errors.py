@@ -22,6 +22,7 @@ from m3fast.errors import (
     EngineClosedError,
     InputError,
     OverloadedError,
+    TextSizeError,
 )
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ def problem_of(error: Exception, request_id: str) -> Problem:
             return error
         case InputError():  # m3fast's own messages name arguments and numbers
             return Problem("validation", str(error))
+        case TextSizeError():
+            return Problem("too_large", str(error))
         case OverloadedError():
             return Problem("overloaded", str(error), headers=retry_after(error.retry_after))
         case DeadlineError():
@@ -174,6 +177,10 @@ def malformed(error: ValidationError, model: type[BaseModel], fields: frozenset[
     elif place == param and sum(fault["loc"][:1] == best["loc"][:1] for fault in faults) > 1:
         field = model.model_fields.get(str(param))
         message = f"expected {field.description}" if field and field.description else message
-    for prefix, instead in (("Input should be", "expected"), ("Value error, ", "")):
+    elif kind in ("too_short", "too_long"):
+        message = message.replace(" after validation, not", ", found")
+    for prefix, instead in (
+        ("Input should be", "expected"), ("List should have", "expected"), ("Value error, ", ""),
+    ):  # fmt: skip
         message = message.replace(prefix, instead)
     return Problem("malformed", f"{place or 'body'}: {message}", param)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 
 from m3fast.server.encoding import (
+    agreed,
     check_dimensions,
     check_list,
     encode,
     model_of,
+    prompt_of,
     texts_of,
     truncation_of,
     usage,
@@ -40,15 +42,17 @@ _STARTED = int(time.time())
 
 @router.post("/v1/embeddings", responses=documented(EmbeddingResponse, Error))
 async def embeddings(body: EmbeddingRequest, call: Call) -> Any:
-    """Dense vectors, as floats or as base64 of float32 (little-endian)."""
+    """Dense vectors, as floats or as base64 (float32, little-endian, unless told otherwise)."""
     engine = call.service.engine.engine
     name = model_of(call, body.model)
     texts = texts_of(body.input, "input")
     check_list(call, len(texts), "input")
-    check_dimensions(engine, body.dimensions)
-    length, truncate = truncation_of(
-        engine, body.truncate_prompt_tokens, call.service.settings.auto_truncate
-    )
+    for param in ("dimensions", "output_dimension"):
+        check_dimensions(engine, getattr(body, param), param=param)
+    for param in ("prompt_name", "input_type", "task"):
+        prompt_of(engine, getattr(body, param), param)
+    encoding = agreed(body, "encoding_format", "embedding_type", "encoding_type", "embedding_types")
+    length, truncate = truncation_of(engine, body)
     found = await encode(
         call,
         texts,
@@ -56,13 +60,16 @@ async def embeddings(body: EmbeddingRequest, call: Call) -> Any:
         dense=True,
         max_length=length,
         truncate=truncate,
-        dimensions=body.dimensions,
+        dimensions=agreed(body, "dimensions", "output_dimension"),
+        normalize=agreed(body, "normalize", "normalized", "use_activation", "activation"),
     )
     rows = found.dense
     assert rows is not None  # it was asked for
     tail = b',"model":' + dumps(name) + b',"usage":' + dumps(usage(call)) + b"}"
-    if body.encoding_format == "base64":
-        values, inline = (b'"%b"' % base64_of(row) for row in rows), INLINE_BASE64
+    if encoding == "base64":
+        dtype, big = body.embed_dtype, body.endianness == "big"
+        values = (b'"%b"' % base64_of(row, dtype, big=big) for row in rows)
+        inline = INLINE_BASE64
     else:
         values, inline = (dumps(row) for row in rows), INLINE_FLOATS
 

@@ -31,8 +31,8 @@ MOST_PRODUCTS = 1 << 38
 
 async def rank(
     call: Call,
-    query: str,
-    texts: Sequence[str],
+    query: str | list[int],
+    texts: Sequence[str | list[int]],
     param: str,
     *,
     mode: Mode | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter
 
-from m3fast.server.encoding import model_of, truncation_of, usage
+from m3fast.server.encoding import agreed, check_list, cut_texts, model_of, truncation_of, usage
 from m3fast.server.guard import Call
 from m3fast.server.ranking import rank
 from m3fast.server.respond import Reply, dumps
@@ -31,16 +31,21 @@ async def rerank_v2(body: RerankRequest, call: Call) -> Any:
 
 
 async def _rerank(body: RerankRequest, call: Call, version: str) -> Reply:
-    service = call.service
     name = model_of(call, body.model)
-    length, truncate = truncation_of(
-        service.engine.engine, body.truncate_prompt_tokens, service.settings.auto_truncate
-    )
+    length, truncate = truncation_of(call.service.engine.engine, body)
+    top = agreed(body, "top_n", "top_k")
     texts = [each if isinstance(each, str) else each.text for each in body.documents]
+    check_list(call, len(texts), "documents")
+    query, *_ = await cut_texts(
+        call, [body.query], body.max_tokens_per_query, "max_tokens_per_query", lambda _: "query"
+    )
+    cut = await cut_texts(
+        call, texts, body.max_tokens_per_doc, "max_tokens_per_doc", lambda i: f"documents[{i}]"
+    )
     scores = await rank(
         call,
-        body.query,
-        texts,
+        query,
+        cut,
         "documents",
         mode=body.mode,
         weights=body.weights,
@@ -48,7 +53,7 @@ async def _rerank(body: RerankRequest, call: Call, version: str) -> Reply:
         truncate=truncate,
     )
     results: list[dict[str, Any]] = []
-    for i in np.argsort(-scores, kind="stable")[: body.top_n].tolist():
+    for i in np.argsort(-scores, kind="stable")[: top or None].tolist():
         results.append({"index": i, "relevance_score": scores[i]})
         if body.return_documents:
             results[-1]["document"] = {"text": texts[i]}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -132,6 +133,11 @@ def listed(items: Iterator[bytes]) -> Iterator[bytes]:
     yield b"]"
 
 
-def base64_of(row: NDArray[np.float32]) -> bytes:
-    """float32 little-endian as base64."""
-    return binascii.b2a_base64(row.astype("<f4", copy=False).tobytes(), newline=False)
+def base64_of(row: NDArray[np.float32], dtype: str = "float32", *, big: bool = False) -> bytes:
+    """Its bytes as float32, float16 or bfloat16, little-endian unless big, as base64."""
+    values: NDArray[Any] = row
+    if dtype == "bfloat16":  # which numpy has not: the same bits as integers
+        values = torch.from_numpy(row).bfloat16().view(torch.int16).numpy()
+    code = {"float32": "f4", "float16": "f2", "bfloat16": "i2"}[dtype]
+    raw = values.astype((">" if big else "<") + code, copy=False).tobytes()
+    return binascii.b2a_base64(raw, newline=False)

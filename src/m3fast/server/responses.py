@@ -15,7 +15,7 @@ class Usage(BaseModel):
 class Embedding(BaseModel):
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str = Field(description="floats, or base64 of float32 little-endian")
+    embedding: list[float] | str = Field(description="floats, or base64 of them")
 
 
 class EmbeddingResponse(BaseModel):

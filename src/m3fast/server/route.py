@@ -54,7 +54,7 @@ class Route(APIRoute):
 
 def _names(model: type[BaseModel]) -> frozenset[str]:
     """Names of the fields of a model and of those inside it."""
-    inner = {"inputs": (schemas.Similar, schemas.Truncation), "documents": (schemas.Document,)}
+    inner = {"inputs": (schemas.Similar, schemas.Prompted), "documents": (schemas.Document,)}
     found = set(model.model_fields)
     for name in model.model_fields:
         for other in inner.get(name, ()):

@@ -11,7 +11,14 @@ from fastapi import APIRouter
 
 from m3fast import scoring
 from m3fast._version import __version__
-from m3fast.server.encoding import check_dimensions, check_heads, check_list, encode, texts_of
+from m3fast.server.encoding import (
+    check_dimensions,
+    check_heads,
+    check_list,
+    encode,
+    prompt_of,
+    texts_of,
+)
 from m3fast.server.errors import Problem
 from m3fast.server.guard import Call
 from m3fast.server.ranking import rank
@@ -20,6 +27,7 @@ from m3fast.server.responses import Info, SparseValue, TeiError, TeiRank, Token
 from m3fast.server.route import Route, documented
 from m3fast.server.schemas import (
     EmbedRequest,
+    Prompted,
     SimilarityRequest,
     TeiRerankRequest,
     TokenizeRequest,
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 # /tokenize answers with an object per token, so it takes less than the other routes: characters.
 MOST_CHARACTERS, INLINE_CHARACTERS = 1 << 18, 1 << 10
+MOST_NORMALISED = 2 * MOST_CHARACTERS
 router = APIRouter(route_class=Route, tags=["Text Embeddings Inference"])
 
 
@@ -83,7 +92,8 @@ async def rerank(body: TeiRerankRequest, call: Call) -> Any:
 @router.post("/similarity", responses=documented(list[float], TeiError))
 async def similarity(body: SimilarityRequest, call: Call) -> Any:
     """Dense scores of sentences with one other."""
-    given = body.inputs
+    given, options = body.inputs, body.parameters or Prompted()
+    prompt_of(call.service.engine.engine, options.prompt_name, "parameters.prompt_name")
     if not given.sentences:
         raise Problem("empty", "inputs.sentences: expected at least one, found none", "inputs")
     check_list(call, len(given.sentences), "inputs.sentences")
@@ -94,7 +104,7 @@ async def similarity(body: SimilarityRequest, call: Call) -> Any:
         lambda i: f"inputs.sentences[{i - 1}]" if i else "inputs.source_sentence",
         dense=True,
         normalize=True,
-        truncate=None if body.parameters is None else body.parameters.truncate,
+        truncate=options.truncate,
     )
     _timing(call, texts)
     parts = scoring.all_scores(found.view(0, 1), found.view(1, len(found)))
@@ -111,9 +121,14 @@ async def tokenize(body: TokenizeRequest, call: Call) -> Any:
         message = f"inputs: expected at most {MOST_CHARACTERS} characters, found {characters}"
         raise Problem("validation", message, "inputs")
     tokenizer = call.service.engine.engine.tokenizer
+    prompt_of(call.service.engine.engine, body.prompt_name, "prompt_name")
 
     def made() -> bytes:
         special = body.add_special_tokens
+        # One character may become eighteen, and each of these a token.
+        if sum(tokenizer.size(text, MOST_NORMALISED) for text in texts) > MOST_NORMALISED:
+            message = f"inputs: expected at most {MOST_NORMALISED} characters, normalised"
+            raise Problem("too_large", f"{message}, found more", "inputs")
         return dumps([_tokens(text, tokenizer.spans(text, special=special)) for text in texts])
 
     call.record.texts = len(texts)
@@ -176,6 +191,7 @@ def _tokens(
 async def _encode(body: Any, call: Call, **options: Any) -> Embeddings:
     texts = texts_of(body.inputs, "inputs")
     check_list(call, len(texts), "inputs")
+    prompt_of(call.service.engine.engine, body.prompt_name, "prompt_name")
     found = await encode(
         call, texts, lambda i: f"inputs[{i}]", truncate=body.truncate, **options
     )
