@@ -33,7 +33,7 @@ from m3fast.inputs import check_iterable, check_positive, check_texts, windows
 from m3fast.kernels import native
 from m3fast.lanes import Job, Lanes, Part
 from m3fast.runner import HeadOptions, Outputs, dummy_texts
-from m3fast.tokenizer import TokenIds
+from m3fast.tokenizer import TokenIds, at_most
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -81,7 +81,8 @@ class AsyncEngine:
             InputError: a limit is not positive.
         """
         self.engine, self.limits = engine, limits or Limits()
-        for name in ("queue_tokens", "request_texts", "output_bytes", "tokenizer_threads"):
+        counts = ("queue_tokens", "request_texts", "text_characters", "request_characters")
+        for name in (*counts, "output_bytes", "tokenizer_threads"):
             check_positive(name, getattr(self.limits, name))
         if self.limits.cpu_batches is not None:
             check_positive("cpu_batches", self.limits.cpu_batches)
@@ -149,6 +150,7 @@ class AsyncEngine:
 
         Raises:
             InputError: an argument is not as described.
+            TextSizeError: texts whose tokens cost more than the limits allow.
             OverloadedError: no room in the queue; says when to come back.
             DeadlineError: the timeout passed.
             ComputeError: its batch failed; DeviceMemoryError: a text does not fit the device;
@@ -343,11 +345,16 @@ class AsyncEngine:
     async def _tokenize(
         self, texts: list[str | list[int]], characters: int, call: Call
     ) -> TokenIds:
-        encode, given = self.engine.tokenise, (texts, call.max_length, call.prompt)
+        encode, given = self._allowed, (texts, call.max_length, call.prompt)
         if characters <= INLINE_CHARACTERS or self._tokenizing is None:
             return encode(*given)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizing, encode, *given)
+
+    def _allowed(self, *given: Any) -> TokenIds:
+        """`Engine.tokenise`, unless that would keep others waiting for too long."""
+        with at_most(self.limits.text_characters, self.limits.request_characters):
+            return self.engine.tokenise(*given)
 
     def _check(self, tokens: TokenIds, call: Call, truncate: bool) -> None:
         """What only token ids show, while it concerns this request alone."""

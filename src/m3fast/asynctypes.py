@@ -19,6 +19,9 @@ class Limits:
         queue_tokens: most tokens admitted and not yet answered.
         timeout: seconds a request may take unless it says otherwise; None for no limit.
         request_texts: most texts per request.
+        text_characters: most normalised characters tokenised to find where a text can be cut; at
+            least 64 for each token of max_length.
+        request_characters: most normalised characters tokenised for one request.
         output_bytes: most bytes of vectors (float32) that one request may ask for.
         cpu_batches: most batches computed side by side on a CPU, each with its share of the
             threads: while many wait that is faster than all threads on one. None for up to 4.
@@ -29,6 +32,8 @@ class Limits:
     queue_tokens: int = 1 << 20
     timeout: float | None = 60.0
     request_texts: int = 2048
+    text_characters: int = 1 << 19
+    request_characters: int = 10 << 20
     output_bytes: int = 256 << 20
     cpu_batches: int | None = None
     tokenizer_threads: int = 2

@@ -11,6 +11,10 @@ class InputError(M3FastError, ValueError):
     """A bad argument: the message names the argument, what was expected and what was found."""
 
 
+class TextSizeError(M3FastError, ValueError):
+    """Texts whose tokens cost more than the engine takes on: the message names which."""
+
+
 class CheckpointError(M3FastError):
     """A model that cannot be loaded: the message names file, tensor, expected and found."""
 

@@ -28,7 +28,11 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from m3fast.errors import TextSizeError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import tokenizers
 
 # Characters that stand alone: each begins a grapheme cluster and ends one, and no Unicode normal
@@ -110,7 +114,7 @@ class TextCutter:
         marks = any(s["type"] == "Metaspace" and _splits(s) for s in splitters)
         self._spaces = (" ", "\u2581") if marks else (" ",)
 
-    def starts(self, text: str, size: int, windows: bool) -> list[str]:
+    def starts(self, text: str, size: int, windows: bool, most: int | None = None) -> list[str]:
         """Strings whose tokens, as far as all share them, begin those of `text`.
 
         Args:
@@ -118,14 +122,16 @@ class TextCutter:
             size: normalised characters wanted; up to six times as many where the text itself
                 is cut, and more where no safe place is near.
             windows: allow kind 3, which costs as many strings as the longest piece has characters.
+            most: size from which the search is given up; None to go on to the text's end.
 
         Returns:
             One prefix, those of one window, or `[text]`.
         """
         if self._split_point is None:
             return [text]
+        most = len(text) if most is None else most
         worth, tried = size_bound(text) > _WORTH, False
-        while (end := self._end(text, size)) < len(text):
+        while size <= most and (end := self._end(text, size)) < len(text):
             place = self._last_split(text, end)
             if place is None and self._nodes_hold and (worth or not tried):
                 tried = True
@@ -138,18 +144,23 @@ class TextCutter:
         return [text]
 
     def normal_size(self, text: str, most: int) -> int:
-        """Characters of the normalised text, or, from the first that are more than `most`, so many.
+        """Characters of the normalised text; more than `most` where there are more.
 
-        Texts that cannot reach `most` are not normalised, and counted as they are.
+        Normalised in pieces: near enough where a piece ends between two that belong together.
+        What the normaliser drops counts as well.
         """
-        if size_bound(text) <= most:
-            return len(text)
-        total = 0
-        for i in range(0, len(text), 16 * _STEP):
+        total, step = 0, 16 * _STEP
+        for i in range(0, len(text), step):
             if total > most:
                 break
-            total += len(self._normal(text[i : i + 16 * _STEP]))
+            piece = text[i : i + step]
+            total += max(len(piece), len(self._normal(piece)))  # what is dropped costs too
         return total
+
+    @property
+    def cuts(self) -> bool:
+        """True if it ever finds a place."""
+        return self._split_point is not None
 
     def _end(self, text: str, size: int) -> int:
         """Where to look for a place, without normalising what is likely to stay as long."""
@@ -313,6 +324,50 @@ class TextCutter:
     def _normal(self, text: str) -> str:
         normalizer = self._backend.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
+
+
+class Allowance:
+    """What the texts of one request may cost: normalised characters given to the tokenizer.
+
+    Only the longest beginning of a text counts: shorter ones tried before it cost about as much
+    again. What cannot be too much is not measured, so most requests pay nothing.
+
+    Attributes:
+        most_text: for one text.
+    """
+
+    def __init__(
+        self, cutter: TextCutter, most_text: int, most: int, texts: Sequence[str | list[int]]
+    ) -> None:
+        """At most `most_text` for a text that might be cut, `most` for all."""
+        self._cutter, self._most = cutter, most
+        self.most_text = most_text if cutter.cuts else most
+        self._adding = sum(size_bound(t) for t in texts if isinstance(t, str)) > most
+        self._spent: dict[int, int] = {}
+        self._sum = 0
+
+    def spend(self, i: int, start: str) -> None:
+        """Count a beginning of texts[i] that is to be tokenised.
+
+        Raises:
+            TextSizeError: too much.
+        """
+        if not self._adding and size_bound(start) <= self.most_text:
+            return
+        size = self._cutter.normal_size(start, self.most_text)
+        if size > self.most_text:
+            raise TextSizeError(
+                f"texts[{i}]: expected a place to cut it within {self.most_text} characters, "
+                "normalised, found none: one word, or only spaces, marks or unknown characters"
+            )
+        if self._adding:
+            self._sum += max(0, size - self._spent.get(i, 0))
+            self._spent[i] = max(size, self._spent.get(i, 0))
+            if self._sum > self._most:
+                raise TextSizeError(
+                    f"texts: expected at most {self._most} characters to tokenise, normalised, "
+                    "found more; send fewer texts at a time"
+                )
 
 
 def size_bound(text: str, stop: int | None = None) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
@@ -16,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from m3fast.errors import InputError
-from m3fast.textcut import TextCutter, common_start
+from m3fast.textcut import Allowance, TextCutter, common_start
 from m3fast.tokenfiles import TokenizerFiles, read_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
     from pathlib import Path
 
     import tokenizers
@@ -29,6 +31,23 @@ if TYPE_CHECKING:
 _DROPPED = ("cls_token", "eos_token", "pad_token", "unk_token")
 # Characters and texts tokenised at once. A token costs about 140 bytes until its id is copied.
 _BATCH_CHARS, _BATCH_TEXTS = 1 << 20, 1024
+# Normalised characters allowed per text and per call, see `at_most`; None for any number.
+_ALLOWED: ContextVar[tuple[int, int] | None] = ContextVar("allowed", default=None)
+# A text of max_length tokens may have so many per token: sixteen times what most languages take.
+_PER_TOKEN = 64
+
+
+@contextmanager
+def at_most(per_text: int, per_call: int) -> Generator[None]:
+    """`Tokenizer.encode` raises TextSizeError for what would cost more normalised characters.
+
+    Held by the context, not an argument, as callers reach `encode` by way of the engine's own.
+    """
+    token = _ALLOWED.set((per_text, per_call))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
 
 
 @dataclass(frozen=True)
@@ -96,10 +115,19 @@ class Tokenizer:
         Raises:
             InputError: max_length is too small, or texts[i] is neither text nor token ids of
                 this vocabulary; nothing has been tokenised then.
+            TextSizeError: within `at_most`, more than that.
         """
         limit = self._check_limit(max_length)
         given = self.check(texts)
-        parts = [self._rows(batch, limit) for batch in _batches(given, limit)]
+        allowance = None
+        if (allowed := _ALLOWED.get()) is not None:
+            most_text = max(allowed[0], _PER_TOKEN * limit)
+            allowance = Allowance(self._cutter, most_text, allowed[1], given)
+        parts: list[tuple[NDArray[np.int32], list[int], list[bool]]] = []
+        done = 0
+        for batch in _batches(given, limit):
+            parts.append(self._rows(batch, limit, allowance, done))
+            done += len(batch)
         lengths = chain.from_iterable(lengths for _, lengths, _ in parts)
         return TokenIds(
             np.concatenate([np.empty(0, np.int32), *(ids for ids, _, _ in parts)]),
@@ -130,6 +158,10 @@ class Tokenizer:
             )
         ]
 
+    def size(self, text: str, most: int) -> int:
+        """Characters of the normalised text, or, where there are more than `most`, more."""
+        return self._cutter.normal_size(text, most)
+
     def decode(self, ids: int | Iterable[int]) -> str:
         """Text of one id or several, special tokens included."""
         text = self._backend.decode(_as_ids(ids), skip_special_tokens=False)
@@ -153,15 +185,16 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=False)
 
     def _rows(
-        self, texts: list[str | list[int]], limit: int
+        self, texts: list[str | list[int]], limit: int, allowance: Allowance | None, first: int
     ) -> tuple[NDArray[np.int32], list[int], list[bool]]:
-        """Ids end to end, lengths, and which texts were cut."""
+        """Ids end to end, lengths, and which texts were cut, of texts[first:] of a call."""
         begin, end = self._prefix, self._suffix
         keep = limit - len(begin) - len(end)
-        contents = self._contents({i: t for i, t in enumerate(texts) if isinstance(t, str)}, keep)
+        strings = {first + i: t for i, t in enumerate(texts) if isinstance(t, str)}
+        contents = self._contents(strings, keep, allowance)
         rows: list[list[int]] = []
         cut: list[bool] = []
-        for i, text in enumerate(texts):
+        for i, text in enumerate(texts, first):
             if isinstance(text, str):
                 rows.append(begin + contents[i][:keep] + end)
                 cut.append(len(contents[i]) > keep)
@@ -172,20 +205,29 @@ class Tokenizer:
         lengths = [len(row) for row in rows]
         return np.fromiter(chain.from_iterable(rows), np.int32, sum(lengths)), lengths, cut
 
-    def _contents(self, texts: dict[int, str], keep: int) -> dict[int, list[int]]:
+    def _contents(
+        self, texts: dict[int, str], keep: int, allowance: Allowance | None
+    ) -> dict[int, list[int]]:
         """Ids of each text without special tokens: all of them, or more than `keep`."""
         found: dict[int, list[int]] = {}
         sizes = {i: _first_size(text, keep) for i, text in texts.items()}
+        most = None if allowance is None else allowance.most_text
         windows = 2  # rounds in which a text may be tokenised to all the ends of a window
         while sizes:
-            starts = {i: self._cutter.starts(texts[i], n, windows > 0) for i, n in sizes.items()}
-            batch = [start for some in starts.values() for start in some]
-            encodings = iter(self._backend.encode_batch_fast(batch, add_special_tokens=False))
+            starts = {
+                i: self._cutter.starts(texts[i], n, windows > 0, most) for i, n in sizes.items()
+            }
+            if allowance is not None:
+                for i, some in starts.items():
+                    allowance.spend(i, some[-1])
+            shared = self._shared({i: some[:2] for i, some in starts.items()})
+            # Where two ends of a window share too little, all of them cannot share more.
+            rest = {i: s[2:] for i, s in starts.items() if len(s) > 2 and len(shared[i]) > keep}
+            for i, ids in self._shared(rest).items():
+                shared[i] = common_start([shared[i], ids])
             wanted, sizes = sizes, {}
-            for i, some in starts.items():
-                prefixes = [next(encodings).ids for _ in some]
-                whole = some == [texts[i]]
-                ids = common_start(prefixes)
+            for i, ids in shared.items():
+                whole = starts[i] == [texts[i]]
                 if whole or len(ids) > keep:
                     found[i] = ids[: keep + 1]
                 else:
@@ -193,6 +235,12 @@ class Tokenizer:
                     sizes[i] = int(wanted[i] * min(8, max(2, growth)))
             windows -= 1
         return found
+
+    def _shared(self, starts: dict[int, list[str]]) -> dict[int, list[int]]:
+        """What the ids of each text's starts have in common."""
+        batch = [start for some in starts.values() for start in some]
+        encodings = iter(self._backend.encode_batch_fast(batch, add_special_tokens=False))
+        return {i: common_start([next(encodings).ids for _ in some]) for i, some in starts.items()}
 
     def _check_limit(self, max_length: int) -> int:
         least = max(3, len(self._prefix) + len(self._suffix) + 1)
