@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import TEXTS, make_checkpoint
+from checkpoints import TEXTS, make_checkpoint, overflowing
 from test_engine import same
 
 from m3fast import AsyncEngine, Engine, gpurunner, heads, mcls
+from m3fast.errors import NonFiniteError
 from m3fast.gpurunner import GpuRunner
 from m3fast.kernels import triton_path
 from m3fast.kernels._triton import layernorm
@@ -98,6 +100,47 @@ def test_pooling_and_widths(path, device, monkeypatch, pooling) -> None:
     only = dict(sparse=False, colbert=False)
     found, expected = (encode(e, monkeypatch, TEXTS[3:5], **only) for e in (ours, plain))
     np.testing.assert_allclose(found.dense, expected.dense, atol=2e-5)
+
+
+@pytest.mark.usefixtures("tall")
+@pytest.mark.parametrize("only", ["dense", "sparse", "colbert"])
+def test_what_is_not_finite_is_refused(tmp_path, device, monkeypatch, only) -> None:
+    """In a bucket, beyond the last one, and in neither once the text has gone."""
+    monkeypatch.setattr(gpurunner, "BUCKETS", (16, 32))
+    bad = overflowing(make_checkpoint(tmp_path, **SHAPE), "the")
+    engine = Engine.from_pretrained(bad, device=str(device), dtype="float32")
+    plain = cpu_engine(bad, monkeypatch)
+    chosen = {name: name == only for name in ("dense", "sparse", "colbert")}
+    for texts in (["a fine text", "x"], [f"text {i}" for i in range(12)]):
+        with pytest.raises(NonFiniteError, match=rf"texts\[1\]: .*{only}"):
+            engine.encode([texts[0], "the", *texts[2:]], **chosen)
+        found, expected = (encode(e, monkeypatch, texts, **chosen) for e in (engine, plain))
+        if only == "dense":
+            np.testing.assert_allclose(found.dense, expected.dense, atol=1e-5)
+        else:
+            a, b = (getattr(e, only).values for e in (found, expected))
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tall")
+def test_modules_behind_the_pooling(tmp_path, device, monkeypatch) -> None:
+    monkeypatch.setattr(gpurunner, "BUCKETS", (16, 48))
+    made = make_checkpoint(tmp_path, **SHAPE)
+    modules = ("Transformer", "Pooling", "Dense")
+    listed = [{"type": f"x.{kind}", "path": f"{i}_{kind}" if i else ""}
+              for i, kind in enumerate(modules)]  # fmt: skip
+    (made / "modules.json").write_text(json.dumps(listed))
+    (made / "2_Dense").mkdir()
+    config = {"in_features": 64, "out_features": 10}
+    (made / "2_Dense" / "config.json").write_text(json.dumps(config))
+    state = {"linear.weight": torch.randn(10, 64), "linear.bias": torch.randn(10)}
+    torch.save(state, made / "2_Dense" / "pytorch_model.bin")
+    ours = Engine.from_pretrained(made, device=str(device), dtype="float32")
+    plain = cpu_engine(made, monkeypatch)
+    for texts in (TEXTS[:2], TEXTS[3:6]):
+        expected = encode(plain, monkeypatch, texts)
+        assert expected.dense.shape == (len(texts), 10)
+        same(expected, encode(ours, monkeypatch, texts), 1e-5)
 
 
 def both_mcls(path: Path, device, monkeypatch, **options) -> tuple[Engine, Engine]:

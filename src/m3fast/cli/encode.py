@@ -13,13 +13,13 @@ import m3fast
 from m3fast.cli.corpus import STDIN, Corpus, need_pyarrow
 from m3fast.cli.parts import Parts
 from m3fast.cli.store import LAYOUT, join, read_array, to_arrays, write_npz
-from m3fast.errors import InputError
+from m3fast.errors import InputError, NonFiniteError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from m3fast import Engine
+    from m3fast import Embeddings, Engine
 
 # Arrays held before they become a part, so that ColBERT vectors of long texts do not pile up.
 PART_BYTES = 64 << 20
@@ -141,7 +141,8 @@ def _encode(
     held: list[dict[str, Any]] = []
     # A part ends where a window ends, so a resumed run makes the same windows, bit for bit.
     with tqdm(total=total, initial=parts.n_texts, unit=" texts", disable=not show) as progress:
-        for window in engine.encode_iter(texts(), **flags, show_progress=False):
+        windows = _counted(engine.encode_iter(texts(), **flags, show_progress=False), parts.n_texts)
+        for window in windows:
             row_ids = [i for i in (ids.popleft() for _ in range(len(window))) if i is not None]
             held.append(to_arrays(window, row_ids or None, args.colbert_dtype))
             progress.update(len(window))
@@ -152,6 +153,14 @@ def _encode(
                 held = []
     if held:
         parts.save(join(held))
+
+
+def _counted(windows: Iterator[Embeddings], before: int) -> Iterator[Embeddings]:
+    """The windows; an error names a text by its place in the input, of which some are done."""
+    try:
+        yield from windows
+    except NonFiniteError as error:
+        raise error.shifted(before) from None
 
 
 def _finish(parts: Parts, engine: Engine, model: str) -> None:
