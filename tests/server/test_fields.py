@@ -76,7 +76,7 @@ REQUIRED = [
     (path, place)
     for path, model in MODELS.items()
     for place in places(model, True)
-    if place[0] not in ("input", "documents") or len(place) == 1  # of lists: below
+    if len(place) == 1 or place[0] == "inputs"  # those in lists: below
 ]
 
 
@@ -239,10 +239,10 @@ def test_texts_are_not_cut(server, more):
 
 def scores(query, documents, query_length=servers.SHORT, length=servers.SHORT) -> np.ndarray:
     engine = servers.short()
-    parts = scoring.all_scores(
+    found = scoring.all_scores(
         engine.encode([query], max_length=query_length), engine.encode(documents, max_length=length)
     )
-    return scoring.hybrid_scores(parts, "miracl")[0]
+    return scoring.hybrid_scores(found, "miracl")[0]
 
 
 def ranked(server, documents, query=TEXTS[0], **more) -> np.ndarray:
@@ -257,10 +257,9 @@ def ranked(server, documents, query=TEXTS[0], **more) -> np.ndarray:
 def test_how_many_documents(server, name):
     body = {"query": TEXTS[0], "documents": DOCUMENTS[:3]}
     for asked, wanted in ((0, 3), (None, 3), (1, 1), (2, 2), (99, 3)):
-        answer = server.post("/v2/rerank", {**body, name: asked}).json()
-        assert len(answer["results"]) == wanted
+        results = server.post("/v2/rerank", {**body, name: asked}).json()["results"]
         best = np.argsort(-scores(TEXTS[0], DOCUMENTS[:3]), kind="stable")[:wanted]
-        assert [each["index"] for each in answer["results"]] == best.tolist()
+        assert [each["index"] for each in results] == best.tolist()
 
 
 def test_documents_and_query_have_limits_of_their_own(server):
