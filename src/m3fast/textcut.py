@@ -31,8 +31,6 @@ from typing import TYPE_CHECKING, Any
 from m3fast.errors import TextSizeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import tokenizers
 
 # Characters that stand alone: each begins a grapheme cluster and ends one, and no Unicode normal
@@ -336,15 +334,13 @@ class Allowance:
         most_text: for one text.
     """
 
-    def __init__(
-        self, cutter: TextCutter, most_text: int, most: int, texts: Sequence[str | list[int]]
-    ) -> None:
+    def __init__(self, cutter: TextCutter, most_text: int, most: int) -> None:
         """At most `most_text` for a text that might be cut, `most` for all."""
         self._cutter, self._most = cutter, most
         self.most_text = most_text if cutter.cuts else most
-        self._adding = sum(size_bound(t) for t in texts if isinstance(t, str)) > most
-        self._spent: dict[int, int] = {}
-        self._sum = 0
+        self._unmeasured: list[tuple[int, str]] = []
+        self._sizes: dict[int, int] = {}
+        self._sum = self._bound = 0  # measured, and no less than all there is
 
     def spend(self, i: int, start: str) -> None:
         """Count a beginning of texts[i] that is to be tokenised.
@@ -352,22 +348,29 @@ class Allowance:
         Raises:
             TextSizeError: too much.
         """
-        if not self._adding and size_bound(start) <= self.most_text:
-            return
-        size = self._cutter.normal_size(start, self.most_text)
-        if size > self.most_text:
+        bound = size_bound(start)
+        if bound > self.most_text and self._size(start) > self.most_text:
             raise TextSizeError(
                 f"texts[{i}]: expected a place to cut it within {self.most_text} characters, "
                 "normalised, found none: one word, or only spaces, marks or unknown characters"
             )
-        if self._adding:
-            self._sum += max(0, size - self._spent.get(i, 0))
-            self._spent[i] = max(size, self._spent.get(i, 0))
-            if self._sum > self._most:
-                raise TextSizeError(
-                    f"texts: expected at most {self._most} characters to tokenise, normalised, "
-                    "found more; send fewer texts at a time"
-                )
+        self._unmeasured.append((i, start))
+        self._bound += bound
+        if self._bound <= self._most:
+            return
+        for k, each in self._unmeasured:
+            before, size = self._sizes.get(k, 0), self._size(each)
+            self._sizes[k] = max(before, size)
+            self._sum += max(0, size - before)
+        self._unmeasured = []
+        if self._sum > self._most:
+            raise TextSizeError(
+                f"texts: expected at most {self._most} characters to tokenise, normalised, "
+                "found more; send fewer texts at a time"
+            )
+
+    def _size(self, start: str) -> int:
+        return len(start) if start.isascii() else self._cutter.normal_size(start, self.most_text)
 
 
 def size_bound(text: str, stop: int | None = None) -> int:

@@ -122,7 +122,7 @@ class Tokenizer:
         allowance = None
         if (allowed := _ALLOWED.get()) is not None:
             most_text = max(allowed[0], _PER_TOKEN * limit)
-            allowance = Allowance(self._cutter, most_text, allowed[1], given)
+            allowance = Allowance(self._cutter, most_text, allowed[1])
         parts: list[tuple[NDArray[np.int32], list[int], list[bool]]] = []
         done = 0
         for batch in _batches(given, limit):
