@@ -318,3 +318,21 @@ def test_training_wants_nothing_behind_the_pooling(tmp_path) -> None:
 
 def test_nothing_said() -> None:
     assert Sentence.from_dir(Path("nowhere")) == Sentence(Path("nowhere"))
+
+
+def test_prompt_of_the_command_line(tmp_path, monkeypatch) -> None:
+    from m3fast.cli import main
+    from m3fast.cli.store import read_npz
+
+    path = make_checkpoint(tmp_path / "model", m3_heads=False)
+    write(path, SETTINGS, {"prompts": SHOUT, "default_prompt_name": "query"})
+    (tmp_path / "in.txt").write_text("one\ntwo\n")
+    monkeypatch.chdir(tmp_path)
+    command = ["encode", "in.txt", "--model", str(path), "--dtype", "float32", "-o"]
+    assert main([*command, "default.npz"]) == 0
+    assert main([*command, "named.npz", "--prompt-name", "passage"]) == 0
+    assert main([*command, "none.npz", "--prompt-name", ""]) == 0
+    assert main([*command, "other.npz", "--prompt-name", "other"]) == 2
+    for name, prompt in (("default", "Query: "), ("named", "PASSAGE: "), ("none", "")):
+        wanted = load(path).encode([prompt + "one", prompt + "two"], prompt_name="").dense
+        np.testing.assert_allclose(read_npz(f"{name}.npz")[0].dense, wanted, atol=2e-6)

@@ -181,6 +181,12 @@ def _encode(sub: Parser) -> None:
     sub.add_argument(
         "--overwrite", action="store_true", help="replace OUT, discard parts of another run"
     )
+    sub.add_argument(
+        "--prompt-name",
+        metavar="NAME",
+        help="of the model's prompts, which to put before each text; '' for none (default: the "
+        "model's own default)",
+    )
     group = sub.add_argument_group("outputs (default: all that the model has)")
     group.add_argument("--dense", action="store_true", help="one vector per text")
     group.add_argument("--sparse", action="store_true", help="a weight per token id")

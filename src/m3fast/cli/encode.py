@@ -45,14 +45,16 @@ def run(args: argparse.Namespace) -> int:
         flags: dict[str, Any] = dict.fromkeys(("dense", "sparse", "colbert"))
         if wanted:
             flags = {name: name in wanted for name in flags}
-        nothing = engine.encode([], **flags)  # an output without its head fails here
+        given = {**flags, "prompt_name": args.prompt_name}
+        nothing = engine.encode([], **given)  # an output without its head fails here
         outputs = [name for name in flags if getattr(nothing, name) is not None]
-        made_from = _manifest(engine, corpus, outputs, args.colbert_dtype)
+        prompt = engine.prompt(args.prompt_name)
+        made_from = _manifest(engine, corpus, outputs, args.colbert_dtype, prompt)
         parts.resume(made_from, discard=args.overwrite)
         resumed = parts.n_texts
         parts.keep = corpus.path != STDIN
         try:
-            _encode(engine, corpus, parts, flags, args)
+            _encode(engine, corpus, parts, given, args)
         except InputError:
             parts.keep = False  # the input must change, and with it the parts
             raise
@@ -96,7 +98,7 @@ def _check_output(path: str, corpus: Corpus, overwrite: bool) -> Path:
 
 
 def _manifest(
-    engine: Engine, corpus: Corpus, outputs: list[str], colbert_dtype: str
+    engine: Engine, corpus: Corpus, outputs: list[str], colbert_dtype: str, prompt: str = ""
 ) -> dict[str, Any]:
     """All that the vectors depend on; time stamps stand for the content of files."""
     source: dict[str, Any] = {"input": STDIN}
@@ -107,13 +109,17 @@ def _manifest(
             "input_size": stat.st_size,
             "input_time": stat.st_mtime_ns,
         }
-    files = sorted(file for file in engine.path.iterdir() if file.is_file())
+    folders = (engine.path, *engine.path.glob("[0-9]_*"))
+    files = sorted(f for folder in folders for f in folder.iterdir() if f.is_file())
     return {
         **source,
         "columns": [corpus.text_column, corpus.id_column],
         "model": str(engine.path.resolve()),
-        "model_files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files],
-        "pooling": engine.options.pooling,  # its file lies in a folder of its own
+        "model_files": [
+            [str(f.relative_to(engine.path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files
+        ],
+        "pooling": engine.options.pooling,
+        "prompt": prompt,
         "outputs": outputs,
         "max_length": engine.max_length,
         "dtype": str(engine.dtype).removeprefix("torch."),

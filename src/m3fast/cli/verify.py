@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
                 engine = Engine.from_pretrained(args.model, device=device, dtype=name)
             found = engine.encode(TEXTS, show_progress=False)
         except (NonFiniteError, CheckpointError) as error:
-            # Where plain torch overflows in this dtype, so may we: the dtype is unfit, not the code.
+            # Where plain torch overflows in this dtype, so may we: the dtype is unfit.
             unfit[name] = str(error)
             finite = all(np.isfinite(vectors).all() for vectors in plain[name].values())
             narrow = name != "float32" and not finite
