@@ -21,7 +21,7 @@ from m3fast.flagscores import (
     combine,
     lexical_matching_score,
 )
-from m3fast.inputs import check_positive, check_texts
+from m3fast.inputs import check_positive, check_texts, narrowed
 from m3fast.kernels.sparse import fill_dicts
 from m3fast.pool import serve
 from m3fast.scoring import all_scores, check_weights
@@ -193,9 +193,9 @@ class BGEM3FlagModel(FlagBase):
             truncate_dim=self.truncate_dim,
             prompt_name="",  # here a text's beginning is the caller's business
         )
-        half = np.float16 if engine.dtype == torch.float16 else np.float32
+        half = "float16" if engine.dtype == torch.float16 else "float32"
         encoded: Encoded = {
-            "dense_vecs": None if found.dense is None else found.dense.astype(half, copy=False),
+            "dense_vecs": None if found.dense is None else narrowed(found.dense, half, "use_fp16"),
             "lexical_weights": None if found.sparse is None else self._dicts(found.sparse, half),
             "colbert_vecs": None if found.colbert is None else list(found.colbert),
         }
@@ -208,9 +208,9 @@ class BGEM3FlagModel(FlagBase):
         # One str per vocabulary entry, shared by all dicts: half the cost of making them is str().
         return [str(i) for i in range(self._engine(None).config.vocab_size)]
 
-    def _dicts(self, rows: SparseRows, dtype: type[np.floating[Any]]) -> list[dict[str, Any]]:
+    def _dicts(self, rows: SparseRows, dtype: str) -> list[dict[str, Any]]:
         dicts: list[dict[str, Any]] = [defaultdict(int) for _ in range(len(rows))]
-        values = list(rows.values.astype(dtype, copy=False))
+        values = list(narrowed(rows.values, dtype, "use_fp16"))
         fill_dicts(dicts, rows.indptr, rows.indices, self._id_names, values)
         return dicts
 

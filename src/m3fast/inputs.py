@@ -12,6 +12,8 @@ from m3fast.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     Texts = Sequence[str | Sequence[int]]
 
 
@@ -55,6 +57,20 @@ def check_texts(texts: Any, name: str = "texts") -> Texts:
         hint = "; for an iterator use encode_iter" if hasattr(texts, "__next__") else ""
         raise InputError(f"{name}: expected a str or a list of str, found {_found(texts)}{hint}")
     return values
+
+
+def narrowed(values: NDArray[Any], dtype: str, name: str) -> NDArray[Any]:
+    """Finite values in another dtype, themselves where it is theirs.
+
+    Raises:
+        InputError: that dtype has no room for them; names the argument that asks for it.
+    """
+    with np.errstate(over="ignore"):
+        found = values.astype(dtype, copy=False)
+    if found.itemsize < values.itemsize and not np.isfinite(found).all():
+        most = abs(values).max()
+        raise InputError(f"{name}: expected {values.dtype} for values to {most:.3g}, found {dtype}")
+    return found
 
 
 def check_iterable(texts: Any) -> Iterable[Any]:

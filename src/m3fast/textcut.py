@@ -69,6 +69,10 @@ _STOPS = ",.;:!?\u3002\uff0c\u3001"
 _WORD = "0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u0400-\u0481\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5"
 _HAN = "\u4e00-\u9fa5"
 _JOINT = re.compile(f"(?<=[{_SAFE}])(?=[{_SAFE}])")
+# Where no stage strips, merges or drops: after a space, or after a mark that ends its cluster if a
+# safe character follows, too; before a space as well.
+_ENDS = _SAFE + " \t\n\u0300-\u0344\u3099\u309a\ufe0f\uff9e\uff9f\U0001f3fb-\U0001f3ff"
+_WIDE_JOINT = re.compile(f"(?<=[{_ENDS}])(?=[{_SAFE} \t\n])")
 _SAFE_RUN = re.compile(f"[{_SAFE}]+")
 _SAFE_WORDS = re.compile(f"[{_SAFE}]+(?: [{_SAFE}]+)*")
 
@@ -78,14 +82,16 @@ _LOCAL_NORMALIZERS = {
     "Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer",
     "Strip", "Nmt",
 }  # fmt: skip
+_KEEPING_NORMALIZERS = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
 _SPLITTERS = {"WhitespaceSplit", "Whitespace", "BertPreTokenizer", "Metaspace", "ByteLevel"}
-_STOP_SPLITTERS = {"Whitespace", "BertPreTokenizer", "ByteLevel"}
+_STOP_KEEPING_NORMALIZERS = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
+_SPLITTERS = {"Whitespace", "BertPreTokenizer", "ByteLevel"}
 _CANDIDATES = 64  # joints tried per node search; Thai and Chinese need 1 to 10
 _GRAPHEME = 8  # more than the characters over which a grapheme can alter its neighbours
 _WORTH = 1 << 17  # normalised characters that cost more than searches for places among them
 _STEP = 256  # characters normalised at a time to see how many they become
-# Characters of the longest normal forms, compatibility ones included; all others have up to 6.
-_LONG_FORMS, _LONG_FORM = {"\ufdfa": 18, "\ufdfb": 8}, 6
+# Characters of the longest normal forms, compatibility ones included; all others have up to 7.
+_LONG_FORMS, _LONG_FORM = {"\ufdfa": 18, "\ufdfb": 8}, 7
 
 
 class TextCutter:
@@ -108,6 +114,8 @@ class TextCutter:
             )
         )
 
+        keeping = all(n["type"] in _KEEPING_NORMALIZERS for n in normalizers)
+        self._joint = _WIDE_JOINT if keeping else _JOINT
         # What parts two words of normalised text, whatever stands beside it.
         marks = any(s["type"] == "Metaspace" and _splits(s) for s in splitters)
         self._spaces = (" ", "\u2581") if marks else (" ",)
@@ -235,12 +243,12 @@ class TextCutter:
         span = self._longest + self._longest_added + _GRAPHEME
         low, high = 0, len(text)
         if place > span:
-            match = _JOINT.search(text, max(1, place - 4 * span), place - span + 1)
+            match = self._joint.search(text, max(1, place - 4 * span), place - span + 1)
             if match is None:
                 return None
             low = match.start()
         if high - place > span:
-            match = _JOINT.search(text, place + span, place + 4 * span)
+            match = self._joint.search(text, place + span, place + 4 * span)
             if match is None:
                 return None
             high = match.start()
@@ -271,7 +279,7 @@ class TextCutter:
         longest, tries = self._longest, _CANDIDATES // 2
         found: list[str] | None = None
         end = self._raw_size(text, size)
-        joints = _JOINT.finditer(text, max(1, end - 4 * _CANDIDATES), end)
+        joints = self._joint.finditer(text, max(1, end - 4 * _CANDIDATES), end)
         for place in reversed([m.start() for m in joints][-_CANDIDATES // 4 :]):
             sides = self._sides(text, place)
             run = sides and _SAFE_WORDS.match(sides[1][1])

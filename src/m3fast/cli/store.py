@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from m3fast.errors import InputError
+from m3fast.inputs import narrowed
 from m3fast.types import Embeddings, SparseRows, TokenVectors, join_offsets
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def to_arrays(found: Embeddings, ids: Sequence[str] | None, colbert_dtype: str) 
         arrays["sparse_indices"] = found.sparse.indices
         arrays["sparse_values"] = found.sparse.values
     if found.colbert is not None:
-        arrays["colbert_values"] = found.colbert.values.astype(colbert_dtype, copy=False)
+        arrays["colbert_values"] = narrowed(found.colbert.values, colbert_dtype, "--colbert-dtype")
         arrays["colbert_offsets"] = found.colbert.offsets
     return arrays
 

@@ -32,13 +32,14 @@ def describe(app: FastAPI, service: Service) -> None:
 
 def _mend(document: dict[str, Any], service: Service) -> None:
     settings, engine = service.settings, service.engine.engine
+    prompts = list(engine.sentence.prompts)
     limits: dict[str, dict[str, Any]] = {
         "model": {"enum": list(settings.served_names)},
         "list": {"maxItems": settings.max_list},
         "ids": {"maximum": engine.config.vocab_size - 1},
         "dimensions": {"maximum": most_dimensions(engine)},
         "tokens": {"maximum": engine.max_length},
-        "prompts": {"not": {}},  # no name: as `prompt_of` has it
+        "prompts": {"enum": prompts} if prompts else {"not": {}},  # as `prompt_of` has it
     }
     parts = document["components"]
     for name in THEIRS:

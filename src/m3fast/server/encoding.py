@@ -8,9 +8,10 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from m3fast.errors import InputError
-from m3fast.server.errors import Problem
+from m3fast.errors import InputError, M3FastError, NonFiniteError, TextSizeError
+from m3fast.server.errors import Problem, problem_of
 from m3fast.server.schemas import InputText
+from m3fast.tokenizer import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,17 +75,16 @@ def agreed(body: BaseModel, *names: str) -> Any:
 
 
 def prompt_of(engine: Engine, name: str | None, param: str) -> str | None:
-    """The prompt that a request asks for by name.
+    """The prompt that a request asks for by name, None for the model's default.
 
     Raises:
-        Problem: the model has no such prompt; today no model has any.
+        Problem: the model has no such prompt.
     """
-    if name is not None:
-        raise Problem(
-            "validation", f"{param}: expected null from a model without prompts, found a name",
-            param,
-        )  # fmt: skip
-    return None
+    names = list(engine.sentence.prompts)
+    if name is not None and name not in names:
+        wanted = f"null or one of {names}" if names else "null from a model without prompts"
+        raise Problem("validation", f"{param}: expected {wanted}, found another name", param)
+    return name
 
 
 def check_list(call: Call, size: int, param: str) -> None:
@@ -137,7 +137,8 @@ async def cut_texts(
             even then is up to `encode`.
         param: the name of `most`; place: what the client calls texts[i].
     """
-    tokenizer, limit = call.service.engine.engine.tokenizer, call.service.engine.engine.max_length
+    engine, limits = call.service.engine.engine, call.service.engine.limits
+    limit, prompt = engine.max_length, engine.prompt(None)
     if not most or most > limit:
         return texts
     if most < 3:
@@ -146,19 +147,20 @@ async def cut_texts(
     call.hold(36 * sum(min(len(text) + 2, most) for text in texts))
 
     def cut() -> list[list[int]]:
-        tokens = tokenizer.encode(texts, most)
+        with at_most(limits.text_characters, limits.request_characters):
+            tokens = engine.tokenizer.encode([prompt + text for text in texts], most)
         ids = tokens.ids.tolist()
         return [ids[start:stop] for start, stop in pairwise(tokens.offsets.tolist())]
 
     try:
         return await asyncio.get_running_loop().run_in_executor(call.service.pool, cut)
-    except InputError as error:
+    except (InputError, TextSizeError) as error:
         raise _renamed(error, place) from None
 
 
 def most_dimensions(engine: Engine, *, colbert: bool = False) -> int:
     """Width of the widest vectors."""
-    widths = [engine.config.hidden_size]
+    widths = [engine.runner.weights.dense_size]
     if colbert and engine.runner.weights.colbert is not None:
         widths.append(engine.runner.weights.colbert.weight.shape[0])
     return min(max(widths), engine.options.truncate_dim or max(widths))
@@ -185,6 +187,7 @@ async def encode(
     truncate: bool | None = None,
     dimensions: int | None = None,
     normalize: bool | None = None,
+    prompt_name: str | None = None,
     lane: Lane = "auto",
     timeout: float | None = None,
 ) -> Embeddings:
@@ -216,11 +219,12 @@ async def encode(
             truncate=settings.auto_truncate if truncate is None else truncate,
             truncate_dim=dimensions,
             normalize=normalize,
+            prompt_name=prompt_name,
             lane=lane,
             timeout=timeout,
         )
-    except InputError as error:
-        raise _renamed(error, place) from None
+    except (InputError, TextSizeError, NonFiniteError) as error:
+        raise _renamed(error, place) from error
     if (vectors := answer.embeddings.colbert) is not None:
         call.hold(vectors.values.nbytes)
     record.stages = answer.stages
@@ -228,16 +232,16 @@ async def encode(
     return answer.embeddings
 
 
-def _renamed(error: InputError, place: Callable[[int], str]) -> Problem:
+def _renamed(error: M3FastError, place: Callable[[int], str]) -> Problem:
     """The engine speaks of texts[i]; the client knows them by another name."""
-    message = str(error)
+    message, kind = str(error), problem_of(error, "").kind
     found = _PLACE.match(message)
     if found is None:
-        return Problem("validation", message)
+        return Problem(kind, message)
     name = place(int(found[1] or 0))
     if found[1] is None:
         name = name.partition("[")[0]
-    return Problem("validation", name + message[found.end() :], name.partition("[")[0])
+    return Problem(kind, name + message[found.end() :], name.partition("[")[0])
 
 
 def usage(call: Call) -> dict[str, int]:

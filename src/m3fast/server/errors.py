@@ -21,6 +21,7 @@ from m3fast.errors import (
     DeviceMemoryError,
     EngineClosedError,
     InputError,
+    NonFiniteError,
     OverloadedError,
     TextSizeError,
 )
@@ -61,6 +62,7 @@ KINDS = {
     "media_type": _Kind(415, _REQUEST, None, 415, "Validation"),
     "overloaded": _Kind(429, "rate_limit_error", "overloaded", 429, "Overloaded"),
     "compute": _Kind(500, "server_error", "batch_failed", 424, "Backend"),
+    "not_finite": _Kind(500, "server_error", "not_finite", 424, "Backend"),
     "internal": _Kind(500, "server_error", "internal_error", 500, "Backend"),
     "unavailable": _Kind(503, "server_error", "unavailable", 503, "Unhealthy"),
     "timeout": _Kind(504, "server_error", "timeout", 504, "Backend"),
@@ -116,6 +118,8 @@ def problem_of(error: Exception, request_id: str) -> Problem:
             return Problem("timeout", str(error))
         case DeviceMemoryError():
             return Problem("memory", str(error))
+        case NonFiniteError():
+            return Problem("not_finite", str(error))
         case ComputeError():
             return Problem("compute", f"the batch failed; request id {request_id}")
         case EngineClosedError():

@@ -237,7 +237,7 @@ class Guard:
         record = call.record
         problem = problem_of(error, record.id)
         record.error = problem.kind
-        if problem.kind in ("internal", "compute"):
+        if problem.kind in ("internal", "compute", "not_finite"):
             self.service.telemetry.exception(record.id, error)
         if call.started:  # too late to say so: a cut connection says it
             raise error

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 
 from m3fast import scoring
 from m3fast.flagscores import combine
+from m3fast.inputs import narrowed
 from m3fast.kernels.maxsim import quantize_vectors
 from m3fast.server import tensors
 from m3fast.server.encoding import (
@@ -20,6 +21,7 @@ from m3fast.server.encoding import (
     check_list,
     encode,
     model_of,
+    prompt_of,
     texts_of,
     usage,
 )
@@ -77,6 +79,7 @@ async def encode_texts(body: EncodeRequest, call: Call) -> Any:
         truncate=body.truncate,
         dimensions=body.dimensions,
         normalize=body.normalize,
+        prompt_name=prompt_of(engine, body.prompt_name, "prompt_name"),
         lane=body.priority,
         timeout=body.timeout,
     )
@@ -210,5 +213,5 @@ def _arrays(found: Embeddings, vector_dtype: str) -> dict[str, NDArray[Any]]:
                 codes[at : at + ROWS], scales[at : at + ROWS] = (x.numpy() for x in part)
             arrays["colbert_values"], arrays["colbert_scales"] = codes, scales
         else:
-            arrays["colbert_values"] = values.astype(vector_dtype, copy=False)
+            arrays["colbert_values"] = narrowed(values, vector_dtype, "vector_dtype")
     return arrays

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
+from m3fast.inputs import narrowed
 from m3fast.server.encoding import (
     agreed,
     check_dimensions,
@@ -49,7 +50,8 @@ async def embeddings(body: EmbeddingRequest, call: Call) -> Any:
     check_list(call, len(texts), "input")
     for param in ("dimensions", "output_dimension"):
         check_dimensions(engine, getattr(body, param), param=param)
-    for param in ("prompt_name", "input_type", "task"):
+    prompts = ("prompt_name", "input_type", "task")
+    for param in prompts:
         prompt_of(engine, getattr(body, param), param)
     encoding = agreed(body, "encoding_format", "embedding_type", "encoding_type", "embedding_types")
     length, truncate = truncation_of(engine, body)
@@ -62,12 +64,15 @@ async def embeddings(body: EmbeddingRequest, call: Call) -> Any:
         truncate=truncate,
         dimensions=agreed(body, "dimensions", "output_dimension"),
         normalize=agreed(body, "normalize", "normalized", "use_activation", "activation"),
+        prompt_name=agreed(body, *prompts),
     )
     rows = found.dense
     assert rows is not None  # it was asked for
     tail = b',"model":' + dumps(name) + b',"usage":' + dumps(usage(call)) + b"}"
     if encoding == "base64":
         dtype, big = body.embed_dtype, body.endianness == "big"
+        if dtype == "float16":
+            rows = narrowed(rows, dtype, "embed_dtype")
         values = (b'"%b"' % base64_of(row, dtype, big=big) for row in rows)
         inline = INLINE_BASE64
     else:

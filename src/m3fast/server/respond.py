@@ -133,7 +133,7 @@ def listed(items: Iterator[bytes]) -> Iterator[bytes]:
     yield b"]"
 
 
-def base64_of(row: NDArray[np.float32], dtype: str = "float32", *, big: bool = False) -> bytes:
+def base64_of(row: NDArray[Any], dtype: str = "float32", *, big: bool = False) -> bytes:
     """Its bytes as float32, float16 or bfloat16, little-endian unless big, as base64."""
     values: NDArray[Any] = row
     if dtype == "bfloat16":  # which numpy has not: the same bits as integers

@@ -296,6 +296,7 @@ class EncodeRequest(Exact):
     truncate: Truncate = None
     dimensions: Dimensions = None
     normalize: bool | None = None
+    prompt_name: Prompt = None
     priority: OrNull[Literal["auto", "query", "bulk"]] = "auto"
     timeout: Seconds = None
     format: OrNull[Literal["json", "safetensors"]] = "json"

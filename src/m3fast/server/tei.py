@@ -93,7 +93,8 @@ async def rerank(body: TeiRerankRequest, call: Call) -> Any:
 async def similarity(body: SimilarityRequest, call: Call) -> Any:
     """Dense scores of sentences with one other."""
     given, options = body.inputs, body.parameters or Prompted()
-    prompt_of(call.service.engine.engine, options.prompt_name, "parameters.prompt_name")
+    engine, name = call.service.engine.engine, options.prompt_name
+    prompt_of(engine, name, "parameters.prompt_name")
     if not given.sentences:
         raise Problem("empty", "inputs.sentences: expected at least one, found none", "inputs")
     check_list(call, len(given.sentences), "inputs.sentences")
@@ -105,6 +106,7 @@ async def similarity(body: SimilarityRequest, call: Call) -> Any:
         dense=True,
         normalize=True,
         truncate=options.truncate,
+        prompt_name=name,
     )
     _timing(call, texts)
     parts = scoring.all_scores(found.view(0, 1), found.view(1, len(found)))
@@ -113,15 +115,17 @@ async def similarity(body: SimilarityRequest, call: Call) -> Any:
 
 @router.post("/tokenize", responses=documented(list[list[Token]], TeiError))
 async def tokenize(body: TokenizeRequest, call: Call) -> Any:
-    """Tokens of each text, uncut, with their place in it in characters."""
+    """Tokens of each text, its prompt before it, uncut, with their place in it in characters."""
     texts = texts_of(body.inputs, "inputs")
     check_list(call, len(texts), "inputs")
     characters = sum(map(len, texts))
     if characters > MOST_CHARACTERS:
         message = f"inputs: expected at most {MOST_CHARACTERS} characters, found {characters}"
         raise Problem("validation", message, "inputs")
-    tokenizer = call.service.engine.engine.tokenizer
-    prompt_of(call.service.engine.engine, body.prompt_name, "prompt_name")
+    engine = call.service.engine.engine
+    tokenizer = engine.tokenizer
+    prompt = engine.prompt(prompt_of(engine, body.prompt_name, "prompt_name"))
+    texts = [prompt + text for text in texts] if prompt else texts
 
     def made() -> bytes:
         special = body.add_special_tokens
@@ -191,9 +195,14 @@ def _tokens(
 async def _encode(body: Any, call: Call, **options: Any) -> Embeddings:
     texts = texts_of(body.inputs, "inputs")
     check_list(call, len(texts), "inputs")
-    prompt_of(call.service.engine.engine, body.prompt_name, "prompt_name")
+    name = prompt_of(call.service.engine.engine, body.prompt_name, "prompt_name")
     found = await encode(
-        call, texts, lambda i: f"inputs[{i}]", truncate=body.truncate, **options
+        call,
+        texts,
+        lambda i: f"inputs[{i}]",
+        truncate=body.truncate,
+        prompt_name=name,
+        **options,
     )
     _timing(call, texts)
     return found

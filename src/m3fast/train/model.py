@@ -66,7 +66,7 @@ class Model:
             raise CheckpointError(f"{path}: pooling: expected 'cls', found {found!r}")
         if weights.modules:
             raise CheckpointError(
-                f"{path}: modules.json: expected nothing with weights behind the pooling, found some"
+                f"{path}: modules.json: expected no weights behind the pooling, found a module's"
             )
         self.weights: Weights = weights
         self._recompute = recompute_layers
