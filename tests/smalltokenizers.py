@@ -199,10 +199,11 @@ class Case:
 
 
 class Spy:
-    """Counts the characters that reach the tokenizer."""
+    """Counts the characters that reach the tokenizer, and what they are when normalised."""
 
     def __init__(self, case: Case) -> None:
-        self.inner, self.tokenizer, self.chars = case.ours._backend, case.ours, 0
+        self.inner, self.tokenizer = case.ours._backend, case.ours
+        self.chars = self.normalised = 0
 
     def __enter__(self) -> Spy:
         self.tokenizer._backend = self  # type: ignore[assignment]
@@ -216,6 +217,9 @@ class Spy:
 
     def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
         self.chars += sum(map(len, texts))
+        normalizer = self.inner.normalizer
+        if normalizer is not None:
+            self.normalised += sum(len(normalizer.normalize_str(text)) for text in texts)
         return self.inner.encode_batch_fast(texts, **options)
 
 

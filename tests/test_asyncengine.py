@@ -24,6 +24,7 @@ from m3fast.errors import (
     DeviceMemoryError,
     EngineClosedError,
     OverloadedError,
+    TextSizeError,
 )
 from m3fast.kernels import native
 
@@ -410,6 +411,23 @@ def test_bad_requests_are_refused_before_they_are_queued(engine) -> None:
 
     run(engine, use, request_texts=4, output_bytes=20_000)
     assert not spy.batches
+
+
+def test_texts_that_cost_too_much_are_refused_and_leave_nothing(engine) -> None:
+    """The engine itself, without a queue of others, takes its time for them."""
+
+    async def use(serving):
+        for texts in (" " * 100_000, ["ok", "\n" * 100_000]):
+            with pytest.raises(TextSizeError, match=r"^texts\[[01]\]: expected a place to cut it"):
+                await serving.encode(texts, max_length=16)
+        with pytest.raises(TextSizeError, match=r"^texts: expected at most 200000 characters"):
+            await serving.encode(["the fox " * 50] * 600, max_length=512)
+        assert serving.load.tokens == 0 and serving.load.requests == 0
+        return await serving.encode(TEXTS)
+
+    limits = {"text_characters": 10_000, "request_characters": 200_000, "request_texts": 600}
+    same(run(engine, use, **limits), engine.encode(TEXTS), 5e-6)
+    assert len(engine.encode(" " * 100_000, max_length=16)) == 1
 
 
 def test_an_id_the_model_has_no_row_for_hurts_nobody_else(tmp_path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ from smalltokenizers import (
 from tokenizers import models, normalizers, pre_tokenizers
 
 from m3fast import textcut
-from m3fast.textcut import _SAFE, TextCutter, common_start
+from m3fast.errors import TextSizeError
+from m3fast.textcut import _SAFE, Allowance, TextCutter, common_start, size_bound
+from m3fast.tokenizer import at_most
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -202,6 +205,25 @@ def test_cost_of_a_long_text_is_bounded(case: Case, text: str) -> None:
     _bounded(case, text)
 
 
+BOMBS = ["\ufdfa", "\ufdfb", "\ufdf2", "\u33c2", "\u3316", "\ufb03", "\uff76\uff71", "\uff21\uff42"]
+BOMBS += ["\ufdfa the ", "the\ufdfa\u3316", "\ufdfa\t\t", "\u3316 \ufdfb\ufb03"]
+
+
+@pytest.mark.parametrize("text", BOMBS)
+@only("m3", "m3-resaved")
+def test_cost_of_characters_that_become_many_is_bounded(case: Case, text: str) -> None:
+    """8 MB of text, up to 47 million characters when normalised."""
+    if "resaved" in case.path.name and "\t" in text:
+        pytest.skip("no joints where a stage merges spaces")
+    text *= 8_000_000 // len(text.encode())
+    with Spy(case) as spy, at_most(1 << 19, 10 << 20):
+        found = case.ours.encode([text], 128)
+    case.plain.enable_truncation(128)
+    assert rows(found)[0] == case.plain.encode(text[:5_000]).ids
+    # A window's sixteen ends, in two rounds; most texts take one of 700 characters.
+    assert 0 < spy.normalised < 2 * 20 * 2 * 704
+
+
 @only("added", "added-resaved", "bert", "byte-level", "granite")
 def test_cost_of_words_is_bounded_everywhere(case: Case) -> None:
     _bounded(case, LONG["words"])
@@ -304,6 +326,92 @@ def test_safe_letters_are_normalised_alone(name: str) -> None:
             draw.shuffle(letters)
             together = normalizer.normalize_str(joint.join(letters))
             assert together == joint.join(alone[c] for c in letters)
+
+
+def test_safe_letters_meet_as_unicode_has_it() -> None:
+    """No normal form of one begins with what composes with, or moves before, the one ahead."""
+    seconds = {*map(chr, range(0x1161, 0x1176)), *map(chr, range(0x11A8, 0x11C3))}
+    for c in map(chr, range(0x110000)):
+        parts = unicodedata.decomposition(c).split()
+        if len(parts) == 2 and "<" not in parts[0]:
+            seconds.add(chr(int(parts[1], 16)))
+    for c in re.findall(f"[{_SAFE}]", "".join(map(chr, range(0x110000)))):
+        assert unicodedata.category(c)[0] not in "MZC" or unicodedata.category(c) == "Cn"
+        for form in ("NFD", "NFKD"):
+            first = unicodedata.normalize(form, c)[0]
+            assert not unicodedata.combining(first) and first not in seconds
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_size_bound(form: str) -> None:
+    for c in map(chr, range(0x110000)):
+        assert len(unicodedata.normalize(form, c)) <= size_bound(c)
+    assert size_bound("abc\ufdfa" * 9, 8) == 8 * 7 + 2 * 11
+    assert size_bound("abc", 2) == 2 and size_bound("abc") == 3
+
+
+# One word whose first tokens hang on its last, or hardly a token at all.
+UNCUT = {"a": "a", "spaces": " ", "newlines": "\n", "marks": "\u0301", "dropped": "\u200b"}
+UNCUT |= {"unknown": "\U0010fffd", "tags": "<s>", "jamo": "\u1100"}
+
+
+@pytest.mark.parametrize("text", UNCUT.values(), ids=UNCUT)
+@only("resaved", "m3", "m3-resaved")
+def test_what_cannot_be_cut_is_refused_before_it_is_tokenised(case: Case, text: str) -> None:
+    text *= 100_000
+    with Spy(case) as spy, at_most(1 << 16, 1 << 20):
+        if "m3" not in case.path.name and text[0] == "a":
+            return  # this vocabulary has places between its letters
+        with pytest.raises(TextSizeError, match=r"^texts\[1\]: expected a place .* 65536 char"):
+            case.ours.encode(["the fox", text], 16)
+        # Up to two ends of a window, in two rounds; no more than allowed in the last one.
+        assert spy.chars < 40_000
+        assert len(case.ours.encode(["the fox"], 16)) == 1
+    with Spy(case) as spy:  # without a limit it takes what it takes
+        case.check([text], 16)
+    assert spy.chars >= len(text)
+
+
+@only("m3")
+def test_what_a_text_may_cost_grows_with_max_length(case: Case) -> None:
+    with at_most(1, 1 << 20):
+        case.check(["a" * 1_000, " " * 1_000], 16)
+        with pytest.raises(TextSizeError, match="within 1024 characters"):
+            case.ours.encode([" " * 2_000], 16)
+
+
+@only("unigram", "byte-level", "m3")
+def test_the_texts_of_a_call_are_charged_together(case: Case) -> None:
+    """In normalised characters of what is tokenised, each text's once."""
+    with at_most(1 << 19, 30_000):
+        case.check(["the quick brown fox " * 1_000] * 40, 100)  # 20,000 characters of each
+        case.check(["the fox " * 40] * 90, 300)
+        case.check(["字典学习" * 50] * 140, 300)  # 28,000: measured, not guessed
+        refused = [["the fox " * 50] * 90, ["字典学习" * 50] * 160]
+        if case.path.name.startswith(("unigram", "m3")):
+            refused.append(["\ufdfa" * 50] * 50)
+            case.check(["\ufdfa" * 50] * 30, 300)
+        for texts in refused:
+            with pytest.raises(TextSizeError, match=r"^texts: expected at most 30000 characters"):
+                case.ours.encode(texts, 300)
+
+
+@only("m3", "bert", "byte-level")
+def test_ordinary_texts_are_within_a_servers_limits(case: Case) -> None:
+    prose = " ".join(words) * 20_000
+    with at_most(1 << 19, 10 << 20):
+        assert case.ours.encode([prose, *LONG.values()], 8192).truncated[0]
+        chat = " ".join(["😀🚀 ok 👍🏽 nice", "한국어 हिन्दी ไทย", "ok\r\n\tx = 1"]) * 100_000
+        assert case.ours.encode([chat], 8192).truncated[0]
+
+
+def test_a_tokenizer_without_places_is_only_charged_for_the_whole_call() -> None:
+    backend = _by_hand()
+    backend.pre_tokenizer = SPLIT
+    allowance = Allowance(TextCutter(backend), 10, 1_000)
+    allowance.spend(0, "a" * 900)
+    with pytest.raises(TextSizeError, match="at most 1000"):
+        allowance.spend(1, "a" * 200)
 
 
 def _by_hand(

@@ -84,8 +84,7 @@ _LOCAL_NORMALIZERS = {
 }  # fmt: skip
 _KEEPING_NORMALIZERS = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
 _SPLITTERS = {"WhitespaceSplit", "Whitespace", "BertPreTokenizer", "Metaspace", "ByteLevel"}
-_STOP_KEEPING_NORMALIZERS = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
-_SPLITTERS = {"Whitespace", "BertPreTokenizer", "ByteLevel"}
+_STOP_SPLITTERS = {"Whitespace", "BertPreTokenizer", "ByteLevel"}
 _CANDIDATES = 64  # joints tried per node search; Thai and Chinese need 1 to 10
 _GRAPHEME = 8  # more than the characters over which a grapheme can alter its neighbours
 _WORTH = 1 << 17  # normalised characters that cost more than searches for places among them
