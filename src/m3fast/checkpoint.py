@@ -34,7 +34,7 @@ TINY = "m3fast-tiny"
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 HEAD_FILES = ("colbert_linear.pt", "sparse_linear.pt")
 # Everything but weights that loading may read; weights are fetched in a second step.
-HUB_FILES = ("*.json", "*.txt", "*.model", "[0-9]_*/*", *HEAD_FILES)
+HUB_FILES = ("*.json", "*.txt", "*.model", *HEAD_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +164,10 @@ def _fetch(hub_id: str, cache_dir: str | Path | None) -> Path:
             path = get("pytorch_model.bin")
             if not (path / "pytorch_model.bin").exists():
                 path = get("pytorch_model-*.bin")  # their index is there already
+        sentence = Sentence.from_dir(path)
+        folders = {sentence.encoder, *(module.folder for module in sentence.modules)} - {path}
+        if folders:
+            path = get(*(f"{folder.relative_to(path)}/*" for folder in folders))
     except (OSError, ValueError) as error:  # huggingface_hub's errors derive from these two
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"model: {hub_id!r} could not be fetched: {reason}") from error

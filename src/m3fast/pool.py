@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     Link = connection.Connection[Any, Any]
 
 
+# Most items of a job: what an interrupted call may leave running, a second or so of work.
+CPU_ITEMS, GPU_ITEMS = 64, 2048
+
+
 class _Call:
     """One call's results as (place, result), and whether anybody still waits for them."""
 
@@ -69,6 +73,7 @@ class Pool(dict[str, Any]):
         It gets [number, items, kwargs] by `jobs.get()` and answers by `done.put([number, result])`.
         """
         super().__init__()
+        self._most = CPU_ITEMS if "cpu" in devices else GPU_ITEMS
         context = multiprocessing.get_context("spawn")
         # CPU workers share the cores instead of each taking all of them.
         threads = max(1, (os.cpu_count() or 1) // max(1, list(devices).count("cpu")))
@@ -88,13 +93,13 @@ class Pool(dict[str, Any]):
             threading.Thread(target=_drive, args=args, daemon=True, name="m3fast-pool").start()
 
     def map(self, items: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[int, Any]]:
-        """Items in one chunk per process; (first item's index, result) of each chunk, in order.
+        """Items in chunks, spread over the processes; (first item's index, result) of each chunk.
 
         Raises:
             M3FastError: a worker died; or whatever a worker raised.
         """
         self._check()
-        size = max(1, math.ceil(len(items) / len(self["processes"])))
+        size = min(self._most, max(1, math.ceil(len(items) / len(self["processes"]))))
         starts = range(0, len(items), size) or [0]
         call, found = _Call(), dict[int, Any]()
         try:
