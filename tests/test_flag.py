@@ -86,6 +86,32 @@ def test_weights(model) -> None:
         assert found["colbert+sparse+dense"][i] == pytest.approx(total, 1e-5)
 
 
+def test_weights_as_an_array(model) -> None:
+    wanted = model.compute_score(PAIRS, weights_for_different_modes=[0.2, 0.3, 0.7])
+    for kind in (np.float64, np.float32):
+        weights = np.array([0.2, 0.3, 0.7], kind)
+        found = model.compute_score(PAIRS, weights_for_different_modes=weights)
+        for key, values in wanted.items():
+            assert found[key] == pytest.approx(values, 1e-6)
+    assert model.compute_score(np.array(PAIRS)) == model.compute_score(PAIRS)
+
+
+def test_columns_of_texts(model) -> None:
+    import pandas
+    import pyarrow
+
+    wanted = model.encode(TEXTS, **ALL)
+    for column in (pandas.Series(TEXTS), np.array(TEXTS), pyarrow.array(TEXTS),
+                   pyarrow.chunked_array([TEXTS[:3], TEXTS[3:]]), tuple(TEXTS)):  # fmt: skip
+        for encode in (model.encode, model.encode_corpus, model.encode_queries):
+            found = encode(column, **ALL)
+            if encode is not model.encode_queries:
+                np.testing.assert_array_equal(found["dense_vecs"], wanted["dense_vecs"])
+            assert len(found["lexical_weights"]) == len(TEXTS)
+    with pytest.raises(InputError, match=r"texts\[1\]"):
+        model.encode(pandas.Series(["a", None]))
+
+
 def test_the_score_two_ways(model) -> None:
     queries = model.encode([q for q, _ in PAIRS], **ALL)
     passages = model.encode([p for _, p in PAIRS], **ALL)
@@ -171,6 +197,15 @@ def test_target_devices() -> None:
         (lambda m: m.compute_score([("a", "b"), ("c", None)]), r"sentence_pairs\[1\]"),
         (lambda m: m.compute_score(("a", "b"), batch_size=0), "batch_size"),
         (lambda m: m.compute_score(("a", "b"), weights_for_different_modes=[1, 2]), "weights"),
+        (lambda m: m.compute_score(("a", "b"), weights_for_different_modes=[]), "weights"),
+        (lambda m: m.compute_score(("a", "b"), weights_for_different_modes=0.3), "weights"),
+        (lambda m: m.compute_score(("a", "b"), weights_for_different_modes="abc"), "weights"),
+        (lambda m: m.compute_score(("a", "b"), weights_for_different_modes=np.eye(3)), "weights"),
+        (lambda m: m.compute_score([("a", "b")], weights_for_different_modes=[1, 2, np.nan]),
+         "weights"),
+        (lambda m: m.compute_score(None), "sentence_pairs"),
+        (lambda m: m.encode(["a", None], instruction="i "), r"sentences\[1\]"),
+        (lambda m: m.encode({"a": 1}), "sentences"),
     ],
 )
 def test_bad_input(model, call, name) -> None:

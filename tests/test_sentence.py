@@ -16,6 +16,7 @@ from m3fast import BGEM3FlagModel, CheckpointError, Engine, InputError
 from m3fast.sentence import ACTIVATIONS, MODULES, SETTINGS, Sentence
 
 MIXED = [*TEXTS, "UPPER CASE ÄÖÜ ΣΊΣΥΦΟΣ İstanbul", "long " * 600]
+ST = "sentence_transformers.models"
 SHOUT = {"query": "Query: ", "passage": "PASSAGE: ", "none": ""}
 
 
@@ -113,7 +114,7 @@ def test_activations(tmp_path, activation) -> None:
 
 def with_dense(path: Path, **changes) -> None:
     """modules.json as older releases wrote it, with a Dense of 40 -> 6."""
-    kinds = [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense")]
+    kinds = [f"{ST}.{name}" for name in ("Transformer", "Pooling", "Dense")]
     listed = [{"idx": i, "name": str(i), "path": place, "type": kinds[i]}
               for i, place in enumerate(("", "1_Pooling", "2_Dense"))]  # fmt: skip
     write(path, MODULES, listed)
@@ -127,7 +128,13 @@ def with_dense(path: Path, **changes) -> None:
     torch.save(state, path / "2_Dense" / "pytorch_model.bin")
 
 
-LISTED = {"idx": 3, "name": "3", "path": "3_X", "type": "sentence_transformers.models.X"}
+def replace_type(path: Path, i: int, kind: str) -> None:
+    listed = json.loads((path / MODULES).read_text())
+    listed[i]["type"] = kind
+    write(path, MODULES, listed)
+
+
+LISTED = {"idx": 3, "name": "3", "path": "3_X", "type": f"{ST}.X"}
 REFUSED = {
     "module": (lambda p: write(p, MODULES, [*json.loads((p / MODULES).read_text()), LISTED]),
                r"modules\.json: 3_X: expected Dense, .*found 'X'"),
@@ -135,8 +142,12 @@ REFUSED = {
                    r"modules\.json: expected Transformer and Pooling first"),
     "between": (lambda p: write(p, MODULES, [json.loads((p / MODULES).read_text())[i]
                                              for i in (0, 2, 1)]), "Pooling first"),
+    "other package": (lambda p: replace_type(p, 0, "custom_st.Transformer"),
+                      r"found \['custom_st\.Transformer', 'Pooling'\]"),
+    "other's Dense": (lambda p: replace_type(p, 2, "pylate.models.Dense.Dense"),
+                      r"found 'pylate\.models\.Dense\.Dense'"),
     "no list": (lambda p: write(p, MODULES, {}), r"modules\.json: \[0\]: expected a type"),
-    "outside": (lambda p: write(p, MODULES, [{"type": "a.Transformer", "path": "../x"}]),
+    "outside": (lambda p: write(p, MODULES, [{"type": f"{ST}.Transformer", "path": "../x"}]),
                 "inside the folder"),
     "no weights": (lambda p: (p / "2_Dense/pytorch_model.bin").unlink(), "2_Dense: expected model"),
     "no config": (lambda p: (p / "2_Dense/config.json").unlink(), r"2_Dense/config\.json"),
@@ -266,7 +277,7 @@ def test_lengths_are_kept_where_they_are_compared(tmp_path, similarity, last, no
     with_dense(path)
     if last == "Normalize":
         listed = json.loads((path / MODULES).read_text())
-        write(path, MODULES, [*listed, {**LISTED, "type": "x.Normalize"}])
+        write(path, MODULES, [*listed, {**LISTED, "type": f"{ST}.Normalize"}])
     write(path, SETTINGS, {"similarity_fn_name": similarity})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

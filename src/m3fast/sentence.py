@@ -145,7 +145,10 @@ def _modules(path: Path, notes: list[str]) -> tuple[Path, Path, tuple[Module, ..
     entries: list[Any] = raw if isinstance(raw, list) else [raw]
     for i, entry in enumerate(entries):
         try:
-            listed.append((entry["type"].rpartition(".")[2], path / entry["path"]))
+            package, *_, kind = entry["type"].split(".")
+            # Another package's module of a known name is not that module.
+            kind = kind if package == "sentence_transformers" else entry["type"]
+            listed.append((kind, path / entry["path"]))
         except (TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{file}: [{i}]: expected a type and a path") from error
         if not (path / entry["path"]).resolve().is_relative_to(path.resolve()):

@@ -127,7 +127,7 @@ def test_modules_behind_the_pooling(tmp_path, device, monkeypatch) -> None:
     monkeypatch.setattr(gpurunner, "BUCKETS", (16, 48))
     made = make_checkpoint(tmp_path, **SHAPE)
     modules = ("Transformer", "Pooling", "Dense")
-    listed = [{"type": f"x.{kind}", "path": f"{i}_{kind}" if i else ""}
+    listed = [{"type": f"sentence_transformers.{kind}", "path": f"{i}_{kind}" if i else ""}
               for i, kind in enumerate(modules)]  # fmt: skip
     (made / "modules.json").write_text(json.dumps(listed))
     (made / "2_Dense").mkdir()

@@ -25,7 +25,7 @@ PROMPTS = {"query": "Query: ", "document": ""}
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     path = overflowing(make_checkpoint(tmp_path_factory.mktemp("model"), seed=3), "the")
-    listed = [{"type": f"x.{kind}", "path": place} for kind, place in
+    listed = [{"type": f"sentence_transformers.{kind}", "path": place} for kind, place in
               (("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))]  # fmt: skip
     (path / "modules.json").write_text(json.dumps(listed))
     (path / "2_Dense").mkdir()
