@@ -36,7 +36,16 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from m3fast import textcut
 from m3fast.errors import TextSizeError
-from m3fast.textcut import _SAFE, Allowance, TextCutter, common_start, size_bound
+from m3fast.textcut import (
+    _ENDS,
+    _JOINT,
+    _SAFE,
+    _WIDE_JOINT,
+    Allowance,
+    TextCutter,
+    common_start,
+    size_bound,
+)
 from m3fast.tokenizer import at_most
 
 
@@ -326,6 +335,37 @@ def test_safe_letters_are_normalised_alone(name: str) -> None:
             draw.shuffle(letters)
             together = normalizer.normalize_str(joint.join(letters))
             assert together == joint.join(alone[c] for c in letters)
+
+
+@pytest.mark.parametrize("name", ["NFC", "NFKC", "NFD", "NFKD", "Precompiled"])
+def test_wide_joints_are_not_looked_across(name: str) -> None:
+    if name == "Precompiled":
+        if not SHARED.is_dir():
+            pytest.skip("no shared/data beside the checkout")
+        file = SHARED / "tokenizer" / "tokenizer.json"
+        normal = tokenizers.Tokenizer.from_file(str(file)).normalizer.normalize_str
+    else:
+        normal = getattr(normalizers, name)().normalize_str
+    everything = "".join(map(chr, range(0x110000)))
+    letters = re.findall(f"[{_SAFE}]", everything)
+    ends = sorted({*re.findall(f"[{_ENDS}]", everything)} - {*letters})
+    draw, pool = random.Random(3), letters + ends
+    for end in ends * 60:
+        left, right = "".join(draw.choices(pool, k=3)), draw.choice(letters)
+        right += "".join(draw.choices(pool, k=3))
+        for a, b in ((left + end, right), (left, " " + right), (left, "\n" + right)):
+            assert normal(a + b) == normal(a) + normal(b), (a, b)
+
+
+def test_wide_joints_are_for_normalisers_that_keep_spaces() -> None:
+    assert TextCutter(unigram())._joint is _WIDE_JOINT
+    assert TextCutter(unigram(resaved=True))._joint is _JOINT  # it merges spaces
+
+
+def test_a_search_can_be_given_up() -> None:
+    text = "a" * 300 + " the fox" * 20
+    assert TextCutter(_by_hand("aa")).starts(text, 20, False) != [text]
+    assert TextCutter(_by_hand("aa")).starts(text, 20, False, most=100) == [text]
 
 
 def test_safe_letters_meet_as_unicode_has_it() -> None:
