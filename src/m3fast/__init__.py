@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         EngineClosedError,
         InputError,
         M3FastError,
+        NonFiniteError,
         OverloadedError,
         ProcessError,
+        TextSizeError,
     )
     from m3fast.flag import BGEM3FlagModel
     from m3fast.types import Embeddings, SparseRows, TokenVectors
@@ -37,9 +39,11 @@ __all__ = [
     "InputError",
     "Limits",
     "M3FastError",
+    "NonFiniteError",
     "OverloadedError",
     "ProcessError",
     "SparseRows",
+    "TextSizeError",
     "TokenVectors",
     "__version__",
 ]
@@ -56,8 +60,10 @@ _HOME = {
     "EngineClosedError": "errors",
     "InputError": "errors",
     "M3FastError": "errors",
+    "NonFiniteError": "errors",
     "OverloadedError": "errors",
     "ProcessError": "errors",
+    "TextSizeError": "errors",
     "Embeddings": "types",
     "SparseRows": "types",
     "TokenVectors": "types",

@@ -59,7 +59,8 @@ class Window:
         Raises:
             NonFiniteError: an output of one of them is not finite.
         """
-        self._check(order, result)
+        if not is_finite(result):
+            self._check(order, result)
         self._order.append(order)
         self._missing -= len(order)
         if self._dense is not None and result.dense is not None:
@@ -71,17 +72,15 @@ class Window:
             self._sparse.append(result.sparse)
 
     def _check(self, order: NDArray[np.int64], result: BatchResult) -> None:
-        # A sum is finite only if all its terms are, and costs a pass over them. Where it is not,
-        # it may have overflowed: then each value is looked at.
+        """Look at each value: a sum may have overflowed where no value has."""
         dense, sparse, colbert = result.dense, result.sparse, result.colbert
-        if dense is not None and not math.isfinite(dense.sum().item()):
+        if dense is not None:
             self._refuse("dense", order, ~dense.isfinite().all(1).numpy())
-        if sparse is not None and not math.isfinite(sparse.values.sum()):
+        if sparse is not None:
             texts = np.repeat(np.arange(len(order)), np.diff(sparse.indptr))
             bad = np.bincount(texts[~np.isfinite(sparse.values)], minlength=len(order)) > 0
             self._refuse("sparse", order, bad)
-        known = result.colbert_is_finite or self._colbert is None
-        if colbert is not None and not known and not math.isfinite(colbert.sum().item()):
+        if colbert is not None:
             texts = np.repeat(np.arange(len(order)), np.diff(self._offsets)[order])
             rows = texts[~colbert.isfinite().all(1).numpy()]
             self._refuse("colbert", order, np.bincount(rows, minlength=len(order)) > 0)
@@ -122,6 +121,18 @@ class Window:
             np.concatenate([part.values for part in self._sparse])[entries],
             self._sparse_width,
         )
+
+
+def is_finite(result: BatchResult) -> bool:
+    """True if all values are: so is their sum only then, and it costs one pass over them."""
+    if result.finite:
+        return True
+    dense, sparse, colbert = result.dense, result.sparse, result.colbert
+    return (
+        (dense is None or math.isfinite(dense.sum().item()))
+        and (sparse is None or math.isfinite(sparse.values.sum()))
+        and (colbert is None or result.colbert_is_finite or math.isfinite(colbert.sum().item()))
+    )
 
 
 def ragged_index(offsets: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m3fast import pipeline
-from m3fast.assembly import ragged_index
+from m3fast.assembly import is_finite, ragged_index
 from m3fast.errors import NonFiniteError
 from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.lanes import Part
@@ -103,6 +103,7 @@ class Batch:
     ) -> list[tuple[Job[Request], NonFiniteError]]:
         """Give each request its rows of the texts of `task`; those that cannot take theirs."""
         refused: list[tuple[Job[Request], NonFiniteError]] = []
+        finite = is_finite(result)  # once for all; where it is not so, each looks at its own
         lengths = np.diff(self.tokens.offsets)[task.order]
         counts = colbert_counts(lengths, task.options.pooling)
         ends = np.concatenate([[0], np.cumsum(counts)]).tolist()
@@ -121,7 +122,7 @@ class Batch:
                 if not same:
                     dense, colbert = (_finished(v, options) for v in (dense, colbert))
                 order = request.order[part.start : part.stop]
-                rows = BatchResult(dense, sparse, colbert, result.colbert_is_finite)
+                rows = BatchResult(dense, sparse, colbert, finite=finite)
                 try:
                     with request.lock:
                         request.window.add(order, rows)

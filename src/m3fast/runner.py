@@ -66,13 +66,15 @@ class BatchResult:
         dense: float32 [N, H].
         sparse: N rows.
         colbert: float32 [T - N, D], every token but each text's first (its every CLS, for `mcls`).
-        colbert_is_finite: whether that has been found out already, where they were computed.
+        colbert_is_finite: whether that has been found out already, where they were computed;
+            finite: of all three.
     """
 
     dense: torch.Tensor | None
     sparse: SparseRows | None
     colbert: torch.Tensor | None
     colbert_is_finite: bool = False
+    finite: bool = False
 
 
 def pick_device(device: str) -> torch.device:

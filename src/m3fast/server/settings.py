@@ -114,6 +114,8 @@ class Settings:
             timeout=self.timeout,
             # Beside a full list there is a query to encode.
             request_texts=2 * self.max_list,
+            # A body of plain words must pass, with a quarter to spare.
+            request_characters=max(Limits().request_characters, self.max_body * 5 // 4),
             output_bytes=self.max_output,
             tokenizer_threads=self.tokenizer_threads,
             stall=self.stall_timeout,
