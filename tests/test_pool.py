@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import TEXTS, make_checkpoint, overflowing
+from poolwork import echo
 
 from m3fast import BGEM3FlagModel, InputError, M3FastError
 from m3fast.errors import EngineClosedError, NonFiniteError, OverloadedError
-from m3fast.pool import Pool, serve
+from m3fast.pool import Pool
 
 pytestmark = pytest.mark.slow
 
@@ -121,26 +122,6 @@ def test_a_text_that_is_not_finite_is_named_whichever_process_had_it(tmp_path) -
     with model, pytest.raises(NonFiniteError, match=r"texts\[9\]: expected finite dense") as failed:
         model.encode([*["fine"] * 9, "the end", "fine"])
     assert failed.value.index == 9
-
-
-def echo(device: str, model: object, jobs: object, done: object) -> None:
-    serve(jobs, done, work)
-
-
-def work(items, what: str):
-    if what == "raise":
-        raise OverloadedError("no room", 2.5)
-    if what == "local":
-
-        class Local(Exception):
-            pass
-
-        raise Local("words")
-    if what == "exit":
-        os._exit(3)
-    if what == "slow":
-        time.sleep(0.3)
-    return [what, *items]
 
 
 def test_what_workers_raise_and_how_they_end() -> None:
