@@ -6,11 +6,12 @@ batch, the next is packed and uploaded, and the one before is downloaded and put
 
 from __future__ import annotations
 
+import _thread
 import queue
 import threading
+import time
 import warnings
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,20 @@ def run(runners: Sequence[Runner], tasks: Iterable[Task]) -> Iterator[tuple[Task
     if len(runners) == 1:
         yield from _raising(pump(runners[0], tasks))
         return
-    source, lock, stop = iter(tasks), threading.Lock(), threading.Event()
-    answers: queue.Queue[tuple[Task, BatchResult] | BaseException | None]
-    answers = queue.Queue(len(runners))
+    # Only what is written in C meets both sides here: an exception from a signal handler, which
+    # strikes the caller anywhere, would leave the lock of a queue.Queue, an Event or a Thread that
+    # is starting as it was.
+    source, lock, stopped = iter(tasks), threading.Lock(), list[bool]()
+    answers: queue.SimpleQueue[tuple[Task, BatchResult] | BaseException | None]
+    room: queue.SimpleQueue[None]  # as many as may be put before the first is taken
+    answers, room = queue.SimpleQueue(), queue.SimpleQueue()
+    begun: list[Runner] = []
+    ended: list[Runner] = []
+    for _ in runners:
+        room.put(None)
 
     def take() -> Iterator[Task]:
-        while not stop.is_set():
+        while not stopped:
             with lock:
                 task = next(source, None)
             if task is None:
@@ -65,38 +74,46 @@ def run(runners: Sequence[Runner], tasks: Iterable[Task]) -> Iterator[tuple[Task
             yield task
 
     def work(runner: Runner) -> None:
+        begun.append(runner)
         try:
             for answer in _raising(pump(runner, take())):
+                while not (stopped or _taken(room)):
+                    pass
                 answers.put(answer)
         except BaseException as error:  # whatever it is, the caller gets it
-            stop.set()
+            stopped.append(True)
             answers.put(error)
+        ended.append(runner)
         answers.put(None)
 
-    threads = [threading.Thread(target=work, args=(r,), daemon=True) for r in runners]
-    for thread in threads:
-        thread.start()
-    working, failure = len(threads), None
+    working, failure = len(runners), None
     try:
+        for runner in runners:
+            _thread.start_new_thread(work, (runner,))
         while working:
             answer = answers.get()
             if answer is None:
                 working -= 1
             elif isinstance(answer, BaseException):
                 failure = failure or answer
-            elif failure is None:
-                yield answer
+            else:
+                room.put(None)
+                if failure is None:
+                    yield answer
     finally:
-        stop.set()
-        # The caller left early: a worker may be waiting for room in the queue. What was taken out
-        # of it when an exception struck here is not to be counted on.
-        while any(thread.is_alive() for thread in threads):
-            with suppress(queue.Empty):
-                answers.get_nowait()
-            for thread in threads:
-                thread.join(0.001)
+        stopped.append(True)  # the caller may have left early
+        while len(ended) < len(begun):
+            time.sleep(0.001)
     if failure is not None:
         raise failure
+
+
+def _taken(room: queue.SimpleQueue[None]) -> bool:
+    try:
+        room.get(timeout=0.05)
+    except queue.Empty:
+        return False
+    return True
 
 
 def _raising(answers: Iterable[Answer]) -> Iterator[tuple[Task, BatchResult]]:
