@@ -305,21 +305,3 @@ def test_a_relative_path_is_read_once(path, tmp_path, monkeypatch) -> None:
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.encode(["a"])["dense_vecs"], wanted)
     np.testing.assert_array_equal(copy.deepcopy(model).encode(["a"])["dense_vecs"], wanted)
-
-
-def test_lexical_weights_under_json_as_the_reference_s(tmp_path) -> None:
-    from FlagEmbedding import BGEM3FlagModel as Reference
-
-    path = make_checkpoint(tmp_path)
-
-    def outcome(kind: type, default) -> object:
-        model = kind(str(path), devices="cpu", use_fp16=False)
-        weights = model.encode(TEXTS[:3], return_sparse=True)["lexical_weights"]
-        try:
-            rows = json.loads(json.dumps(weights, default=default))
-        except TypeError as error:
-            return str(error)
-        return [list(row) for row in rows]
-
-    for default in (None, float):
-        assert outcome(BGEM3FlagModel, default) == outcome(Reference, default)

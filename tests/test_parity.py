@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import FlagEmbedding
 import numpy as np
@@ -218,3 +220,18 @@ def test_attributes(models) -> None:
         assert getattr(theirs, name) == getattr(ours, name)
     ids = theirs.tokenizer(TEXTS)["input_ids"]
     assert ours.tokenizer(TEXTS)["input_ids"] == ids
+
+
+def test_lexical_weights_under_json(models) -> None:
+    """What json.dumps makes of them there it makes of them here: an error, or with float the rows."""
+
+    def outcome(model: Any, default: Any) -> Any:
+        weights = model.encode(TEXTS[:3], return_sparse=True)["lexical_weights"]
+        try:
+            return [list(row) for row in json.loads(json.dumps(weights, default=default))]
+        except TypeError as error:
+            return str(error)
+
+    theirs, ours = models
+    for default in (None, float):
+        assert outcome(ours, default) == outcome(theirs, default)

@@ -331,10 +331,9 @@ def test_safe_letters_are_normalised_alone(name: str) -> None:
     assert all(n.strip() if name == "Bert" else n and n == n.strip() for n in alone.values())
     draw = random.Random(0)
     for joint in ("", " "):
-        for _ in range(3):
-            draw.shuffle(letters)
-            together = normalizer.normalize_str(joint.join(letters))
-            assert together == joint.join(alone[c] for c in letters)
+        draw.shuffle(letters)
+        together = normalizer.normalize_str(joint.join(letters))
+        assert together == joint.join(alone[c] for c in letters)
 
 
 @pytest.mark.parametrize("name", ["NFC", "NFKC", "NFD", "NFKD", "Precompiled"])
