@@ -223,7 +223,7 @@ def test_attributes(models) -> None:
 
 
 def test_lexical_weights_under_json(models) -> None:
-    """What json.dumps makes of them there it makes of them here: an error, or with float the rows."""
+    """json.dumps does with them what it does with the reference's: an error, or the rows."""
 
     def outcome(model: Any, default: Any) -> Any:
         weights = model.encode(TEXTS[:3], return_sparse=True)["lexical_weights"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,29 +59,36 @@ def texts_of(call: int, n: int) -> list[str]:
     return [f"call {call}, text {i}: {'word ' * ((7 * i + call) % 40)}" for i in range(n)]
 
 
-def test_an_interrupted_call_leaves_nothing_behind(model, alone) -> None:
-    """The next call's rows are its own, wherever in the call before the exception struck."""
-    start = time.perf_counter()
-    model.encode(texts_of(0, 400), return_sparse=True)
-    whole = time.perf_counter() - start
-    rng, before = random.Random(5), signal.signal(signal.SIGALRM, give_up)
-    interrupted = 0
+def interruptions(work: Callable[[], object], times: int) -> Iterator[int]:
+    """Interrupt `work` so many times, anywhere in it; yields after each of its calls."""
+    rng, before, fast = random.Random(5), signal.signal(signal.SIGALRM, give_up), 60.0
+    interrupted = call = 0
     try:
-        for call in range(30):
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, whole))
+        while interrupted < times:
+            start = time.perf_counter()
             try:
-                model.encode(texts_of(call, 400), return_sparse=True)
+                if call:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, fast))
+                work()
+                fast = min(fast, time.perf_counter() - start)
+                signal.setitimer(signal.ITIMER_REAL, 0)
             except TooLong:
                 interrupted += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            if call % 3 == 0:
-                given = texts_of(1000 + call, 13)
-                found = model.encode(given)["dense_vecs"]
-                np.testing.assert_allclose(found, alone.encode(given)["dense_vecs"], atol=2e-6)
+            yield call
+            call += 1
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert interrupted > 5
+
+
+def test_an_interrupted_call_leaves_nothing_behind(model, alone) -> None:
+    """The next call's rows are its own, wherever in the call before the exception struck."""
+    given = texts_of(0, 400)
+    for call in interruptions(lambda: model.encode(given, return_sparse=True), 12):
+        if call % 3 == 0:
+            others = texts_of(1000 + call, 13)
+            found = model.encode(others)["dense_vecs"]
+            np.testing.assert_allclose(found, alone.encode(others)["dense_vecs"], atol=2e-6)
 
 
 @pytest.mark.parametrize("device", ["cpu", TWO])
@@ -88,28 +96,12 @@ def test_an_interrupted_engine_goes_on(path, device) -> None:
     """In one process: no lock stays taken, no thread waits for ever, no row is another's."""
     engine = Engine.from_pretrained(path, device=device, dtype="float32", token_budget=64)
     given = texts_of(1, 12)
-    wanted, fast = engine.encode(given), 0.0
-    before, rng = signal.signal(signal.SIGALRM, give_up), random.Random(3)
-    interrupted = 0
-    try:
-        start = time.perf_counter()
-        engine.encode(given[::-1])
-        fast = time.perf_counter() - start
-        for call in range(100):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 2 * fast))
-                engine.encode(given[::-1])
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except TooLong:
-                interrupted += 1
-            if call % 10 == 0:
-                found = engine.encode(given)
-                np.testing.assert_allclose(found.dense, wanted.dense, atol=2e-6)
-                np.testing.assert_array_equal(found.colbert.offsets, wanted.colbert.offsets)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted > 5
+    wanted = engine.encode(given)
+    for call in interruptions(lambda: engine.encode(given[::-1]), 60):
+        if call % 10 == 0:
+            found = engine.encode(given)
+            np.testing.assert_allclose(found.dense, wanted.dense, atol=2e-6)
+            np.testing.assert_array_equal(found.colbert.offsets, wanted.colbert.offsets)
 
 
 def test_many_threads_each_get_their_own(model, alone) -> None:
