@@ -142,6 +142,11 @@ def resolve(model: str | Path, cache_dir: str | Path | None = None) -> Path:
     return _fetch(str(model), cache_dir)
 
 
+def again(path: str | Path, model: str) -> str:
+    """What to load once more: the folder read before, or the name where that is not there."""
+    return str(path) if Path(path).is_dir() else model
+
+
 def _is_hub_id(model: str | Path) -> bool:
     parts = str(model).split("/")
     return (

@@ -9,7 +9,6 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, get_args
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from m3fast import pipeline
 from m3fast.assembly import Window, join
-from m3fast.checkpoint import load_weights, resolve
+from m3fast.checkpoint import again, load_weights, resolve
 from m3fast.config import ModelConfig, Pooling
 from m3fast.errors import EngineClosedError, InputError, NonFiniteError, ProcessError
 from m3fast.gpurunner import make_runner
@@ -30,6 +29,7 @@ from m3fast.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -92,7 +92,7 @@ class Engine:
         """Use `Engine.from_pretrained`."""
         self._runners, self.tokenizer, self.path = list(runners), tokenizer, path
         self.sentence = sentence or Sentence(path)
-        self._arguments: tuple[Any, ...] = ()  # of from_pretrained
+        self._arguments: dict[str, Any] = {}  # of from_pretrained
         runner = self._runners[0]
         self.config, self.device = runner.config, runner.device
         self.dtype = runner.weights.word.dtype
@@ -143,8 +143,7 @@ class Engine:
             CheckpointError: the model is missing or broken.
             InputError: an argument is out of range.
         """
-        arguments = (device, dtype, max_length, token_budget, pooling, normalize, truncate_dim,
-                     colbert_dim, cache_dir)  # fmt: skip
+        arguments = {k: v for k, v in locals().items() if k != "cls"}  # as given
         devices = pick_devices(device)
         as_dtype = pick_dtype(dtype, devices[0])
         if token_budget is not None:
@@ -184,13 +183,13 @@ class Engine:
             options=options,
             sentence=sentence,
         )
-        engine._arguments = (str(model), *arguments)
+        engine._arguments = {**arguments, "model": str(model)}
         return engine
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not self._arguments:
             raise TypeError("Engine: expected one made by from_pretrained, to be loaded again")
-        return _again, (type(self), str(self.path), *self._arguments)
+        return _again, (type(self), str(self.path), self._arguments)
 
     def __enter__(self) -> Self:
         return self
@@ -501,12 +500,10 @@ class Engine:
         return min(int(max_length), limit)
 
 
-def _again(cls: type[Engine], path: str, model: str, *arguments: Any) -> Engine:
-    """Load what was loaded before: the same folder, or the name where it is not there."""
-    names = ("device", "dtype", "max_length", "token_budget", "pooling", "normalize",
-             "truncate_dim", "colbert_dim", "cache_dir")  # fmt: skip
-    source = path if Path(path).is_dir() else model
-    return cls.from_pretrained(source, **dict(zip(names, arguments, strict=True)))
+def _again(cls: type[Engine], path: str, arguments: dict[str, Any]) -> Engine:
+    """Load what was loaded before."""
+    given: dict[str, Any] = {**arguments, "model": again(path, arguments["model"])}
+    return cls.from_pretrained(**given)
 
 
 def _progress(total: int | None, show: bool | None) -> Any:

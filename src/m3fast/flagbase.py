@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import warnings
 from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from m3fast.checkpoint import again
 from m3fast.engine import Engine
 from m3fast.errors import EngineClosedError, InputError
 from m3fast.pool import Pool
@@ -105,9 +105,9 @@ class FlagBase:
             if name not in self._engines:
                 on_cpu = name == "cpu"
                 half = "float16" if self.use_fp16 and not on_cpu else "float32"
-                again = bool(self._path) and Path(self._path).is_dir()
+                model = self.model_name_or_path
                 self._engines[name] = Engine.from_pretrained(
-                    self._path if again else self.model_name_or_path,
+                    again(self._path, model) if self._path else model,
                     device=name,
                     dtype="bfloat16" if self.use_bf16 else half,
                     pooling=self.pooling_method,  # pyright: ignore[reportArgumentType] - there

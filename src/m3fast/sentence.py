@@ -120,6 +120,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return raw  # pyright: ignore[reportUnknownVariableType]
 
 
+def optional_json(file: Path) -> dict[str, Any]:
+    """`read_json`, or nothing where there is no such file."""
+    return read_json(file) if file.is_file() else {}
+
+
 def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -195,9 +200,7 @@ def _dense(folder: Path) -> Module:
 
 def _check_flow(file: Path, *, needed: bool) -> dict[str, Any]:
     """A module's settings, if it reads and writes the sentence's vector."""
-    if not needed and not file.is_file():
-        return {}
-    raw = read_json(file)
+    raw = read_json(file) if needed else optional_json(file)
     for key in ("module_input_name", "module_output_name"):
         if (found := raw.get(key)) not in (None, "sentence_embedding"):
             raise CheckpointError(f"{file}: {key}: expected 'sentence_embedding', found {found!r}")
@@ -266,14 +269,14 @@ def _transformer(folder: Path, is_listed: bool) -> tuple[int | None, bool]:
         if value not in (wanted.get(key), {}):
             known = f"expected {wanted[key]!r}" if key in wanted else "expected no such setting"
             raise CheckpointError(f"{file}: {key}: {known}, found {value!r}")
-    if length is None and is_listed and (folder / "tokenizer_config.json").is_file():
-        length = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    if length is None and is_listed:
+        length = optional_json(folder / "tokenizer_config.json").get("model_max_length")
     return int(length) if length is not None and _is_size(length) else None, lower
 
 
 def _settings(file: Path, notes: list[str]) -> dict[str, Any]:
     """prompts, default_prompt and similarity, checked."""
-    raw = read_json(file) if file.is_file() else {}
+    raw = optional_json(file)
     prompts = {k: v for k, v in (raw.get("prompts") or {}).items() if v is not None}
     if not all(isinstance(text, str) for text in prompts.values()):
         raise CheckpointError(f"{file}: prompts: expected texts by name, found {prompts!r:.200}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from m3fast.errors import CheckpointError
-from m3fast.sentence import Sentence
+from m3fast.sentence import Sentence, optional_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,8 +53,8 @@ def read_tokenizer(path: Path) -> TokenizerFiles:
     """
     sentence = Sentence.from_dir(path)
     path = sentence.encoder
-    config = _read_json(path / "tokenizer_config.json")
-    declared = {**_read_json(path / "special_tokens_map.json"), **config}
+    config = optional_json(path / "tokenizer_config.json")
+    declared = {**optional_json(path / "special_tokens_map.json"), **config}
     file = path / "tokenizer.json"
     backend = _load(file) if file.is_file() else _convert(path)
     if sentence.lower_case:
@@ -109,15 +109,3 @@ def _convert(path: Path) -> tokenizers.Tokenizer:
         raise CheckpointError(
             f"{path / names[0]}: transformers cannot read it: {reason}"
         ) from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: expected JSON, found {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from m3fast.asyncengine import Lane
     from m3fast.engine import Engine
     from m3fast.server.guard import Call
-    from m3fast.server.schemas import EmbeddingRequest, RerankRequest
+    from m3fast.server.schemas import Cutting
     from m3fast.types import Embeddings
 
 Result = TypeVar("Result")
@@ -109,9 +109,7 @@ def max_length_of(engine: Engine, asked: int | None) -> int:
     return engine.max_length if asked is None else min(asked, engine.max_length)
 
 
-def truncation_of(
-    engine: Engine, body: EmbeddingRequest | RerankRequest
-) -> tuple[int | None, bool | None]:
+def truncation_of(engine: Engine, body: Cutting) -> tuple[int | None, bool | None]:
     """max_length and truncate from vLLM's truncate_prompt_tokens and the others' truncate."""
     tokens, cut = body.truncate_prompt_tokens, agreed(body, "truncate", "truncation")
     if tokens is None:

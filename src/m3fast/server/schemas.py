@@ -136,7 +136,16 @@ class InputText(Exact):
 Encoding = Literal["float", "base64"]
 
 
-class EmbeddingRequest(Loose):
+class Cutting(Loose):
+    """How long texts are cut, under the names that vLLM, Jina and Voyage have for it."""
+
+    truncate_prompt_tokens: CutTokens = None
+    truncate: Cut = None
+    truncation: bool | None = Field(None, description="truncate by another name")
+    truncation_side: OrNull[Literal["right"]] = "right"
+
+
+class EmbeddingRequest(Cutting):
     """Of OpenAI and of those that extend it: vLLM, infinity, Jina, Voyage, Cohere."""
 
     model: Name | None = None
@@ -170,10 +179,6 @@ class EmbeddingRequest(Loose):
     use_activation: bool | None = Field(None, description="normalize by another name")
     activation: bool | None = Field(None, description="normalize by another name")
     softmax: Never = None
-    truncate_prompt_tokens: CutTokens = None
-    truncate: Cut = None
-    truncation: bool | None = Field(None, description="truncate by another name")
-    truncation_side: OrNull[Literal["right"]] = "right"
     prompt_name: Prompt = None
     input_type: Prompt = None
     task: Prompt = None
@@ -241,7 +246,7 @@ class Document(Loose):
     text: str
 
 
-class RerankRequest(Loose):
+class RerankRequest(Cutting):
     """Of Cohere, Jina, vLLM, infinity and Voyage."""
 
     model: Name | None = None
@@ -259,10 +264,6 @@ class RerankRequest(Loose):
         None, description="what ranks; None: hybrid, or dense for a model with nothing else"
     )
     weights: Weights | None = None
-    truncate_prompt_tokens: CutTokens = None
-    truncate: Cut = None
-    truncation: bool | None = Field(None, description="truncate by another name")
-    truncation_side: OrNull[Literal["right"]] = "right"
     max_tokens_per_query: Most = None
     max_tokens_per_doc: Most = None
     max_chunks_per_doc: Never = None
