@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,6 +21,10 @@ PACKAGES = (
     "maxsim-cpu", "sentence-transformers", "triton", "late-interaction-kernels", "flash-maxsim",
     "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
 )  # fmt: skip
+
+# What decides what runs; src/m3fast/kernels is a link to kernels/.
+SOURCES = ("src/m3fast/**/*.py", "kernels/**/*.py", "kernels/tuned/*.json",
+           *(f"csrc/**/*.{end}" for end in ("h", "cuh", "cpp", "cu")))  # fmt: skip
 
 
 def has_bf16() -> bool:
@@ -64,13 +69,33 @@ def versions() -> dict[str, str]:
     return found
 
 
+def tree(root: Path = ROOT) -> str:
+    """16 hex digits that tell two states of the sources apart, with or without git."""
+    found = {
+        file.relative_to(root).as_posix(): file
+        for pattern in SOURCES
+        for file in root.glob(pattern)
+    }
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        if not name.startswith("src/m3fast/kernels/"):
+            content = hashlib.sha256(found[name].read_bytes()).hexdigest()
+            digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def commit() -> tuple[str, bool]:
-    """Commit of the working tree, and whether it has changes outside bench/results."""
+    """Commit of the working tree, and whether it has changes outside bench/results.
+
+    Where there is no git, M3FAST_COMMIT says it, as `git describe --always --dirty --abbrev=40
+    --match=NONE` prints it; "unknown" without that.
+    """
     try:
         head = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown", True
+        given = os.environ.get("M3FAST_COMMIT", "unknown-dirty")
+        return given.removesuffix("-dirty"), given.endswith("-dirty")
     return head, bool(changes)
 
 
