@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from bench import gpuencode, strong
+from bench import gpuencode
 from bench.gpuencode import AHEAD, FLAG, LINEARS, STRONG, TOKENS
 from bench.harness import OURS, Bench, Row, at_most, share, times
 from bench.workloads import OUTPUTS, encoder_work, mix, padding_ratio, texts, weight_bytes
 
 THREE = "all three outputs"
+PASSAGES = pytest.param("passages", marks=pytest.mark.first)
 
 
 def _row(
@@ -34,12 +35,12 @@ def _row(
     )
 
 
-@pytest.mark.parametrize("kind", ["passages", "mixed", "chat", "documents"])
+@pytest.mark.parametrize("kind", [PASSAGES, "mixed", "chat", "documents"])
 def test_encode_batch(bench: Bench, kind: str) -> None:
     """32k tokens through all layers and heads; upload included, download not."""
     if bench.scale.smoke and kind != "mixed":
         pytest.skip("one toy size is that of the mixed row")
-    gpuencode.not_quick(bench, kind in ("chat", "documents"))
+    gpuencode.not_quick(bench, kind != "passages")
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)
     lengths = mix(kind, bench.pick(TOKENS, 15), 0, bench.pick(config.max_length, 9))
@@ -54,7 +55,7 @@ def test_encode_batch(bench: Bench, kind: str) -> None:
         _row(bench, shape, gpuencode.dtype_of(weights), kind, lengths, note),
         {
             OURS: lambda: gpuencode.submits(runner, config),
-            STRONG: partial(strong.compiled, config, weights, inputs[0], bench.device),
+            **bench.slow(gpuencode.strong_peer(bench, config, weights, inputs[0])),
             LINEARS: partial(gpuencode.linears, bench, shape, tokens),
         },
         inputs,
@@ -70,6 +71,7 @@ def test_encode_batch(bench: Bench, kind: str) -> None:
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_encode_output(bench: Bench, output: str) -> None:
     """One output alone, of passages, beside all three."""
+    gpuencode.not_quick(bench, output != "dense")
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)
     lengths = mix("passages", bench.pick(TOKENS, 15), 0, bench.pick(512, 9))
@@ -106,7 +108,7 @@ def test_text_to_numpy(bench: Bench, kind: str) -> None:
     dtype = gpuencode.dtype_of(engine)
     bench.compare(
         _row(bench, shape, dtype, f"text to numpy, {kind}", lengths, note, padded_batch=64),
-        {OURS: lambda: gpuencode.encodes(engine), **gpuencode.text_peers(bench, shape)},
+        {OURS: lambda: gpuencode.encodes(engine), **bench.slow(gpuencode.text_peers(bench, shape))},
         inputs,
         rounds=5,
         aims={FLAG: times(5)} if kind == "passages" else {},

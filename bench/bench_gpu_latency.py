@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import pytest
 import torch
 
-from bench import child, gpuencode, strong
-from bench.gpuencode import FLAG, STRONG
+from bench import child, gpuencode
+from bench.gpuencode import FLAG
 from bench.harness import OURS, Bench, Row, micros, times
 from bench.measure import P99_SAMPLES, Absent, Sampled
 from bench.workloads import encoder_work, queries, texts, weight_bytes
 
 QUERY = 20
 EAGER = "without graphs"
+ONE = pytest.param(1, marks=pytest.mark.first)
 
 
 def _row(bench: Bench, name: str, dtype: str, batch: int, note: str) -> Row:
@@ -35,11 +35,12 @@ def _row(bench: Bench, name: str, dtype: str, batch: int, note: str) -> Row:
     )
 
 
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("batch", [ONE, 8])
 def test_query_gpu_time(bench: Bench, batch: int) -> None:
     """What the GPU does, launches aside."""
     if bench.scale.smoke and batch > 1:
         pytest.skip("one toy size is enough")
+    gpuencode.not_quick(bench, batch > 1)
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)
     inputs = [gpuencode.batch(config, [QUERY] * batch, bench.device, seed) for seed in range(4)]
@@ -54,10 +55,11 @@ def test_query_gpu_time(bench: Bench, batch: int) -> None:
         ),
         {
             OURS: lambda: submit,
-            STRONG: partial(strong.compiled, config, weights, inputs[0], bench.device),
+            **bench.slow(gpuencode.strong_peer(bench, config, weights, inputs[0])),
         },
         inputs,
         rounds=P99_SAMPLES,
+        short=True,
         aims={OURS: micros(400)} if batch == 1 and shape.layers == 24 else {},
         judge=gpuencode.judge(config, weights, inputs[0]),
         ahead=2e-3,
@@ -66,7 +68,7 @@ def test_query_gpu_time(bench: Bench, batch: int) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("batch", [ONE, 2, 4, 8, 16, 32])
 def test_text_to_numpy(bench: Bench, batch: int) -> None:
     """Strings in, three arrays out, with CUDA graphs and launched kernel by kernel."""
     if bench.scale.smoke and batch > 2:
@@ -85,10 +87,11 @@ def test_text_to_numpy(bench: Bench, batch: int) -> None:
         {
             OURS: lambda: gpuencode.encodes(engine),
             EAGER: lambda: gpuencode.encodes(eager),
-            **gpuencode.text_peers(bench, shape),
+            **bench.slow(gpuencode.text_peers(bench, shape)),
         },
         [x[0] for x in inputs] if batch == 1 else inputs,
         rounds=P99_SAMPLES if batch in (1, 8) else 50,
+        short=True,
         aims={OURS: micros(800), FLAG: times(20)} if batch == 1 and shape.layers == 24 else {},
         judge=gpuencode.same_dense,
     )  # fmt: skip
@@ -99,6 +102,7 @@ COLD = {OURS: "warm", "without warm-up": "cold", FLAG: "flag"}
 
 def test_first_query(bench: Bench) -> None:
     """The first call of a fresh process, once the model is loaded: after `warmup`, and without."""
+    gpuencode.not_quick(bench, True)
     shape = gpuencode.encoder_shape(bench)
     row = _row(
         bench, f"first query of {QUERY} tokens in a process on the GPU",

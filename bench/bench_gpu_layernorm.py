@@ -56,7 +56,7 @@ def _compare(
         ),
         {
             OURS: lambda: ours,
-            "torch.compile": compiled,
+            **bench.slow({"torch.compile": compiled}, "quick"),
             COPY: partial(gpu.copy_of, moved, bench.device),
         },
         inputs,

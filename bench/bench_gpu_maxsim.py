@@ -97,7 +97,7 @@ def _compare(
     )
 
 
-@pytest.mark.parametrize("dim", [128, 1024])
+@pytest.mark.parametrize("dim", [128, pytest.param(1024, marks=pytest.mark.first)])
 def test_maxsim_one_query(bench: Bench, dim: int) -> None:
     docs = bench.pick(1000, 3)
     dim = bench.pick(dim, dim // 16)

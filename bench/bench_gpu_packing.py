@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 
 from bench import gpu, gpupeers
@@ -71,6 +72,7 @@ def _compare(
     )
 
 
+@pytest.mark.first
 def test_pack_rows(bench: Bench) -> None:
     from m3fast.kernels.padding import pack_rows
 
@@ -87,6 +89,7 @@ def test_pack_rows(bench: Bench) -> None:
     )
 
 
+@pytest.mark.first
 def test_pad_rows(bench: Bench) -> None:
     from m3fast.kernels.padding import pad_rows
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 
-from bench import gpuencode, strong
-from bench.gpuencode import AHEAD, STRONG, TOKENS
+from bench import gpuencode
+from bench.gpuencode import AHEAD, TOKENS
 from bench.harness import OURS, Bench, Row
 from bench.workloads import encoder_work, weight_bytes
 
@@ -41,7 +39,7 @@ def test_length(bench: Bench, length: int) -> None:
         ),
         {
             OURS: lambda: gpuencode.submits(runner, config),
-            STRONG: partial(strong.compiled, config, weights, inputs[0], bench.device),
+            **bench.slow(gpuencode.strong_peer(bench, config, weights, inputs[0]), "quick"),
         },
         inputs,
         rounds=20,

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -70,6 +71,7 @@ def _judge(expected: list[dict], name: str, truth: object, found: object) -> str
     return f"{len(wrong)} rows differ, the first is {wrong[0]}" if wrong else ""
 
 
+@pytest.mark.first
 def test_sparse_csr(bench: Bench) -> None:
     from m3fast.kernels.reference import sparse_rows_ref
     from m3fast.kernels.sparse import sparse_csr

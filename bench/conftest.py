@@ -36,15 +36,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
            help="a folder, or m3fast-tiny, for rows that else use random weights")  # fmt: skip
     option("--quick", action="store_true",
            help="with --benchmark: at most 3 rounds and 10 s each, nothing recorded")  # fmt: skip
+    option("--first", action="store_true",
+           help="with --benchmark: those few rows that a first run on a GPU wants, a second or two "
+           "each, without peers that take long to load or compile")  # fmt: skip
     option("--record", action="store_true", default=True, dest="bench_record",
            help="append to bench/results/ (the default with --benchmark)")  # fmt: skip
     option("--no-record", action="store_false", dest="bench_record")
     option("--records", type=Path, metavar="FILE",
-           help="append there instead, at any size, --quick too")  # fmt: skip
+           help="append there instead, at any size, --quick and --first too")  # fmt: skip
     option("--device", choices=("auto", "cpu", "cuda"), default="auto",
            help="whose rows to run; auto is cuda where there is such a device")  # fmt: skip
     option("--no-gate", action="store_true",
            help="do not run a suite's tests first: they have run already")  # fmt: skip
+    option("--verdicts", type=Path, metavar="FILE",
+           help="run no tests first: what came of tests/gpu; see bench/gate.py")  # fmt: skip
     option("--threads", type=int,
            help="threads of every candidate: 2 unless given, with a GPU all cores")  # fmt: skip
 
@@ -76,12 +81,16 @@ def _model(config: pytest.Config) -> Path | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
+    config.addinivalue_line("markers", "first: a row of --first")
+    if config.getoption("--quick") and config.getoption("--first"):
+        raise pytest.UsageError("--quick and --first: one of them was expected")
     chosen, model = _chosen(config), _model(config)
     if not config.getoption("--benchmark"):
         scale = "smoke"
     else:
         full = "full" if "full" in chosen else "default"
-        scale = "quick" if config.getoption("--quick") else full
+        scale = "first" if config.getoption("--first") else full
+        scale = "quick" if config.getoption("--quick") else scale
     name = config.getoption("--device")
     cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     if cuda and not torch.cuda.is_available():
@@ -102,6 +111,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "device": words,
         "threads": threads,
         "scale": scale,
+        "tree": record.tree(),
         "versions": record.versions(),
     } | ({"clocks": gpu.clocks()} if cuda else {})
     file = config.getoption("--records")
@@ -121,7 +131,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if scale != "smoke":
         config.pluginmanager.register(Progress(say), "m3fast bench progress")
     config.stash[KEEP] = bool(keep)
-    config.stash[GATE] = Gate(device.type, scale == "smoke" or config.getoption("--no-gate"))
+    verdicts = config.getoption("--verdicts")
+    unproven = config.getoption("--no-gate") or (scale == "smoke" and not verdicts)
+    config.stash[GATE] = Gate(device.type, unproven, verdicts)
     config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save, device, model)
 
 
@@ -132,10 +144,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if interpreted:
         gpu.let_scalars_count_loops()
     wanted = _chosen(config) - {"default", "full"}
-    if wanted:
-        left = [item for item in items if suite_of(item.path) not in wanted]
-        items[:] = [item for item in items if suite_of(item.path) in wanted]
-        config.hook.pytest_deselected(items=left)
+    first = config.getoption("--first")
+    chosen = [
+        item
+        for item in items
+        if (not wanted or suite_of(item.path) in wanted)
+        and (not first or item.get_closest_marker("first"))
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
     for item in items:
         if item.path.name.startswith("bench_gpu_"):
             if not cuda and not interpreted:

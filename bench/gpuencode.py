@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,17 @@ def not_quick(bench: Bench, extra: bool) -> None:
 
 def model(bench: Bench, shape: Shape) -> tuple[Any, Any]:
     """Config and weights; fp16 where kernels are interpreted, which have no bf16 products there."""
+    dtype = bench.pick(torch.bfloat16, torch.float16)
+    return _model(bench.checkpoint(shape), bench.device, dtype)
+
+
+@lru_cache(maxsize=1)  # 24 layers take two seconds to load, and a file's rows share them
+def _model(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     from m3fast.checkpoint import load_weights
     from m3fast.config import ModelConfig
 
-    path = bench.checkpoint(shape)
     config = ModelConfig.from_dir(path)
-    dtype = bench.pick(torch.bfloat16, torch.float16)
-    return config, load_weights(path, config, bench.device, dtype)
+    return config, load_weights(path, config, device, dtype)
 
 
 def runner(bench: Bench, config: Any, weights: Any, graphs: bool = True) -> Any:
@@ -147,14 +152,23 @@ def linears(bench: Bench, shape: Shape, tokens: int) -> Candidate:
 
 
 def engine(bench: Bench, shape: Shape, graphs: bool = True) -> Any:
+    """With its graphs captured: in a first run a query's only, as warming up would take longest."""
+    dtype, path = bench.pick("bfloat16", "float32"), bench.checkpoint(shape)
+    return _engine(path, bench.device, dtype, graphs, bench.scale.name == "first")
+
+
+@lru_cache(maxsize=2)
+def _engine(path: Path, device: torch.device, dtype: str, graphs: bool, query: bool) -> Any:
     from m3fast import Engine
     from m3fast.graphs import Graphs
 
-    dtype = bench.pick("bfloat16", "float32")
-    its = Engine.from_pretrained(bench.checkpoint(shape), device=str(bench.device), dtype=dtype)
+    its = Engine.from_pretrained(path, device=str(device), dtype=dtype)
     if not graphs:
         its.runner.graphs = Graphs(None)
-    elif bench.device.type == "cuda":
+    elif device.type == "cuda" and query:
+        for _ in range(3):  # eagerly, captured, replayed
+            its.encode("a query")
+    elif device.type == "cuda":
         its.warmup()
     return its
 
@@ -202,6 +216,12 @@ def same_dense(name: str, truth: torch.Tensor, found: torch.Tensor) -> str:
         return f"shape {list(found.shape)}, not {list(truth.shape)}"
     cosine = (found.to(truth) * truth).sum(-1).min().item()
     return "" if cosine >= COSINE else f"a dense vector has cosine {cosine:.4f}"
+
+
+def strong_peer(
+    bench: Bench, config: Any, weights: Any, x: Batch
+) -> dict[str, Callable[[], Candidate]]:
+    return {STRONG: partial(strong.compiled, config, weights, x, bench.device)}
 
 
 def strong_gate(bench: Bench, weights: Any, tokens: int) -> dict[str, Callable[[], float]]:

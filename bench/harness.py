@@ -45,7 +45,7 @@ class Bench:
         self.suite = self.test = ""  # of the row that runs
         self.full = False  # it is one of --suite full only
         self.red = ""  # why no row of the suite counts
-        self.roof = Roof(device, toy=scale.smoke)
+        self.roof = Roof(device, toy=scale.smoke, seconds=scale.roof)
         self._common, self.say, self._save = dict(common), say, save
         self.groups: list[list[dict[str, Any]]] = []
 
@@ -74,6 +74,16 @@ class Bench:
         hidden = config["hidden_size"]
         return Shape(config["num_hidden_layers"], hidden, config["intermediate_size"] // hidden)
 
+    def slow(
+        self, makers: Mapping[str, Callable[[], Candidate]], *but: str
+    ) -> dict[str, Callable[[], Candidate]]:
+        """Peers that take long to load or compile: absent in a first run, and at scales `but`."""
+
+        def absent() -> Candidate:
+            raise Absent(f"takes long to make: not in a {self.scale.name} run")
+
+        return dict.fromkeys(makers, absent) if self.scale.name in ("first", *but) else dict(makers)
+
     def need(self, row: Row, here: bool, reason: str) -> None:
         """Skip the row, on record, where the machine cannot run it."""
         if not here:
@@ -100,6 +110,7 @@ class Bench:
         judge: Callable[[str, Any, Any], str] = lambda name, truth, result: "",
         ahead: float | None = None,
         stream: torch.cuda.Stream | None = None,
+        short: bool = False,
         void: Mapping[str, Callable[[], float]] | None = None,
     ) -> None:
         """Make the candidates, time them in turn, record what came out.
@@ -111,6 +122,7 @@ class Bench:
             ahead: samples are GPU time; seconds that the host may need to enqueue one. None for
                 wall time, which is what a CPU has.
             stream: where they run; the current one if None.
+            short: a sample takes milliseconds, so that all `rounds` run at any scale but smoke.
             void: by a peer's name, times its matrix products alone and says their rate as a share
                 of the best of the gemm suite's ways at the same sizes. Below GEMM_SHARE the peer is
                 no strong baseline: its row is void, with the reason and no figure. Called after
@@ -121,6 +133,7 @@ class Bench:
         if ahead is not None and self.device.type == "cuda":
             watch = gpu.Events(self.device, ahead, stream)
         most = self.scale.gpu_rounds if watch else self.scale.rounds
+        most = rounds if short and not self.scale.smoke else most
         ready: dict[str, Candidate] = {}
         absent: dict[str, str] = {}
         for name, make in makers.items():

@@ -18,7 +18,7 @@ HIDDEN = 1024
 ROWS = {"cpu": 2048, "cuda": 32768}
 BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # of one buffer, far beyond any cache
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SECONDS, AGAIN = 2.0, 0.1  # of one measurement, and of a later look
+SECONDS, LOOKS = 2.0, 20  # of a measurement unless told; a later look is so much shorter
 
 Run = Callable[[], Any]
 
@@ -51,10 +51,13 @@ class Roof:
 
     Args:
         toy: sizes and rounds that run in a blink, for smoke tests; the figures mean nothing.
+        seconds: for each limit's first measurement.
     """
 
-    def __init__(self, device: torch.device, toy: bool = False) -> None:
-        self._device, self._toy = device, toy
+    def __init__(
+        self, device: torch.device, toy: bool = False, seconds: float = SECONDS
+    ) -> None:
+        self._device, self._toy, self._for = device, toy, seconds
         self._best: dict[str, tuple[float, float, Run]] = {}
 
     def flops(self, dtype: str) -> float | None:
@@ -72,10 +75,10 @@ class Roof:
         with torch.inference_mode():
             if name in self._best:
                 rate, work, run = self._best[name]
-                rate = max(rate, work / self._seconds(run, AGAIN))
+                rate = max(rate, work / self._seconds(run, self._for / LOOKS))
             else:
                 made = make()
-                each = SECONDS / len(made)
+                each = self._for / len(made)
                 rates = [(work / self._seconds(run, each), work, run) for work, run in made]
                 rate, work, run = max(rates, key=lambda r: r[0])
             self._best[name] = rate, work, run

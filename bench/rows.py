@@ -14,12 +14,14 @@ class Scale:
         budget: seconds per candidate after which it stops sampling, with 3 samples at least
             unless they take three times as long.
         gpu_rounds: as rounds, where samples are GPU time: microseconds each.
+        roof: seconds for each of the machine's limits.
     """
 
     name: str
     rounds: int | None
     budget: float
     gpu_rounds: int | None = None
+    roof: float = 2.0
 
     @property
     def smoke(self) -> bool:
@@ -28,7 +30,8 @@ class Scale:
 
 SCALES = {
     "smoke": Scale("smoke", 1, 5.0, 1),
-    "quick": Scale("quick", 3, 10.0, 20),
+    "first": Scale("first", 10, 1.0, 10, roof=0.3),
+    "quick": Scale("quick", 3, 10.0, 20, roof=0.6),
     "default": Scale("default", None, 20.0),
     "full": Scale("full", None, 60.0),
 }

@@ -184,8 +184,8 @@ def words() -> tuple[str, ...]:
 
 def texts(lengths: list[int], seed: int) -> list[str]:
     """Random texts of exactly these lengths in tokens, <s> and </s> included."""
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(words(), n - 2)) for n in lengths]
+    rng, known = np.random.default_rng(seed), np.array(words())
+    return [" ".join(rng.choice(known, n - 2)) for n in lengths]
 
 
 def made_up_texts(count: int, n_words: int, seed: int) -> list[str]:
