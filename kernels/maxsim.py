@@ -174,7 +174,8 @@ def _scores(
         )
         scales = None if scales is None else scales.contiguous()
         if pairs is None:
-            return launch_maxsim(*packed, scales)
+            ends = d_ends if isinstance(d_ends, np.ndarray) else None
+            return launch_maxsim(*packed, scales, d_ends=ends)
         if not len(pairs):
             return torch.zeros(0, dtype=torch.float32, device=docs.device)
         on_host = isinstance(q_ends, np.ndarray)

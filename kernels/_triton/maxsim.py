@@ -9,9 +9,11 @@ order of the fp32 values, above all of which stands NaN: the result depends on n
 # pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .maxsim_config import MaxsimConfig, config_for
@@ -90,21 +92,16 @@ def _best(products, own):
 
 @triton.jit(do_not_specialize=["n_docs", "d_rows", "q_rows", "q_tiles"])
 def maxsim_kernel(
-    docs, queries, scales, d_offsets, best, n_docs, d_rows, q_rows, q_tiles, doc_stride,
+    docs, queries, scales, d_offsets, firsts, best, n_docs, d_rows, q_rows, q_tiles, doc_stride,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     TMA: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """best[doc, token] = max(best[doc, token], key of its best product in this tile)."""
     # Query tiles of one document tile run side by side: the second finds it in L2.
-    row = tl.program_id(0) // q_tiles * BLOCK_D
+    tile = tl.program_id(0) // q_tiles
+    row = tile * BLOCK_D
     token = tl.program_id(0) % q_tiles * BLOCK_Q
-    doc = 0  # the first that ends beyond `row`
-    above = n_docs
-    while doc < above:
-        middle = (doc + above) // 2
-        ends_before = tl.load(d_offsets + middle + 1) <= row
-        doc = tl.where(ends_before, middle + 1, doc)
-        above = tl.where(ends_before, above, middle)
+    doc = tl.load(firsts + tile)
     if doc < n_docs:
         products = _products(
             docs, queries, scales, row, d_rows, token, q_rows, doc_stride,
@@ -114,7 +111,7 @@ def maxsim_kernel(
         tokens = token + tl.arange(0, BLOCK_Q)
         start = tl.load(d_offsets + doc)
         while (doc < n_docs) & (start < row + BLOCK_D):
-            end = tl.load(d_offsets + doc + 1)
+            end = tl.minimum(tl.load(d_offsets + doc + 1), d_rows)
             if end > start:
                 own = (rows >= start) & (rows < end)
                 top = _best(products, own)
@@ -202,6 +199,20 @@ def tokens_at_once(tokens: int, n_docs: int) -> int:
     return -(-tokens // (32 * passes)) * 32
 
 
+def first_documents(
+    d_offsets: NDArray[np.int64] | torch.Tensor, rows: int, block: int, device: torch.device
+) -> torch.Tensor:
+    """The first document that ends beyond the first row of each tile of `block`: int32 [tiles].
+
+    It is found where the offsets are; nothing waits for the device. nd where there is none.
+    """
+    if isinstance(d_offsets, np.ndarray):
+        found = np.searchsorted(d_offsets[1:], np.arange(0, rows, block), side="right")
+        return torch.from_numpy(found.astype(np.int32)).to(device, non_blocking=True)
+    starts = torch.arange(0, rows, block, device=device)
+    return torch.searchsorted(d_offsets[1:], starts, right=True, out_int32=True)
+
+
 def launch_maxsim(
     queries: torch.Tensor,
     q_offsets: torch.Tensor,
@@ -209,20 +220,29 @@ def launch_maxsim(
     d_offsets: torch.Tensor,
     scales: torch.Tensor | None = None,
     config: MaxsimConfig | None = None,
+    d_ends: NDArray[np.int64] | None = None,
 ) -> torch.Tensor:
-    """Scores of all pairs, fp32 [nq, nd]; queries contiguous, offsets int64 on the device."""
+    """Scores of all pairs, fp32 [nq, nd]; queries contiguous, offsets int64 on the device.
+
+    `d_ends` is `d_offsets` on the host, for who has it there: less is left for the device to do.
+    """
     n_queries, n_docs = len(q_offsets) - 1, len(d_offsets) - 1
     scores = torch.empty(n_queries, n_docs, dtype=torch.float32, device=docs.device)
     step = tokens_at_once(len(queries), n_docs)
+    ends = d_offsets if d_ends is None else d_ends
+    firsts: dict[int, torch.Tensor] = {}
     for first in range(0, len(queries), step):
         part = queries[first : first + step]
         c = config or config_for(docs, part, len(part), False)
         best = torch.full((n_docs, len(part)), LOWEST.value, dtype=torch.int32, device=docs.device)
         q_tiles = triton.cdiv(len(part), c.block_q)
+        if c.block_d not in firsts:
+            firsts[c.block_d] = first_documents(ends, len(docs), c.block_d, docs.device)
         maxsim_kernel[(triton.cdiv(len(docs), c.block_d) * q_tiles,)](
             TensorDescriptor.from_tensor(docs, [c.block_d, c.block_k]) if c.tma else docs,
             TensorDescriptor.from_tensor(part, [c.block_q, c.block_k]) if c.tma else part,
-            scales, d_offsets, best, n_docs, len(docs), len(part), q_tiles, docs.stride(0),
+            scales, d_offsets, firsts[c.block_d], best,
+            n_docs, len(docs), len(part), q_tiles, docs.stride(0),
             DIM=docs.shape[1], BLOCK_D=c.block_d, BLOCK_Q=c.block_q, BLOCK_K=c.block_k, TMA=c.tma,
             SCALED=scales is not None, num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip

@@ -110,6 +110,48 @@ def test_tiles(device, rng, gap, dtype, tile, tma):
     assert gap(scores, expected[tuple(pairs.cpu().T)]) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [16, 0, 0, 16, 0, 7],
+        [0] * 70 + [5, 0, 11] + [0] * 40 + [30] + [0] * 9,
+        [15, 1, 0, 1, 15, 16, 0],
+        [100],
+        [1] * 40 + [0, 2] * 9,
+    ],
+    ids=["empty at borders", "mostly empty", "ends on a border", "many tiles", "many in a tile"],
+)
+def test_where_a_tile_begins(device, rng, gap, lengths):
+    """Each tile is told its first document, by the host or by the device."""
+    q_ends, d_ends = ends([3, 2]), ends(lengths)
+    q, d = (vectors(ends[-1], 16, torch.float16, device) for ends in (q_ends, d_ends))
+    expected = reference(q, q_ends, d, d_ends)
+    tiles = range(0, len(d), 16)
+    first = [next(i for i, end in enumerate(d_ends[1:]) if end > row) for row in tiles]
+    given = on(device, q_ends, d_ends)
+    for where in (d_ends, given[1]):
+        found = launch.first_documents(where, len(d), 16, device)
+        assert found.dtype == torch.int32 and found.tolist() == first
+    for host in (d_ends, None):
+        config = MaxsimConfig(16, 16, 16, 4, 2)
+        scores = launch.launch_maxsim(q, given[0], d, given[1], None, config, host)
+        assert gap(scores, expected) < 2e-5
+
+
+def test_tiles_before_and_beyond_all_documents(device, rng, gap):
+    """Offsets on the device may begin after row 0, end before the last, or go past it."""
+    q, d = (vectors(n, 16, torch.float16, device) for n in (5, 90))
+    q_ends, config = ends([5]), MaxsimConfig(16, 16, 16, 4, 2)
+    for d_ends in ([40, 41, 41, 60], [89, 90], [0, 0, 0], [0, 33, 90]):
+        at = np.array(d_ends, np.int64)
+        d_given = at if d_ends[-1] < 90 else np.append(at[:-1], 500)
+        given = on(device, q_ends, d_given)
+        scores = launch.launch_maxsim(q, given[0], d, given[1], None, config)
+        assert gap(scores, reference(q, q_ends, d, at)) < 2e-5
+    (given,) = on(device, np.array([0, 9]))
+    assert launch.first_documents(given, 90, 32, device).tolist() == [0, 1, 1]
+
+
 def test_the_reduction(device, rng, monkeypatch):
     monkeypatch.undo()
     q, d = (vectors(n, 16, torch.float32, device) for n in (2, 7))
