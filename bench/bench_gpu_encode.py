@@ -38,8 +38,8 @@ def _row(
 @pytest.mark.parametrize("kind", [PASSAGES, "mixed", "chat", "documents"])
 def test_encode_batch(bench: Bench, kind: str) -> None:
     """32k tokens through all layers and heads; upload included, download not."""
-    if bench.scale.smoke and kind != "mixed":
-        pytest.skip("one toy size is that of the mixed row")
+    if bench.scale.smoke and kind != "passages":
+        pytest.skip("one toy size is that of the passages")
     gpuencode.not_quick(bench, kind != "passages")
     shape = gpuencode.encoder_shape(bench)
     config, weights = gpuencode.model(bench, shape)

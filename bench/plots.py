@@ -1,6 +1,6 @@
 """Plots of a device's rows for the README, one SVG per kind, the same bytes for the same records.
 
-    length    throughput against text length, and the limit; rows "scaling: throughput…"
+    length    throughput against text length, and the limit; rows of the scaling suite by length
     latency   share of calls done by a time; rows of the latency suite that kept samples
     batch     time per text against texts per call; rows that name their batch
 """
@@ -59,9 +59,9 @@ def names(rows: list[Group], stem: str) -> dict[str, str]:
 def draw(rows: list[Group], stem: str, folder: Path) -> list[Path]:
     """Draw them; the files that changed. Others of this device are removed."""
     wanted = names(rows, stem)
-    for file in sorted(folder.glob(f"{stem}-*.svg")):
-        if file.name not in wanted:
-            file.unlink()
+    for kind in FIND:  # not what begins with the stem: another card's name may
+        if (name := f"{stem}-{kind}.svg") not in wanted:
+            (folder / name).unlink(missing_ok=True)
     changed = []
     for kind, find in FIND.items():
         if data := find(rows):
@@ -91,7 +91,8 @@ def _find_length(rows: list[Group]) -> dict[str, Lines]:
     """By dtype, lines of (length, tokens/s), the limit among them."""
     found: dict[str, Lines] = {}
     for record in _timed(rows):
-        if record["row"].startswith("scaling: throughput") and record.get("length"):
+        whole = record.get("suite") == "scaling" and record["unit"] == "tokens/s"
+        if whole and record.get("length"):
             lines = found.setdefault(record["dtype"], {})
             rate = record["tokens"] / record["p50"]
             lines.setdefault(record["candidate"], []).append((record["length"], rate))

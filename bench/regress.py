@@ -42,10 +42,11 @@ class Checked:
 
 def check(records: Iterable[Record], run: str | None = None) -> Checked:
     """Compare each row's newest run, or `run`, with the newest before it of another commit."""
-    rows: dict[str, dict[str, Row]] = {}
+    rows: dict[tuple[str, str], dict[str, Row]] = {}  # of one device each
     for record in records:
         if "p50" in record:
-            its = rows.setdefault(record["row"], {}).setdefault(record["run"], {})
+            its = rows.setdefault((record["device"], record["row"]), {})
+            its = its.setdefault(record["run"], {})
             its[record["candidate"]] = record
     pairs = [pair for runs in rows.values() if (pair := _pair(runs, run))]
     since = sorted({old[OURS]["commit"][:9] for old, _ in pairs})

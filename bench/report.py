@@ -27,10 +27,11 @@ from bench.table import (
     ours_of,
     percent,
     ratio,
-    read,
+    read_results,
 )
 from bench.table import latest as latest
 from bench.table import plain as plain
+from bench.table import read as read
 
 PLOTS = ROOT / "docs" / "bench"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -40,9 +41,8 @@ SHORT = ("Workload", "m3fast", "Ratio to peers", "Of limit")
 
 def markdown(results: Path = RESULTS, tests: Collection[str] | None = None) -> str:
     """The README's block without its markers, empty where nothing is recorded."""
-    found = [(read(file), file.stem) for file in results.glob("*.jsonl")]
-    found.sort(key=lambda device: max(r["run"] for r in device[0]), reverse=True)
-    return "\n\n".join(_device(records, stem, tests) for records, stem in found)
+    found = sorted(read_results(results).items(), key=lambda its: max(r["run"] for r in its[1]))
+    return "\n\n".join(_device(records, stem, tests) for stem, records in reversed(found))
 
 
 def _device(records: list[Record], stem: str, tests: Collection[str] | None) -> str:
@@ -143,18 +143,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.check:
         slower = False
-        for file in sorted(options.results.glob("*.jsonl")):
-            found = regress.check(read(file))
-            print(f"{file.stem}: " + "\n  ".join(found.lines()))
+        for stem, records in read_results(options.results).items():
+            found = regress.check(records)
+            print(f"{stem}: " + "\n  ".join(found.lines()))
             slower |= bool(found.slower)
         return int(slower)
     old = options.readme.read_text(encoding="utf-8") if options.readme.exists() else ""
     block = markdown(options.results)
     new = rewrite(old, block)
-    for file in sorted(options.results.glob("*.jsonl")):
+    for stem, records in read_results(options.results).items():
         options.plots.mkdir(parents=True, exist_ok=True)
-        (options.plots / f"{file.stem}.md").write_text(page(read(file)), encoding="utf-8")
-        for drawn in plots.draw(current(read(file)), file.stem, options.plots):
+        (options.plots / f"{stem}.md").write_text(page(records), encoding="utf-8")
+        for drawn in plots.draw(current(records), stem, options.plots):
             print(f"{drawn}: drawn")
     if new is None:
         print(block)

@@ -23,15 +23,29 @@ Record = dict[str, Any]
 
 
 def read(file: Path) -> list[Record]:
-    """All records of one device, oldest first."""
+    """All records of a file, oldest first."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
 
 
+def read_results(folder: Path) -> dict[str, list[Record]]:
+    """Records by the names of their files, each of one device.
+
+    Raises:
+        ValueError: a file holds two devices, whose figures would stand in one table.
+    """
+    found = {file.stem: read(file) for file in sorted(folder.glob("*.jsonl"))}
+    for stem, records in found.items():
+        if len(devices := sorted({r["device"] for r in records})) > 1:
+            raise ValueError(f"{stem}.jsonl: one device was expected, found {'; '.join(devices)}")
+    return found
+
+
 def latest(records: Iterable[Record]) -> list[list[Record]]:
-    """Per row, in order of first appearance, its newest run but those that skipped it."""
-    rows: dict[str, dict[str, list[Record]]] = {}
+    """Per row and device, in order of appearance, the newest run but those that skipped it."""
+    rows: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for record in records:
-        rows.setdefault(record["row"], {}).setdefault(record["run"], []).append(record)
+        its = rows.setdefault((record["device"], record["row"]), {})
+        its.setdefault(record["run"], []).append(record)
     chosen = []
     for runs in rows.values():
         ran = [r for r in runs.values() if any(x["status"] != "skipped" for x in r)]
@@ -117,6 +131,8 @@ def notes(records: list[Record]) -> str:
         word = "not measured" if ours["status"] == "skipped" else ours["status"]
         return f"{word}, {ours['reason']}"
     parts = [ours["shape"]]
+    if ours.get("scale") in ("first", "quick"):
+        parts.append(f"a {ours['scale']} run")
     if ours.get("tokens"):
         parts.append(f"{ours['tokens']:,} tokens")
     if ours.get("padding"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import benchpackage  # noqa: F401 - makes `bench` importable
 import pytest
-from bench import record, report
+from bench import plots, record, regress, report
 from benchkept import made_up
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +59,47 @@ def test_a_run_of_some_rows_replaces_just_those() -> None:
     shown = report.current(records, {"bench_x.py::test_x"})
     assert [(row[0]["row"], row[0]["run"]) for row in shown] == [("a", "2"), ("b", "3")]
     assert report.current(records, set()) == []
+
+
+CARDS = ("NVIDIA H100 80GB HBM3, 132 SMs, sm_90", "NVIDIA H200, 132 SMs, sm_90")
+
+
+def test_cards_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards of one architecture: no file, table row, plot or regression check is of both."""
+    more = {"row": "scaling, 16 tokens", "suite": "scaling", "unit": "tokens/s", "tokens": 100,
+            "dtype": "bfloat16", "samples": 3, "test": "bench_x.py::test_x"}  # fmt: skip
+    both = []
+    for day, (card, seconds) in enumerate(zip(CARDS, (1.0, 2.0), strict=True)):
+        about = {"device": card, "commit": str(day) * 40, "p50": seconds, **more}
+        peer = about | {"candidate": "Peer", "p50": 4.0, "ratio": 4.0 / seconds}
+        for length in (16, 32):
+            its = {"length": length, "row": f"scaling, {length} tokens"}
+            both += [made_up(f"2026-01-0{1 + day}", **(r | its)) for r in (about, peer)]
+    found = regress.check(both)
+    assert found.rows == 0 and not found.slower, "an H200 that is slower is no regression"
+    assert [row[0]["device"] for row in report.latest(both)] == [CARDS[0]] * 2 + [CARDS[1]] * 2
+    assert all(len({r["device"] for r in row}) == 1 for row in report.latest(both))
+
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(r) + "\n" for r in both))
+    with pytest.raises(ValueError, match=r"mixed\.jsonl: one device was expected, found NVIDIA"):
+        report.markdown(tmp_path)
+    (tmp_path / "mixed.jsonl").unlink()
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    for r in both:
+        record.append([r], r["device"])
+    assert {f.stem for f in tmp_path.iterdir()} == {"nvidia-h100-80gb-hbm3", "nvidia-h200"}
+    newer, older = report.markdown(tmp_path, {"bench_x.py::test_x"}).split("\n\n**NVIDIA H100")
+    assert "| 50 tokens/s | 2.00× Peer" in newer and "100 tokens/s" not in newer
+    assert "| 100 tokens/s | 4.00× Peer" in older and "50 tokens/s" not in older
+    for stem, records in report.read_results(tmp_path).items():
+        plots.draw(report.current(records, {"bench_x.py::test_x"}), stem, tmp_path)
+    assert len([*tmp_path.glob("*.svg")]) == 2
+    other = tmp_path / "nvidia-h200-nvl-length.svg"
+    other.write_text("another card's")
+    plots.draw([], "nvidia-h200", tmp_path)
+    assert {f.name for f in tmp_path.glob("*.svg")} == {
+        "nvidia-h100-80gb-hbm3-length.svg", other.name
+    }  # fmt: skip
 
 
 def test_readme_shows_what_the_results_say() -> None:
