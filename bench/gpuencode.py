@@ -71,11 +71,11 @@ def not_quick(bench: Bench, extra: bool) -> None:
 def model(bench: Bench, shape: Shape) -> tuple[Any, Any]:
     """Config and weights; fp16 where kernels are interpreted, which have no bf16 products there."""
     dtype = bench.pick(torch.bfloat16, torch.float16)
-    return _model(bench.checkpoint(shape), bench.device, dtype)
+    return load(bench.checkpoint(shape), bench.device, dtype)
 
 
 @lru_cache(maxsize=1)  # 24 layers take two seconds to load, and a file's rows share them
-def _model(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+def load(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     from m3fast.checkpoint import load_weights
     from m3fast.config import ModelConfig
 

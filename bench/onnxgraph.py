@@ -6,6 +6,7 @@ Outputs: dense [B, H], token weights [B, S], token vectors [B, S - 1, D], as in 
 Q, K and V are one MatMul. With `fused`, attention and residual LayerNorm are ONNX Runtime's own
 operators (its optimiser makes BiasGelu itself); else all are plain ones, for OpenVINO, which fuses
 attention as fast by itself. A graph has the outputs asked for and no nodes but theirs.
+onnx is imported where it is used: the rows of a GPU do without.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto, helper, numpy_helper, save_model
 from safetensors.torch import load_file
 
 from bench.workloads import CACHE, OUTPUTS
@@ -37,6 +37,8 @@ class _Graph:
         )
 
     def const(self, value: Any, dtype: type = np.float32) -> str:
+        from onnx import numpy_helper
+
         name = f"c{len(self.weights)}"
         # Not ascontiguousarray: it makes a scalar one-dimensional.
         array = np.array(value, dtype=dtype, order="C")
@@ -44,6 +46,8 @@ class _Graph:
         return name
 
     def op(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
         name = out or f"n{len(self.nodes)}"
         node = helper.make_node(
             kind, inputs, [name], domain=self._domain.get(kind, ""), **attributes
@@ -63,6 +67,8 @@ def export(path: Path, fused: bool, outputs: Sequence[str] = OUTPUTS) -> Path:
 
     It lies beside a random checkpoint, or, with its weights, in the cache beside those.
     """
+    from onnx import TensorProto, helper, save_model
+
     folder = path if path.parent == CACHE else CACHE / f"onnx-{path.name}-{_digest(path)}"
     kind = "-".join(["fused" if fused else "plain", *(outputs if outputs != OUTPUTS else ())])
     file = folder / f"model-{kind}-v{VERSION}.onnx"
@@ -177,6 +183,8 @@ def _build(
 
 
 def _split(g: _Graph, qkv: str) -> list[str]:
+    from onnx import helper
+
     names = [f"{qkv}_{part}" for part in "qkv"]
     g.nodes.append(helper.make_node("Split", [qkv], names, axis=2, num_outputs=3))
     return names
