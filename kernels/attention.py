@@ -82,10 +82,10 @@ def attention_tiles(cu_seqlens: NDArray[np.int32], short: int, rows: int) -> NDA
 def most_tiles(tokens: int, texts: int, short: int, rows: int) -> int:
     """No batch of so many tokens and texts has more `attention_tiles`.
 
-    Two neighbouring short tiles hold more than `short` tokens together, or a longer text, which
-    has as many itself, stands between them; beside full tiles each text has at most one.
+    A longer text has one tile for each `rows` tokens that it goes beyond, and one as a short tile
+    is one. Of these any two neighbours hold more than `short` tokens, and each has a text.
     """
-    return (tokens // rows if rows else 0) + min(texts, 4 * (tokens // short) + 3)
+    return (tokens // rows if rows else 0) + min(texts, 2 * (tokens // (short + 1)) + 1)
 
 
 def attention_plan(

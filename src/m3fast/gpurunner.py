@@ -4,13 +4,14 @@
     compute stream   upload | encoder | heads
     copy stream                                download
 
-A large batch takes exactly the memory it needs. A small one is padded to a bucket of tokens, with
-texts that nobody reads, so that few shapes occur and a CUDA graph can replay each: at that size
-launching kernels one by one takes longer than running them.
+A large batch takes exactly the memory it needs. A small one is padded to a bucket of tokens, texts
+and attention tiles, which nobody reads, so that few shapes occur and a CUDA graph can replay each:
+at that size launching kernels one by one takes longer than running them.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ from m3fast.mcls import CLS_EVERY, colbert_counts
 from m3fast.packing import pack_texts
 from m3fast.runner import BatchResult, Outputs, Runner, dummy_texts
 from m3fast.staging import Inputs, Results
+from m3fast.tokenizer import TokenIds
 from m3fast.types import SparseRows
 
 if TYPE_CHECKING:
@@ -44,11 +46,16 @@ if TYPE_CHECKING:
     from m3fast.config import ModelConfig
     from m3fast.kernels._triton.attention import AttentionConfig
     from m3fast.runner import HeadOptions
-    from m3fast.tokenizer import TokenIds
 
 # Tokens of padded batches; a batch of more is run as it is. An eager batch costs the host some ten
-# launches a layer, so that about here the kernels begin to take longer than their launches.
-BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+# launches a layer, about 5 ms at 24 layers: so long take the kernels of 4,000 to 6,000 tokens. From
+# there on padding costs what launching does not, so steps are small.
+BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
+           5120, 6144, 7168, 8192)  # fmt: skip
+MOST_TEXTS = 1024  # of a bucket: each takes a row of results
+FEWEST_TILES = 16  # with as many heads about one wave of programs, which need not be fewer
+# A padded batch's results of more words are copied aside, so that nothing waits while they go down.
+INLINE_WORDS = 1 << 17
 
 
 class GpuRunner(Runner):
@@ -83,7 +90,7 @@ class GpuRunner(Runner):
         """As `Runner.submit`, without waiting for the GPU."""
         lengths = np.diff(tokens.offsets)[order]
         total, texts = int(lengths.sum()), len(order)
-        bucket = next((b for b in BUCKETS if b >= total and b // 2 >= texts), None)
+        bucket = next((b for b in BUCKETS if b >= total and _texts(b) >= texts), None)
         space = self._space()
         with space.lock, torch.inference_mode(), torch.cuda.stream(self.stream):
             if bucket is None:
@@ -114,10 +121,23 @@ class GpuRunner(Runner):
             torch.cuda.empty_cache()
 
     def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
-        """Compile the kernels of every length class and capture the graph of every bucket."""
+        """Compile the kernels of every length class and capture the graphs of every bucket.
+
+        Of its tile classes those of long texts, of short ones and of texts that just share no tile:
+        few texts give another. That one is captured when it has come twice, and compiles nothing.
+        """
         for bucket in reversed(BUCKETS):
-            for _ in range(3):  # eagerly, captured, replayed
-                self.submit(*dummy_texts(bucket, 2), outputs, options)()
+            config = self._attention(bucket)
+            batches: dict[int, tuple[TokenIds, NDArray[np.int64]]] = {}
+            shortest = -(-bucket // _texts(bucket))
+            for length in (bucket, config.short // 2 + 1, shortest):
+                batch = _dummies(bucket, max(shortest, min(length, self.config.max_length)))
+                ends = batch[0].offsets.astype(np.int32)
+                tiles = attention_tiles(ends, config.short, config.rows)
+                batches[self._inputs(bucket, len(tiles)).tiles] = batch
+            for batch in batches.values():
+                for _ in range(3):  # eagerly, captured, replayed
+                    self.submit(*batch, outputs, options)()
         for length in (32, 64, 128, 256):
             batch = dummy_texts(2 * BUCKETS[-1], min(length, self.config.max_length))
             self.submit(*batch, outputs, options)()
@@ -146,11 +166,7 @@ class GpuRunner(Runner):
         out = torch.empty(results.words, device=self.device)
         given = (*parts, device_tiles[: len(tiles)])
         self._compute(given, longest, outputs, options, results.split(out), space)
-        if self._download is not None and self.stream is not None:
-            self._download.wait_stream(self.stream)
-            out.record_stream(self._download)
-        with torch.cuda.stream(self._download):
-            return self._fetch(out, results, texts, rows)
+        return self._fetch_aside(out, results, texts)
 
     def _run_bucket(
         self,
@@ -164,7 +180,9 @@ class GpuRunner(Runner):
             self._words, self._out = self._prepare(options)
         batch = pack_texts(tokens, order, self.config)
         texts, total = batch.n_texts, batch.n_tokens
-        config, inputs = self._bucket(bucket)
+        config = self._attention(bucket)
+        found = attention_tiles(batch.cu_seqlens, config.short, config.rows)
+        inputs = self._inputs(bucket, len(found))
         room = inputs.texts
         host = self._pinned(inputs.words).zero_()
         ids, positions, owners, cu_seqlens, tiles = inputs.split(host)
@@ -172,7 +190,6 @@ class GpuRunner(Runner):
         positions[:total] = torch.from_numpy(batch.positions)
         owners.fill_(room)[:total] = torch.from_numpy(batch.texts)
         cu_seqlens.fill_(total)[: texts + 1] = torch.from_numpy(batch.cu_seqlens)
-        found = attention_tiles(batch.cu_seqlens, config.short, config.rows)
         tiles[: len(found)] = torch.from_numpy(found)
 
         words = self._words[: inputs.words]
@@ -180,15 +197,17 @@ class GpuRunner(Runner):
         results = self._results(room, bucket, bucket, outputs, options)
         out = self._out[: results.words]
         self.graphs.run(
-            (bucket, outputs, options),
+            (bucket, inputs.tiles, outputs, options),
             lambda: self._compute(
                 inputs.split(words), bucket, outputs, options, results.split(out),
                 self._bucket_space,
             ),
         )  # fmt: skip
         rows = int(colbert_counts(np.diff(batch.cu_seqlens), options.pooling).sum())
-        unused = (bucket - rows) * results.colbert
-        return self._fetch(out[: len(out) - unused], results, texts, rows)
+        used = replace(results, rows=rows)  # they come last
+        if used.words <= INLINE_WORDS:
+            return self._fetch(out[: used.words], used, texts)
+        return self._fetch_aside(out[: used.words].clone(), used, texts)
 
     def _compute(
         self,
@@ -223,12 +242,22 @@ class GpuRunner(Runner):
             colbert_head(hidden, head, owners, cu_seqlens, *vectors, product, colbert, words)
             torch.sum(colbert.view(-1), 0, keepdim=True, out=check)
 
-    def _fetch(
-        self, out: torch.Tensor, results: Results, texts: int, rows: int
+    def _fetch_aside(
+        self, out: torch.Tensor, results: Results, texts: int
     ) -> Callable[[], BatchResult]:
-        """Start the download on the current stream; what comes back waits for it."""
+        """As `_fetch`, on the copy stream; `out` must not be written again."""
+        if self._download is not None and self.stream is not None:
+            self._download.wait_stream(self.stream)
+            out.record_stream(self._download)
+        with torch.cuda.stream(self._download):
+            return self._fetch(out, results, texts)
+
+    def _fetch(
+        self, out: torch.Tensor, results: Results, texts: int
+    ) -> Callable[[], BatchResult]:
+        """Start the download of `results` on the current stream; what comes back waits for it."""
         host = torch.empty(results.words, pin_memory=self._on_gpu)
-        host[: len(out)].copy_(out, non_blocking=True)
+        host.copy_(out, non_blocking=True)
         done = torch.cuda.Event() if self._on_gpu else None
         if done is not None:
             done.record()
@@ -240,7 +269,7 @@ class GpuRunner(Runner):
             return BatchResult(
                 dense[:texts] if results.dense else None,
                 self._rows(csr, results, texts) if results.sparse else None,
-                colbert[:rows] if results.colbert else None,
+                colbert if results.colbert else None,
                 bool(check.isfinite().all()),
             )
 
@@ -275,29 +304,50 @@ class GpuRunner(Runner):
         # torch keeps pinned memory and hands it out again once copies from it are done.
         return torch.empty(words, dtype=torch.int32, pin_memory=self._on_gpu)
 
-    def _bucket(self, tokens: int) -> tuple[AttentionConfig, Inputs]:
-        config, texts = self._attention(tokens), tokens // 2
-        return config, Inputs(tokens, texts, most_tiles(tokens, texts, config.short, config.rows))
+    def _inputs(self, bucket: int, tiles: int) -> Inputs:
+        """Room for a bucket's tokens and texts, and for so many tiles or up to twice as many."""
+        config, texts = self._attention(bucket), _texts(bucket)
+        most = most_tiles(bucket, texts, config.short, config.rows)
+        return Inputs(bucket, texts, tile_class(tiles, most))
 
     def _prepare(self, options: HeadOptions) -> tuple[torch.Tensor, torch.Tensor]:
         """Room for the inputs and for the results of every bucket, and the largest run once.
 
         That gives the workspace its size before any graph knows its addresses.
         """
-        words = max(self._bucket(tokens)[1].words for tokens in BUCKETS)
+        tokens = BUCKETS[-1]
+        words = max(self._inputs(bucket, bucket).words for bucket in BUCKETS)
         heads = self.weights
         width = heads.colbert.weight.shape[0] if heads.colbert is not None else 0
-        texts, tokens = BUCKETS[-1] // 2, BUCKETS[-1]
-        results = Results(texts, tokens, tokens, self.weights.dense_size, True, width)
+        results = Results(_texts(tokens), tokens, tokens, heads.dense_size, True, width)
         self._words = torch.zeros(words, dtype=torch.int32, device=self.device)
         self._out = torch.zeros(results.words, device=self.device)
         outputs = Outputs(dense=True, sparse=bool(width), colbert=bool(width))
         try:
-            self._run_bucket(tokens, *dummy_texts(tokens, 2), outputs, options)
+            shortest = tokens // _texts(tokens)
+            self._run_bucket(tokens, *dummy_texts(tokens, shortest), outputs, options)
         except BaseException:  # the next batch starts over
             self._words = self._out = None
             raise
         return self._words, self._out
+
+
+def _texts(bucket: int) -> int:
+    return min(bucket // 2, MOST_TEXTS)
+
+
+def _dummies(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:
+    """As `dummy_texts`, but the rest is a text too."""
+    given, order = dummy_texts(tokens + length - 1, length)
+    offsets = given.offsets.clip(max=tokens)
+    return TokenIds(given.ids[:tokens], offsets, given.truncated), order
+
+
+def tile_class(count: int, most: int) -> int:
+    """`most`, halved while that leaves room for `count` and is not less than `FEWEST_TILES`."""
+    while most // 2 >= max(count, FEWEST_TILES):
+        most //= 2
+    return most
 
 
 def make_runner(config: ModelConfig, weights: Weights, device: torch.device) -> Runner:
