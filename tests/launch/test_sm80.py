@@ -1,11 +1,11 @@
 import pytest
-from sass import compiling, instructions, shipped
+from launch import instructions, machinecode, shipped
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", shipped.kernels(80), ids=lambda kernel: kernel.name)
-def test_machine_code(kernel):
-    compiling.check(kernel, 80)
+@pytest.mark.parametrize("case", shipped.cases(80), ids=lambda case: case.name)
+def test_shipped(case):
+    machinecode.check(case, 80)
 
 
 @pytest.mark.slow

@@ -1,0 +1,173 @@
+"""That wrong launches are refused, each by the rule it breaks; and that no kernel is left out."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import inspect
+import pkgutil
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from launch import driver, shipped
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from m3fast.kernels import _triton, tuning
+from m3fast.kernels.maxsim import maxsim
+
+pytestmark = pytest.mark.slow
+
+
+@triton.jit
+def copy_kernel(x, y, ROWS: tl.constexpr, COLS: tl.constexpr):
+    tile = x.load([0, 0])
+    cells = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    tl.store(y + cells, tile)
+
+
+class Described:
+    """A tensor that its descriptor's own checks do not see to be elsewhere."""
+
+    def __init__(self, base: torch.Tensor, shift: int) -> None:
+        self.base, self.shift, self.dtype = base, shift, base.dtype
+
+    def data_ptr(self) -> int:
+        return self.base.data_ptr() + self.shift
+
+
+def copy(shape=(64, 128), strides=(128, 1), box=(16, 64), shift=0, grid=(1,), **options) -> None:
+    """A tile loaded by a tensor map, which is planted past the checks of Triton's own class."""
+    x = torch.empty(64, 128, dtype=torch.float16)
+    map_ = TensorDescriptor(x, [64, 128], [128, 1], list(box))
+    map_.base, map_.shape, map_.strides = Described(x, shift), list(shape), list(strides)
+    y = torch.empty(box, dtype=torch.float16)
+    copy_kernel[grid](map_, y, ROWS=box[0], COLS=box[1], num_warps=4, **options)
+
+
+@pytest.fixture(autouse=True)
+def _hopper():
+    with driver.active(90):
+        yield
+
+
+def test_launches_and_maps_are_counted():
+    before = driver.counts()
+    copy()
+    copy(grid=(7, 2, 3))
+    after = driver.counts()
+    assert after["launches"] == before["launches"] + 2
+    assert after["maps"] == before["maps"] + 2
+
+
+@pytest.mark.parametrize(
+    ("planted", "message"),
+    [
+        (dict(strides=(132, 1)), r"globalStrides\[0\]: a multiple of 16 .* got 264"),
+        (dict(strides=(2**39, 1)), r"globalStrides\[0\]: .* below 2\^40 .* got 1099511627776"),
+        (dict(strides=(120, 1)), r"globalStrides\[0\]: at least 256 was expected, got 240"),
+        (dict(shift=2), "globalAddress: a multiple of 16 was expected"),
+        (dict(shape=(0, 128)), r"globalDim\[1\]: 1 to 2\^32 was expected, got 0"),
+    ],
+    ids=str,
+)
+def test_a_wrong_tensor_map_is_refused(planted, message):
+    with pytest.raises(RuntimeError, match=message):
+        copy(**planted)
+
+
+GOOD = dict(type=6, rank=2, dims=(128, 64), strides=(256,), box=(64, 16), steps=(1, 1), swizzle=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, ""),
+        (dict(type=13), "tensorDataType: 0 to 12 was expected, got 13"),
+        (dict(rank=6), "tensorRank: 1 to 5 was expected, got 6"),
+        (dict(box=(64, 257)), r"boxDim\[1\]: 1 to 256 was expected, got 257"),
+        (dict(box=(0, 16)), r"boxDim\[0\]: 1 to 256 was expected, got 0"),
+        (dict(box=(4, 16)), r"boxDim\[0\]: a multiple of 16 bytes was expected, got 8"),
+        (dict(box=(128, 16)), r"boxDim\[0\]: at most the swizzle's 128 bytes .* got 256"),
+        (dict(box=(128, 16), swizzle=0), ""),
+        (dict(steps=(1, 9)), r"elementStrides\[1\]: 1 to 8 was expected, got 9"),
+        (dict(interleave=1), "interleave: none was expected, got 1"),
+        (dict(swizzle=7), "swizzle: 0 to 6 was expected, got 7"),
+        (dict(promotion=4), "l2Promotion: 0 to 3 was expected, got 4"),
+        (dict(type=0, fill=1), "oobFill: none was expected for integers"),
+    ],
+    ids=str,
+)
+def test_every_rule_of_tensor_maps(change, message):
+    """What Triton's own checks, or its compiler, would not let through to the library."""
+    given = GOOD | change
+    room = ctypes.create_string_buffer(256)
+    at = (ctypes.addressof(room) + 63) // 64 * 64
+    text = ctypes.c_char_p(b"")
+    error = driver.library().cuTensorMapEncodeTiled(
+        ctypes.c_void_p(at), given["type"], given["rank"], ctypes.c_void_p(1 << 20),
+        (ctypes.c_uint64 * 2)(*given["dims"]), (ctypes.c_uint64 * 1)(*given["strides"]),
+        (ctypes.c_uint32 * 2)(*given["box"]), (ctypes.c_uint32 * 2)(*given["steps"]),
+        given.get("interleave", 0), given["swizzle"], given.get("promotion", 2),
+        given.get("fill", 0),
+    )  # fmt: skip
+    driver.library().cuGetErrorString(error, ctypes.byref(text))
+    assert bool(error) == bool(message)
+    assert re.search(message, (text.value or b"").decode())
+
+
+def test_a_grid_without_programs_is_refused():
+    with pytest.raises(RuntimeError, match=r"copy_kernel: grid: at least 1 .* got \(0, 1, 1\)"):
+        copy(grid=(0,))
+    with pytest.raises(RuntimeError, match="grid y of 1 to 65535 was expected, got 65536"):
+        copy(grid=(1, 65536))
+
+
+def test_too_much_shared_memory_is_refused(monkeypatch):
+    """By Triton, which asks the device for its limit: 163 KiB or 227."""
+    documents = torch.zeros(300, 1024, dtype=torch.float16)
+    both = (documents[:32], np.array([0, 32]), documents, np.array([0, 300]), np.array([[0, 0]]))
+
+    def deep(op, key, default, device):
+        return replace(default, block_q=128, stages=7)  # 6 of them x 32 KiB
+
+    monkeypatch.setattr(tuning, "tuned", deep)
+    with driver.active(80), pytest.raises(triton.OutOfResources, match=r"shared memory.*166912"):
+        maxsim(*both)
+    maxsim(*both)
+
+
+def test_a_module_and_a_kernel_are_of_their_device():
+    with driver.recorded() as launched:
+        copy()
+    (kernel,) = launched
+    utils = driver._driver().utils
+    with driver.active(80), pytest.raises(RuntimeError, match=r"a cubin for sm_80 .* got sm_90"):
+        utils.load_binary(kernel.name, kernel.asm["cubin"], 0, 80)
+    with pytest.raises(RuntimeError, match="a cubin was expected"):
+        utils.load_binary(kernel.name, bytes(64), 0, 90)
+    with pytest.raises(RuntimeError, match="the module has no kernel other"):
+        utils.load_binary("other", kernel.asm["cubin"], 0, 90)
+    with pytest.raises(RuntimeError, match=r"232448 bytes of dynamic shared .* got 232449"):
+        utils.cuOccupancyMaxActiveClusters(kernel.function, 232449, 1)
+
+
+def test_every_kernel_has_a_shipped_launch():
+    """A kernel is what a launch_<op> gives a grid: `name[grid](…)`."""
+    kernels = {
+        (module.__name__, name)
+        for info in pkgutil.iter_modules(_triton.__path__)
+        for module in [importlib.import_module(f"{_triton.__name__}.{info.name}")]
+        for name, value in vars(module).items()
+        if isinstance(value, JITFunction) and f"{name}[" in inspect.getsource(module)
+    }
+    assert len(kernels) > 8
+    for arch in driver.ARCHS:
+        cases = shipped.cases(arch)
+        found = {(k.module, k.fn.__name__) for case in cases for k in case.kernels}
+        assert found == kernels

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+from launch import driver, instructions, machinecode, runtime, shipped
+
+from m3fast.runner import Outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", shipped.cases(90), ids=lambda case: case.name)
+def test_shipped(case):
+    machinecode.check(case, 90)
+
+
+@pytest.mark.slow
+def test_maxsim_instructions():
+    instructions.check_maxsim(90)
+
+
+@pytest.mark.slow
+def test_spills_are_seen():
+    instructions.check_spills_are_seen(90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["cls", "mean", "mcls"])
+def test_nothing_compiles_after_warmup(pooling):
+    """BGE-M3's runner: 20 random batches of random outputs; all it launches is a shipped case."""
+    seed = int(np.random.SeedSequence().entropy % 2**31)
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    only = [runtime.ALL] + [Outputs(*row) for row in np.eye(3, dtype=bool).tolist()]
+    with (
+        driver.active(90),
+        driver.recorded() as launched,
+        runtime.runner(pooling, torch.bfloat16) as runner,
+    ):
+        options = runtime.options(pooling)
+        for outputs in only[:2]:  # dense alone needs a kernel that all three do not
+            runner.warmup(outputs, options)
+        before = driver.counts()
+        with driver.compiled() as names:
+            for i, lengths in enumerate(runtime.batches(rng, 20)):
+                tokens = runtime.texts(lengths)
+                runner.submit(tokens, np.arange(len(lengths)), only[i % 4], options)()
+        assert not names
+        assert driver.counts()["launches"] > before["launches"] + 20 * 6
+        assert driver.counts()["modules"] == before["modules"]
+    known = {
+        report.kernel.hash
+        for case in shipped.cases(90)
+        for report in machinecode.launch(case, 90).values()
+    }
+    assert {kernel.name for kernel in launched if kernel.hash not in known} == set()
