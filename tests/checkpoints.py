@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,8 +55,14 @@ def make_checkpoint(
     pooling: str | None = None,
     tokenizer: Path = TINY,
     vocab: int = TINY_VOCAB,
+    deep: bool = False,
 ) -> Path:
-    """Write a random encoder, its biases and LayerNorms random too."""
+    """Write a random encoder, its biases and LayerNorms random too.
+
+    Args:
+        deep: weights that keep tokens and texts apart over 24 layers, where else all become one
+            vector and no error shows; in bfloat16, each a stretch of the same random numbers.
+    """
     path.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).exists():
@@ -79,19 +86,28 @@ def make_checkpoint(
     }
     (path / "config.json").write_text(json.dumps(config))
     random = torch.Generator().manual_seed(seed)
+    some = torch.randn(2**23 + 1 if deep else 0, generator=random)
 
     def rand(*shape: int, scale: float) -> torch.Tensor:
-        return torch.randn(*shape, generator=random) * scale
+        if not deep:
+            return torch.randn(*shape, generator=random) * scale
+        count = math.prod(shape)
+        first = int(torch.randint(2**22, (), generator=random))
+        long = some if first + count <= len(some) else some.repeat(-(-(first + count) // len(some)))
+        return (long[first : first + count] * scale).bfloat16().view(shape)
 
     state: dict[str, torch.Tensor] = {}
 
-    def linear(name: str, rows: int, cols: int) -> None:
-        state[f"{name}.weight"] = rand(rows, cols, scale=cols**-0.5)
-        state[f"{name}.bias"] = rand(rows, scale=0.2)
+    shift = 0.02 if deep else 0.2
+    sharp, quiet = (2.0, 0.3) if deep else (1.0, 1.0)  # attention; what a layer adds
+
+    def linear(name: str, rows: int, cols: int, gain: float = 1.0) -> None:
+        state[f"{name}.weight"] = rand(rows, cols, scale=cols**-0.5 * gain)
+        state[f"{name}.bias"] = rand(rows, scale=shift)
 
     def norm(name: str) -> None:
         state[f"{name}.weight"] = 1 + rand(hidden, scale=0.2)
-        state[f"{name}.bias"] = rand(hidden, scale=0.2)
+        state[f"{name}.bias"] = rand(hidden, scale=shift)
 
     state["embeddings.word_embeddings.weight"] = rand(vocab, hidden, scale=1.0)
     state["embeddings.position_embeddings.weight"] = rand(positions, hidden, scale=0.5)
@@ -101,12 +117,12 @@ def make_checkpoint(
     norm("embeddings.LayerNorm")
     for i in range(layers):
         base = f"encoder.layer.{i}"
-        for part in ("query", "key", "value"):
-            linear(f"{base}.attention.self.{part}", hidden, hidden)
-        linear(f"{base}.attention.output.dense", hidden, hidden)
+        for part, gain in (("query", sharp), ("key", sharp), ("value", 1.0)):
+            linear(f"{base}.attention.self.{part}", hidden, hidden, gain)
+        linear(f"{base}.attention.output.dense", hidden, hidden, quiet)
         norm(f"{base}.attention.output.LayerNorm")
         linear(f"{base}.intermediate.dense", ffn, hidden)
-        linear(f"{base}.output.dense", hidden, ffn)
+        linear(f"{base}.output.dense", hidden, ffn, quiet)
         norm(f"{base}.output.LayerNorm")
     state = {prefix + name: tensor for name, tensor in state.items()}
     if safetensors:

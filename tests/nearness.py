@@ -1,0 +1,66 @@
+"""How near a result in half precision must be to the exact one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def as_near(
+    found: torch.Tensor,
+    exact: torch.Tensor,
+    plain: torch.Tensor,
+    ends: Sequence[int] | None = None,
+) -> None:
+    """FlashAttention's rule: at most twice as far from the exact result as plain torch is.
+
+    Beyond that the last rounding is allowed, half a unit in the place of the greatest value, which
+    plain torch may be spared by luck. Text by text: a short text's values are larger than a long
+    one's, and would hide its faults.
+
+    Args:
+        found, exact, plain: [T, ...]; `exact` float64 or float32, `plain` in the dtype of `found`.
+        ends: text i owns rows ends[i]:ends[i + 1]; None for all rows as one.
+
+    Raises:
+        AssertionError: they are farther apart, or not finite.
+    """
+    assert found.shape == exact.shape == plain.shape, (found.shape, exact.shape, plain.shape)
+    exact = exact.double()
+
+    def greatest(x: torch.Tensor) -> torch.Tensor:
+        return x.abs().flatten(1).amax(1).cpu()
+
+    rows = [greatest(x) for x in (found.double() - exact, plain.double() - exact, exact)]
+    eps = torch.finfo(found.dtype).eps
+    for a, b in pairwise([0, len(found)] if ends is None else ends):
+        if a < b:
+            ours, torchs, size = (row[a:b].max().item() for row in rows)
+            assert ours <= 2 * torchs + eps / 2 * size, (
+                f"rows {a} to {b}: off by {ours:.3g}, plain torch by {torchs:.3g}, "
+                f"the greatest value is {size:.3g}"
+            )
+
+
+def plain_attention(
+    qkv: torch.Tensor, cu_seqlens: Sequence[int], scale: float | None = None
+) -> torch.Tensor:
+    """Plain torch in the dtype of qkv [T, 3, H, D]: softmax(Q·Kᵀ·scale)·V per text, [T, H·D]."""
+    tokens, _, heads, dim = qkv.shape
+    factor = dim**-0.5 if scale is None else scale
+    out = qkv.new_empty(tokens, heads * dim)
+    for a, b in pairwise(cu_seqlens):
+        q, k, v = qkv[a:b].permute(1, 2, 0, 3)
+        each = torch.softmax(q @ k.mT * factor, -1) @ v
+        out[a:b] = each.transpose(0, 1).reshape(b - a, heads * dim)
+    return out
+
+
+def off(found: NDArray[np.floating[Any]], exact: NDArray[np.floating[Any]]) -> float:
+    """Root mean square of the difference."""
+    return float(np.sqrt(np.mean((found.astype(np.float64) - exact) ** 2)))
