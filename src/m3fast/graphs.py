@@ -11,6 +11,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+MOST_KEYS = 512  # what callers may choose is part of a key, so there is no end to them
+
 
 class Graphs:
     """Captured work, by key. All graphs share one memory pool: only one of them runs at a time."""
@@ -33,41 +35,49 @@ class Graphs:
 
         The first time it runs eagerly, which compiles and tunes what it needs; the second time it
         is captured, a second's fraction that a shape seen once does not pay; then it is replayed.
-        After a capture that failed, which is said, nothing more is captured. The stream of the
-        graphs must be the current one.
+        The key that was not used for longest is forgotten for one too many. After a capture that
+        failed, which is said, nothing more is captured. The stream must be the current one.
         """
+        seen = key in self._graphs
         graph = self._graphs.get(key)
-        if self._stream is not None and graph is None and key in self._graphs:
+        if seen and graph is None and self._stream is not None:
             graph = self._capture(key, work, self._stream)
-        if graph is not None:
+        if graph is None:
+            work()
+        else:
             graph.replay()
-            return
-        work()
-        self._graphs[key] = None
+        self._graphs.pop(key, None)
+        self._graphs[key] = graph
+        if len(self._graphs) > MOST_KEYS:
+            del self._graphs[next(iter(self._graphs))]
 
     def _capture(
         self, key: Hashable, work: Callable[[], None], stream: torch.cuda.Stream
     ) -> torch.cuda.CUDAGraph | None:
         pool = next((g.pool() for g in self._graphs.values() if g is not None), None)
-        graph = torch.cuda.CUDAGraph()
+        graph, failure = torch.cuda.CUDAGraph(), None
         try:
             with torch.cuda.graph(
                 graph, pool=pool, stream=stream, capture_error_mode="thread_local"
             ):
-                work()
+                try:
+                    work()
+                except BaseException as error:  # the end of the capture would say less
+                    failure = error.with_traceback(None)  # which holds tensors
         except BaseException as error:
-            self._stream = None
-            _abandon(graph, stream)
-            if not isinstance(error, RuntimeError):
-                raise
-            warnings.warn(
-                f"no CUDA graph for {key}, its kernels are launched one by one: {error}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-            return None
-        self._graphs[key] = graph
-        return graph
+            failure = failure or error.with_traceback(None)
+        if failure is None:
+            return graph
+        self._stream = None
+        _abandon(graph, stream)
+        if not isinstance(failure, RuntimeError):
+            raise failure
+        warnings.warn(
+            f"no CUDA graph for {key}, its kernels are launched one by one: {failure}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
