@@ -6,7 +6,16 @@ PYTHON ?= python3
 MODEL = m3fast-tiny
 SERVE_ARGS =
 PYTEST_ARGS =
-GPU_LOG ?= gpu.log
+# Where the gpu commands write what they find: 8 files, and tables of 12,000 characters.
+GPU_OUT ?= build/gpu/out
+# The commit, where the tree came without .git.
+COMMIT =
+GPURUN = PYTHONPATH="scripts:src$${PYTHONPATH:+:$$PYTHONPATH}" M3FAST_COMMIT='$(COMMIT)'
+# What the machines with a GPU have: PYTHON312=/path/to/python3.12 where it is not found.
+GPU_VENV = .venv-gpu
+PYTHON312 =
+GPU_VERSIONS = torch==2.11.0 triton==3.6.0 transformers==5.17.* numpy==2.5.* scipy safetensors \
+    tokenizers tqdm pytest pytest-xdist pybind11 ninja 'setuptools>=77'
 # Asked for torch's CPU build where there is no NVIDIA GPU and pip's own indexes have none.
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
 # The kernel path that a run of tests is held to: avx512bf16, avx512, avx2, portable or torch. Ours by
@@ -51,8 +60,10 @@ help:
 	@echo 'make resolve           whether every extra can be installed on each Python we support'
 	@echo 'make lint              ruff, pyright, import layers'
 	@echo 'make sass              registers, spills, tensor-core use of every GPU kernel, no GPU needed'
-	@echo 'make gpu               on a machine with a GPU: build, tests, quick benchmarks, no .venv'
-	@echo 'make gpu-sanitize      the same tests under compute-sanitizer'
+	@echo 'make gpu-first         on a machine with a GPU, in its own Python, 3.5 minutes: docs/gpu.md'
+	@echo 'make gpu-tests         tests/gpu there, 3 minutes; gpu-bench: the suites, 3.5 minutes'
+	@echo 'make gpu-tune          measure kernel configs, 90 s; gpu-sanitize: memory and races, 90 s'
+	@echo 'make gpu-rehearse      those commands without a GPU, in .venv-gpu; gpu-cache: their kernels'
 	@echo 'make bench-peers       install what the benchmarks compare with, each that can be'
 	@echo 'make bench             time against the peers, results into bench/results/'
 	@echo 'make report            rewrite the tables and plots of README.md from bench/results/'
@@ -108,11 +119,24 @@ sass: $(VENV)/test.stamp
 	@PYTHONSAFEPATH=1 $(PY) scripts/sass.py
 
 # In the interpreter that has the machine's torch: PYTHON=...
-gpu:
-	@$(PYTHON) scripts/gpu.py --log '$(GPU_LOG)'
+gpu-first gpu-tests gpu-bench gpu-tune gpu-sanitize:
+	@$(GPURUN) $(PYTHON) -m gpurun $(@:gpu-%=%) --out '$(GPU_OUT)'
 
-gpu-sanitize:
-	@$(PYTHON) scripts/gpu.py --log '$(GPU_LOG)' --sanitize
+# Without a GPU, but with its Python and libraries.
+gpu-rehearse gpu-cache: $(GPU_VENV)/stamp
+	@$(GPURUN) $(GPU_VENV)/bin/python -m gpurun $(@:gpu-%=%) --out 'build/gpu/$(@:gpu-%=%)'
+
+$(GPU_VENV)/stamp:
+	@for p in '$(PYTHON312)' python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12.*/bin/python3.12; do \
+	    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && break; p=; \
+	done; \
+	test -n "$$p" || { echo 'make gpu-rehearse needs Python 3.12, as on the machine with a GPU:' \
+	    'PYTHON312=/path/to/python3.12' >&2; exit 1; }; \
+	$$p -m venv $(GPU_VENV)
+	@echo 'Installing torch 2.11 and Triton 3.6 into $(GPU_VENV): some minutes the first time.'
+	@$(GPU_VENV)/bin/python -m pip install -q --disable-pip-version-check uv
+	@$(GPU_VENV)/bin/python -m uv pip install -q --python $(GPU_VENV)/bin/python $(GPU_VERSIONS)
+	@touch $@
 
 report: $(VENV)/demo.stamp
 	@$(PY) -m bench.report
@@ -179,7 +203,7 @@ build: $(VENV)/test.stamp
 	$(PY) -m build
 
 clean:
-	rm -rf $(VENV) $(INFINITY) build dist src/*.egg-info src/m3fast/_C*.so
+	rm -rf $(VENV) $(INFINITY) $(GPU_VENV) build dist src/*.egg-info src/m3fast/_C*.so
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks demo-output
 
 # ninja knows what changed in csrc/, so asking it every time costs half a second.
@@ -237,4 +261,5 @@ $(VENV)/bench.stamp: $(VENV)/torch.stamp
 	@$(EDITABLE) '.[bench]'
 	@touch $@ $(VENV)/demo.stamp $(VENV)/serve.stamp $(VENV)/test.stamp
 
-.PHONY: help demo serve lint test test-fast resolve sass bench bench-peers gpu gpu-sanitize report bench-check train-tiny build clean ext
+.PHONY: help demo serve lint test test-fast resolve sass bench bench-peers gpu-first gpu-tests \
+    gpu-bench gpu-tune gpu-sanitize gpu-rehearse gpu-cache report bench-check train-tiny build clean ext

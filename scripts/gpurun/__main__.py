@@ -1,0 +1,33 @@
+"""The commands of docs/gpu.md: python -m gpurun first|tests|bench|tune|sanitize [--out FOLDER]"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpurun import plans, rehearse
+from gpurun.out import Out
+from gpurun.run import run
+from gpurun.steps import ROOT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gpurun", description=__doc__)
+    parser.add_argument("command", choices=[*plans.PLANS, *rehearse.COMMANDS])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    its = rehearse.COMMANDS.get(options.command)
+    return its(Out(options.out)) if its else run(options.command, Out(options.out))
+
+
+def _stop(number: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt  # ends the steps, keeps what they wrote
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The steps of each command, most valuable fact first, and the seconds that each may take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpurun import cache
+from gpurun.out import KERNELS, RECORDS, TUNED, Out
+from gpurun.shards import Shard
+from gpurun.steps import ROOT, Step
+
+PYTHON = sys.executable
+FOUND = 86  # compute-sanitizer's exit where it found something
+# Where most of the seconds are, in parts that take about as long each.
+SPLIT = {"test_gpurunner": 4, "test_attention": 3, "test_maxsim": 3, "test_sparse": 2}
+FIRST = "tests/gpu/test_first.py"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of which several run at once, and which leave `spare` seconds to what follows."""
+
+    steps: Sequence[Step | Shard]
+    at_once: int = 1
+    spare: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A command: all of it ends within `limit` seconds.
+
+    Attributes:
+        left_out: what it does not do, said at its end.
+    """
+
+    name: str
+    limit: float
+    phases: Sequence[Phase]
+    left_out: Sequence[str] = ()
+
+
+def environment() -> dict[str, str]:
+    """What every step needs. Wheels that were brought along, and others' paths, come last."""
+    ours = [ROOT / "src", ROOT / "scripts", ROOT / "tests", cache.SITE]
+    paths = [*map(str, ours), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_HOME": os.environ.get("CUDA_HOME", "/usr/local/cuda"),  # nvcc may be off the PATH
+        "TRITON_CACHE_DIR": str(cache.TRITON),
+    }
+
+
+def build() -> Step:
+    command = (PYTHON, "-W", "ignore", "setup.py", "-q", "build_ext", "--inplace")
+    return Step("build", command, 90)
+
+
+def check(group: str, limit: float, **more: str) -> Shard:
+    """A group of tests/gpu/test_first.py."""
+    return Shard(f"check {group}", (FIRST, "-k", f"Test{group.title()}"), limit, environment=more)
+
+
+def figures(out: Out, suite: str, limit: float, *more: str) -> Step:
+    """A suite of bench/, its rows into records.jsonl."""
+    file = next(f"bench/{name}.py" for name in (f"bench_gpu_{suite}", f"bench_{suite}")
+                if (ROOT / "bench" / f"{name}.py").exists())  # fmt: skip
+    command = (PYTHON, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", file,
+               "--benchmark", "--device", "cuda", "--records", str(out.path(RECORDS).resolve()),
+               *more)  # fmt: skip
+    return Step(f"bench {suite}", command, limit)
+
+
+def first(out: Out) -> Plan:
+    kernels = (PYTHON, "-m", "bench.gpukernels", "--output", str(out.path(KERNELS).resolve()))
+    rows: Callable[[str, float], Step] = lambda suite, limit: figures(  # noqa: E731
+        out, suite, limit, "--first", "--no-gate"
+    )
+    return Plan(
+        "gpu-first",
+        210,
+        (
+            Phase((build(),)),
+            Phase(
+                (
+                    # 24 layers on the CPU to compare with: the others leave it cores.
+                    check("Engine", 60, OMP_NUM_THREADS="8"),
+                    *(check(group, 60) for group in ("Ops", "Cuda", "Tma", "Capture")),
+                ),
+                at_once=5,
+                spare=75,
+            ),
+            Phase(
+                (
+                    Step("kernels by share", kernels, 50),
+                    rows("latency", 30),
+                    rows("encode", 35),
+                    rows("attention", 30),
+                    rows("maxsim", 25),
+                    rows("sparse", 20),
+                    rows("packing", 20),
+                )
+            ),
+        ),
+    )
+
+
+def tests(out: Out) -> Plan:
+    del out
+    files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+    shards = [
+        part
+        for file in sorted(files, key=lambda f: -SPLIT.get(f.stem, 1))
+        if file.stem != "test_train"
+        for part in Shard(file.stem, (str(file.relative_to(ROOT)),), 150).split(
+            SPLIT.get(file.stem, 1)
+        )
+    ]
+    train = Shard("test_train", ("tests/gpu/test_train.py",), 60)
+    return Plan("gpu-tests", 180, (Phase(shards, at_once=8, spare=25), Phase((train,))))
+
+
+def bench(out: Out) -> Plan:
+    from bench.gpu import ORDER
+
+    verdicts = cache.verdicts(out)
+    more = ("--quick", "--verdicts", str(verdicts))
+    steps = tuple(figures(out, suite, limit, *more) for suite, limit in ORDER)
+    return Plan("gpu-bench", 210, (Phase(steps),))
+
+
+def tune(out: Out) -> Plan:
+    command = (PYTHON, "-m", "m3fast", "tune", "--seconds", "75",
+               "--output", str(out.path(TUNED).resolve()))  # fmt: skip
+    return Plan("gpu-tune", 90, (Phase((Step("tune", command, 88),)),))
+
+
+def sanitizer() -> str | None:
+    found = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    return found if Path(found).exists() else None
+
+
+def sanitize(out: Out) -> Plan:
+    del out
+    tool = sanitizer()
+    if tool is None:
+        return Plan("gpu-sanitize", 90, (), ("everything: compute-sanitizer is not installed",))
+
+    def checked(kind: str, group: str) -> Shard:
+        wrap = (tool, "--tool", kind, "--error-exitcode", str(FOUND), "--print-limit", "20",
+                "--target-processes", "all")  # fmt: skip
+        # Each tensor its own allocation, so that a read beyond its end is seen.
+        apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        arguments = (FIRST, "-k", f"Test{group}")
+        return Shard(f"{kind} {group}", arguments, 80, each=60, wrap=wrap, found=FOUND,
+                     environment=apart)  # fmt: skip
+
+    steps = tuple(checked(kind, group) for group in ("Cuda", "Ops", "Tma")
+                  for kind in ("memcheck", "racecheck"))  # fmt: skip
+    left_out = (
+        "captured graphs: they need torch's caching allocator, which hides reads beyond an end",
+        "the engine as a whole, training, and every test of tests/gpu but test_first.py",
+        "initcheck and synccheck",
+    )
+    return Plan("gpu-sanitize", 90, (Phase(steps, at_once=6),), left_out)
+
+
+PLANS: dict[str, Callable[[Out], Plan]] = {
+    "first": first, "tests": tests, "bench": bench, "tune": tune, "sanitize": sanitize,
+}  # fmt: skip

@@ -1,0 +1,154 @@
+"""`make gpu-cache` and `make gpu-rehearse`: the same runner and steps where there is no GPU.
+
+Checks and figures run at toy size under Triton's interpreter. Tests compile for sm_90 and launch on
+a driver that executes nothing, which fills the cache that travels. What neither shows is printed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpurun import cache, plans, planted
+from gpurun.out import TESTS, Out
+from gpurun.plans import Phase, Plan
+from gpurun.run import about, execute
+from gpurun.shards import Shard
+from gpurun.steps import Step
+
+SLOWER = 10.0  # limits where two cores interpret what a GPU runs
+LIMIT = 900.0  # seconds of one command
+INTERPRETED = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+LAUNCHED = {"M3FAST_LAUNCH": "90", "OMP_NUM_THREADS": "1"}
+# FlagEmbedding with what it imports, and two that MaxSim is timed beside.
+BROUGHT = ("FlagEmbedding==1.4.2", "datasets", "dill", "multiprocess", "late-interaction-kernels",
+           "flash-maxsim")  # fmt: skip
+NEVER = (
+    "what a GPU computes, and every time",
+    "capture and replay of graphs, streams, pinned memory, a device's memory running out",
+    "the profiler's view of a GPU, its clocks, its events",
+    "peers that need a GPU, compute-sanitizer",
+)
+
+
+def rehearsed(step: Step | Shard) -> Step | Shard:
+    """The same step where there is no GPU."""
+    limit = min(step.limit * SLOWER, LIMIT)
+    if isinstance(step, Shard):
+        how = INTERPRETED if step.arguments[0] == plans.FIRST else LAUNCHED
+        return replace(step, limit=limit, each=300.0, wrap=(), found=None,
+                       environment={**step.environment, **how})  # fmt: skip
+    command = list(step.command)
+    if "--benchmark" in command:  # a suite at toy size
+        command.remove("--benchmark")
+        command[command.index("cuda")] = "cpu"
+        return replace(step, command=command, limit=limit, environment=INTERPRETED)
+    if "bench.gpukernels" in command:
+        return replace(step, command=[*command, "--smoke"], limit=limit, environment=INTERPRETED)
+    if "tune" in command:
+        return replace(fill_tune(), name=step.name)
+    return replace(step, limit=limit)
+
+
+def fill_tune() -> Step:
+    """Every config that `make gpu-tune` may time, compiled and launched."""
+    return Step("tune", (sys.executable, "-m", "gpurun.tune"), LIMIT, LAUNCHED)
+
+
+def make_cache(out: Out) -> int:
+    """`make gpu-cache`: kernels and wheels for a machine without a network."""
+    shutil.rmtree(cache.TRITON, ignore_errors=True)
+    cache.TRITON.mkdir(parents=True)
+    environment = plans.environment()
+    status = execute(fill(), out, about(environment), environment)
+    print(cache.pack())
+    wheels()
+    return status | fits()
+
+
+def wheels() -> None:
+    """Packages that the benchmarks compare with and that machine lacks, for its Python."""
+    shutil.rmtree(cache.WHEELS, ignore_errors=True)
+    platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_17", "2014")]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check",
+               "--no-deps", "--only-binary=:all:", "--python-version=3.12", "--implementation=cp",
+               *platforms, "-d", str(cache.WHEELS), *BROUGHT]  # fmt: skip
+    subprocess.run(command, check=True)
+
+
+def fits() -> int:
+    """1 where what travels is too large; says how large it is."""
+    size = cache.size()
+    word = "at most" if size <= cache.MOST_BYTES else "MORE THAN"
+    print(f"tree, kernels and wheels: {size / 2**20:.1f} MiB, {word} {cache.MOST_BYTES >> 20}")
+    return int(size > cache.MOST_BYTES)
+
+
+def rehearse(out: Out) -> int:
+    """`make gpu-rehearse`."""
+    start = time.monotonic()
+    if out.folder.exists():
+        shutil.rmtree(out.folder)
+    environment = plans.environment()
+    found = about(environment)
+    status = check_planted(found)
+    for name in ("first", "tests", "bench", "tune", "sanitize"):
+        its = Out(out.folder / name)
+        if name == "bench":  # judged by the run before, as there
+            shutil.copyfile(out.folder / "tests" / TESTS, its.path(TESTS))
+        plan = replace(plans.PLANS[name](its), limit=LIMIT)
+        status |= execute(plan, its, found, environment, rehearsed)
+        if wrong := planted.unfit(its):
+            status |= 1
+            print(f"gpu-{name}: {'; '.join(wrong)}")
+    if not cache.ARCHIVE.exists():
+        print(cache.pack())
+        wheels()
+    status |= fits()
+    print("\nnot rehearsed:", *not_rehearsed(out), sep="\n  ")
+    print(f"\n{time.monotonic() - start:.0f} s, {'NOT ' * status}all well")
+    return status
+
+
+def not_rehearsed(out: Out) -> list[str]:
+    """What nothing here can show, and the tests that were skipped wherever they were."""
+    outcomes: dict[str, set[str]] = {}
+    for name in ("first", "tests"):
+        for line in Out(out.folder / name).lines(TESTS):
+            if "test" in line:
+                test = line["test"].partition("[")[0]
+                outcomes.setdefault(test, set()).add(line["outcome"])
+    return [*NEVER, *(test for test, found in outcomes.items() if found == {"skipped"})]
+
+
+def check_planted(found: Mapping[str, Any]) -> int:
+    """Steps that go wrong in each way there is leave what they should, and nothing lives on."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        out = Out(folder / "out")
+        execute(planted.plan(folder, 2.0), out, found, planted.environment(folder), say=_nothing)
+        wrong = planted.missing(out, folder) + planted.killed(folder / "killed")
+    count = f"{len(planted.PLANTED)} steps, {len(planted.OUTCOMES)} tests and a killed runner"
+    print(f"planted: {count}: {'; '.join(wrong) or 'all left what they should'}")
+    return int(bool(wrong))
+
+
+def _nothing(line: str) -> None:
+    del line
+
+
+def fill() -> Plan:
+    """What the commands compile, compiled for sm_90."""
+    shipped = Step("shipped", (sys.executable, "-m", "launch.fill", "90"), LIMIT, LAUNCHED)
+    tests = [rehearsed(step) for step in plans.tests(Out(cache.BROUGHT)).phases[0].steps]
+    return Plan("gpu-cache", LIMIT, (Phase((shipped, fill_tune(), *tests), at_once=2),))
+
+
+COMMANDS = {"cache": make_cache, "rehearse": rehearse}

@@ -1,0 +1,128 @@
+"""From a plan to its table: the steps of one command, one after the other or several at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from gpurun import cache, plans, shards, table
+from gpurun.out import BETWEEN, STEPS, TABLE, TESTS, Out
+from gpurun.plans import Phase, Plan
+from gpurun.shards import Seen, Shard
+from gpurun.steps import ROOT, SAYS, Runner, Step
+
+BEGUN = time.monotonic()  # starting counts
+ABOUT = """
+import json, sys, gpurun, torch
+from bench import gpu, record
+there = torch.cuda.is_available()
+commit, dirty = record.commit()
+print(json.dumps({"device": gpu.words(torch.device("cuda", 0)) if there else None,
+    "clocks": gpu.clocks() if there else {}, "commit": commit, "dirty": dirty,
+    "tree": record.tree(), "versions": record.versions(), "python": sys.version.split()[0]}))
+"""
+
+
+def about(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Card, commit, sources and versions, as records have them.
+
+    Raises:
+        RuntimeError: they cannot be had; the last line of what was said.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", ABOUT], cwd=ROOT, env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no answer"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(command: str, out: Out) -> int:
+    """One command; 0 where every step was well, 2 where it cannot begin."""
+    cache.unpack()
+    environment = plans.environment()
+    try:
+        found = about(environment)
+        why = "" if found["device"] else "torch finds no CUDA device"
+    except RuntimeError as error:
+        found, why = {}, str(error)
+    if why:
+        print(f"make gpu-{command} needs a CUDA device: {why}", file=sys.stderr)
+        return 2
+    if command == "bench" and not cache.judged(out, found["tree"]):
+        print("make gpu-bench: rows are judged by make gpu-tests, which has not run for this tree",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    return execute(plans.PLANS[command](out), out, found, environment, begun=BEGUN)
+
+
+def execute(
+    plan: Plan,
+    out: Out,
+    found: Mapping[str, Any],
+    environment: Mapping[str, str],
+    change: Callable[[Step | Shard], Step | Shard] = lambda step: step,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
+    begun: float | None = None,
+) -> int:
+    """Run a plan's steps, each as `change` makes it; everything is written as it happens.
+
+    Its time counts from `begun` of time.monotonic(), or from now.
+    """
+    begun = time.monotonic() if begun is None else begun
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    out.line(STEPS, command=plan.name, run=began, **found)
+    out.line(TESTS, tree=found["tree"], run=began)
+    versions = found["versions"]
+    header = [
+        f"{plan.name}: {found['device']}, torch {versions.get('torch')}, "
+        f"triton {versions.get('triton')}, Python {found['python']}, commit {found['commit'][:12]}"
+        f"{'-dirty' * found['dirty']}, tree {found['tree']}",
+        cache.unpack(),
+    ]
+    say("\n".join(header))
+    # What hangs at the end is asked where, and the table is written, within the limit too.
+    runner = Runner(out, plan.name, plan.limit - (time.monotonic() - begun) - 2 * SAYS,
+                    environment, say)  # fmt: skip
+    try:
+        with runner:
+            for phase in plan.phases:
+                seen = _phase(runner, phase, change)
+                if plan.name == "gpu-tests":
+                    shards.complete(runner, seen)
+    except KeyboardInterrupt:
+        say("stopped")
+    header[-1] += f", {cache.kernels()} kernels now"
+    text = table.render(out, header, runner.results, plan.left_out, began)
+    out.text(TABLE, text + BETWEEN)
+    say("\n" + text)
+    cache.keep_verdicts(out)
+    return int(not all(result.ok for result in runner.results))
+
+
+def _phase(runner: Runner, phase: Phase, change: Callable[..., Step | Shard]) -> list[Seen]:
+    seen: list[Seen] = []
+    runner.spare = phase.spare
+
+    def start(step: Step | Shard) -> None:
+        step = change(step)
+        if isinstance(step, Shard):
+            seen.append(shards.run(runner, step))
+        else:
+            runner.run(step)
+
+    with ThreadPoolExecutor(phase.at_once) as pool:
+        try:
+            list(pool.map(start, phase.steps))
+        except BaseException:
+            runner.stop()
+            raise
+    return seen
