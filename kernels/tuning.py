@@ -75,6 +75,8 @@ def tune(
     seconds: Callable[[Callable[[], Any]], float],
     *,
     rounds: int = 5,
+    drop: float = math.inf,
+    time_is_up: Callable[[], bool] = lambda: False,
     keep: Callable[[Any], Any] = lambda result: result,
     same: Callable[[Any, Any], bool] = lambda first, result: True,
     say: Callable[[str], None] = lambda line: None,
@@ -86,39 +88,55 @@ def tune(
         configs: the default first; frozen dataclasses.
         launch: runs the op in one config.
         seconds: times one call of what it is given.
+        drop: after the first round, leave a config out that took more than so many times the
+            best's time; the default stays.
+        time_is_up: asked before each config but the first and before each round but the first;
+            from then on none starts.
         keep: takes a copy of a result that the next launch overwrites.
-        same: whether a result equals the first's; a config whose does not is left out.
+        same: whether a result equals the first's that equals itself; a config whose does not is
+            left out.
         say: takes a line for each config, and for each that is left out the reason.
 
     Returns:
-        The row for the table, with its "seconds" and the "default"'s, or None where none ran.
+        The row for the table, with its "seconds" and the "default"'s, and how many configs are
+        "untried" if time was up. None where none ran.
     """
     times: dict[int, list[float]] = {}
     first: Any = None
+    tried = len(configs)
     for i, config in enumerate(configs):
+        if i and time_is_up():
+            tried = i
+            break
         try:
             result = keep(launch(config))
         except Exception as error:  # too much shared memory, or more than Triton can compile
             reason = " ".join(str(error).split())[:160]
-            say(f"{op} {_words(key)}: {config} left out: {type(error).__name__}: {reason}")
+            say(f"{op} {words(key)}: {config} left out: {type(error).__name__}: {reason}")
             continue
-        first = result if first is None else first
-        if same(first, result):
-            times[i] = []
+        truth = result if first is None else first
+        if same(truth, result):  # a NaN is not even the same as itself
+            first, times[i] = truth, []
         else:
-            say(f"{op} {_words(key)}: {config} left out: wrong result")
+            say(f"{op} {words(key)}: {config} left out: wrong result")
+    order = sorted(times)
     for turn in range(rounds):
-        order = sorted(times)
+        if turn and time_is_up():
+            break
         for i in order[turn % max(len(order), 1) :] + order[: turn % max(len(order), 1)]:
             times[i].append(seconds(partial(launch, configs[i])))
+        if not turn:
+            limit = drop * min((its[0] for its in times.values()), default=0.0)
+            order = [i for i in order if i == 0 or times[i][0] <= limit]
     if not times:
         return None
     median = {i: statistics.median(its) for i, its in times.items()}
     for i, value in median.items():
-        say(f"{op} {_words(key)}: {configs[i]} {value * 1e6:.1f} µs")
+        say(f"{op} {words(key)}: {configs[i]} {value * 1e6:.1f} µs")
     best = min(median, key=median.__getitem__)
     row = {"op": op, "key": dict(key), "config": asdict(configs[best])}  # type: ignore[call-overload]
-    return row | {"seconds": _short(median[best]), "default": _short(median.get(0))}
+    row |= {"seconds": _short(median[best]), "default": _short(median.get(0))}
+    return row | ({"untried": len(configs) - tried} if tried < len(configs) else {})
 
 
 def merged(
@@ -131,13 +149,16 @@ def merged(
 
 
 def save(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table, one row a line."""
+    """Write a table, one row a line; whoever is stopped meanwhile leaves the old one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    new = file.with_name(f".{file.name}.part")
+    new.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    new.replace(file)
 
 
-def _words(key: Key) -> str:
+def words(key: Key) -> str:
+    """`dtype=torch.bfloat16 dim=64`."""
     return " ".join(f"{name}={value}" for name, value in key.items())
 
 

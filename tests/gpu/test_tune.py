@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from m3fast.cli import tune
-from m3fast.cli.tuned import CASES, Sizes
+from m3fast.cli.tuned import BRIEF, CASES, Sizes, brief
 from m3fast.kernels import tuning
 
 # fp16 in the place of bf16, which the interpreter cannot multiply.
@@ -36,7 +37,7 @@ def test_configs_agree_and_a_row_comes_out(
         said: list[str] = []
         few = case.configs[:3]
         row = tuning.tune(
-            case.op, case.key, few, case.launch, lambda call: 1.0, rounds=1,
+            case.op, case.key, few, case.prepare(), lambda call: 1.0, rounds=1,
             keep=tune.keep, same=tune.same, say=said.append,
         )  # fmt: skip
         assert row is not None, said
@@ -138,6 +139,80 @@ def test_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [row["key"]["many"] for row in rows] == [1, 0]
     assert all(0 < row["seconds"] <= row["default"] for row in rows)
     assert f"{file}: 2 rows" in capsys.readouterr().out
+
+
+def test_what_a_brief_run_tries(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes of the whole run, in the order of what matters, and the same kernels on less."""
+    monkeypatch.setattr("m3fast.kernels.triton_path.arch", lambda device: 90)
+    every = [case for op in CASES for case in CASES[op](device, Sizes())]
+    cases = brief(every)
+    assert all(case in every for case in cases) and len(cases) < len(every) / 3
+    assert all(any(c.op == op and key.items() <= c.key.items() for c in cases) for op, key in BRIEF)
+    assert (cases[0].op, cases[0].key["longest"]) == ("attention", "longer")
+    small = tune.restricted(device)
+    for case, other in zip(cases, small, strict=True):
+        same = {name: value for name, value in case.key.items() if name != "rows"}
+        assert (case.op, case.configs) == (other.op, other.configs)
+        assert same.items() <= other.key.items()
+
+
+class Clock:
+    """Tuning takes a second a config, and stops where it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.tuned = 100.0, []
+        monkeypatch.setattr(tune.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(tuning, "tune", self.tune)
+        monkeypatch.setattr(tune, "_device", lambda name: torch.device("cpu"))
+        for name in ("attention", "layernorm", "gelu", "maxsim", "sparse"):
+            monkeypatch.setattr(f"m3fast.cli.tuned._{name}", lambda *given: None)
+
+    def tune(self, op: str, key: Any, configs: Any, *rest: Any, **more: Any) -> dict[str, Any]:
+        done = 0
+        while done < len(configs) and not (done and more["time_is_up"]()):
+            done += 1
+            self.now += 1
+        self.tuned.append((op, done))
+        row = {"op": op, "key": dict(key), "config": {}}
+        return row | ({"untried": len(configs) - done} if done < len(configs) else {})
+
+
+def test_time_that_is_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m3fast.cli import main
+
+    clock, file = Clock(monkeypatch), tmp_path / "table.json"
+    cases = brief([case for op in CASES for case in CASES[op](torch.device("cpu"), Sizes())])
+    first, second, *others = (len(case.configs) for case in cases)
+    seconds = (first + 2) / tune.USED
+    assert main(["tune", "--seconds", str(seconds), "--output", str(file)]) == 0
+    assert clock.tuned == [("attention", first), ("attention", 3)], "what has begun is finished"
+    assert [row["key"]["longest"] for row in tuning.read(file)] == ["longer", "32"]
+    said = capsys.readouterr().out.splitlines()
+    key = "dtype=torch.bfloat16 dim=64 longest=32"
+    assert said[0] == f"left out: attention {key}: {second - 3} configs not tried"
+    counts = [int(re.findall(r"(\d+) configs not tried", line)[0]) for line in said[1:-2]]
+    assert counts == others
+    assert re.fullmatch(r"left out: \d+ other keys of \d+ configs: without .* all run", said[-2])
+    assert said[-1] == f"{file}: 2 rows"
+
+
+def test_a_brief_run_of_one_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from m3fast.cli import main
+
+    clock = Clock(monkeypatch)
+    args = ["tune", "--seconds", "1e6", "--op", "layernorm", "--output", str(tmp_path / "t.json")]
+    assert main(args) == 0
+    assert {op for op, _ in clock.tuned} == {"layernorm"} and len(clock.tuned) == 2
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_no_time_at_all(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from m3fast.cli import main
+
+    assert main(["tune", "--seconds", seconds]) == 2
+    assert "--seconds: expected a number above 0, found " in capsys.readouterr().err
 
 
 def test_unknown_op(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,57 @@ def test_tune_picks_the_least_median_and_says_what_it_left_out() -> None:
     assert "RuntimeError: out of resource: shared memory" in said[0] and "rows=666" in said[0]
     assert "rows=7" in said[1] and "wrong result" in said[1]
     assert said[2:] == [f"op n=5: {Config(n)} {t} µs" for n, t in ((1, 3.0), (2, 1.0), (3, 2.0))]
+
+
+def test_what_lost_by_far_is_timed_once() -> None:
+    clock = Stopwatch({1: 9e-6, 2: 1e-6, 3: 1.2e-6, 4: 1.6e-6})
+    row = tuning.tune(
+        "op", {}, [Config(n) for n in (1, 2, 3, 4)], clock.launch, clock.seconds, rounds=3, drop=1.5
+    )
+    assert clock.order == [1, 2, 3, 4, 2, 3, 1, 3, 1, 2], "the default stays, to compare with"
+    assert row and row["config"]["rows"] == 2 and row["default"] == 9e-6
+
+
+@pytest.mark.parametrize(
+    ("asked", "order", "untried"),
+    [
+        (1, [1], 2),  # before the second config
+        (2, [1, 2], 1),
+        (3, [1, 2, 3], 0),  # before the second round
+        (4, [1, 2, 3, 2, 3, 1], 0),
+    ],
+)
+def test_no_work_starts_once_time_is_up(asked: int, order: list[int], untried: int) -> None:
+    clock, up = Stopwatch({1: 3e-6, 2: 1e-6, 3: 2e-6}), iter(range(1, 99))
+    row = tuning.tune(
+        "op", {}, [Config(n) for n in (1, 2, 3)], clock.launch, clock.seconds, rounds=3,
+        time_is_up=lambda: next(up) >= asked,
+    )  # fmt: skip
+    assert clock.order == order and row
+    assert row.get("untried", 0) == untried
+    assert row["config"]["rows"] == (2 if asked > 1 else 1)
+
+
+def test_a_default_that_is_not_even_itself_is_left_out() -> None:
+    """What a broken kernel makes is no measure of the others."""
+    said: list[str] = []
+    row = tuning.tune(
+        "op", {}, [Config(1), Config(2), Config(3)], lambda c: math.nan if c.rows == 1 else 5.0,
+        lambda call: 1e-6 * (1 + call()), same=lambda a, b: a == b, say=said.append,
+    )  # fmt: skip
+    assert row and row["config"]["rows"] == 2 and row["default"] is None
+    assert "rows=1" in said[0] and "wrong result" in said[0]
+
+
+def test_a_stopped_write_leaves_the_old_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpu.json"
+    tuning.save(file, TABLE)
+    monkeypatch.setattr(Path, "replace", lambda self, to: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tuning.save(file, [])
+    assert tuning.read(file) == TABLE
 
 
 def test_tune_where_nothing_runs() -> None:

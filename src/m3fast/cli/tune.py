@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,30 +19,65 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from m3fast.cli.tuned import Case
+
+
+DROP = 1.25  # times the best, after a round: noise is far less
+USED = 0.95  # of --seconds: the rest is for what has begun
+
 
 def run(args: argparse.Namespace) -> int:
     """Tune, and write the table after each row: a run that is stopped keeps what it has."""
+    end = math.inf
+    if args.seconds is not None:
+        if not args.seconds > 0:
+            raise InputError(f"--seconds: expected a number above 0, found {args.seconds:g}")
+        end = time.monotonic() + USED * args.seconds
     device = _device(args.device)
-    from m3fast.cli.tuned import CASES, Sizes
+    from m3fast.cli.tuned import CASES, Sizes, brief
 
     unknown = [op for op in args.op if op not in CASES]
     if unknown:
         raise InputError(f"--op: expected one of {', '.join(CASES)}, found {unknown[0]!r}")
     file = Path(args.output) if args.output else tuning.file_for(device)
     rows = tuning.read(file)
-    found = 0
-    for op in args.op or CASES:
-        for case in CASES[op](device, Sizes()):
-            row = tuning.tune(
-                case.op, case.key, case.configs, case.launch, _seconds,
-                keep=keep, same=same, say=print,
-            )  # fmt: skip
-            if row is not None:
-                rows = tuning.merged(rows, [row])
-                tuning.save(file, rows)
-                found += 1
+    every = [case for op in args.op or CASES for case in CASES[op](device, Sizes())]
+    timed = args.seconds is not None
+    cases = brief(every) if timed else every
+    found, left = 0, []
+    for case in cases:
+        if time.monotonic() > end:
+            left.append((case, len(case.configs)))
+            continue
+        row = tuning.tune(
+            case.op, case.key, case.configs, case.prepare(),
+            partial(_seconds, warmup=2, rep=15) if timed else _seconds,
+            drop=DROP if timed else math.inf, time_is_up=lambda: time.monotonic() > end,
+            keep=keep, same=same, say=print,
+        )  # fmt: skip
+        if row is not None:
+            if row.get("untried"):
+                left.append((case, row["untried"]))
+            rows = tuning.merged(rows, [row])
+            tuning.save(file, rows)
+            found += 1
+    for case, count in left:
+        print(f"left out: {case.op} {tuning.words(case.key)}: {count} configs not tried")
+    if rest := [len(case.configs) for case in every if case not in cases]:
+        print(f"left out: {len(rest)} other keys of {sum(rest)} configs: without --seconds all run")
     print(f"{file}: {found} rows")
     return 0
+
+
+def restricted(device: torch.device, tokens: int = 32) -> list[Case]:
+    """What `--seconds` tries at most, on small inputs: to compile it, there or without a GPU.
+
+    For each case launch = case.prepare(), and launch(config) for each of case.configs.
+    """
+    from m3fast.cli.tuned import CASES, Sizes, brief
+
+    sizes = replace(Sizes(), tokens=tokens, few=tokens, documents=2)
+    return brief([case for op in CASES for case in CASES[op](device, sizes)])
 
 
 def keep(result: torch.Tensor) -> torch.Tensor:
@@ -68,8 +107,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    """Median GPU time of one call, with the L2 cache flushed before each."""
+def _seconds(call: Callable[[], Any], warmup: int = 5, rep: int = 40) -> float:
+    """Median GPU time of one call, with the L2 cache flushed before each.
+
+    Args:
+        warmup, rep: milliseconds of untimed and of timed calls.
+    """
     from triton.testing import do_bench
 
-    return float(do_bench(call, warmup=5, rep=40, return_mode="median")) / 1e3  # pyright: ignore
+    found = do_bench(call, warmup=warmup, rep=rep, return_mode="median")
+    return float(found) / 1e3  # pyright: ignore

@@ -6,18 +6,18 @@ The key of a case is the one that the kernel looks its config up by.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from m3fast.kernels import triton_path
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
 HALVES = (torch.bfloat16, torch.float16)
+Launch = Callable[[Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,139 +38,175 @@ class Case:
 
     Attributes:
         configs: the default first.
-        launch: runs one config; its result must not depend on which.
+        prepare: makes the inputs, and from them what runs one config; the result must not depend
+            on which.
     """
 
     op: str
     key: Mapping[str, str | int]
     configs: Sequence[Any]
-    launch: Callable[[Any], torch.Tensor]
+    prepare: Callable[[], Launch]
 
 
 def attention(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.attention import candidates, launch_attention
-    from m3fast.kernels.attention import attention_class, attention_tiles
+    from m3fast.kernels._triton.attention import candidates
+    from m3fast.kernels.attention import attention_class
 
     for dtype in HALVES:
         for dim in (64, 32, 128):
             for length in (20, 50, 100, 512):
                 longest = attention_class(length)
-                heads, count = sizes.hidden // dim, max(sizes.tokens // length, 1)
-                # Lengths around the middle of the class, the same for every config.
-                lengths = np.random.default_rng(0).integers(length * 3 // 4, length + 1, count)
-                ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-                texts = torch.from_numpy(np.repeat(np.arange(count, dtype=np.int32), lengths))
-                texts = texts.to(device)
-                qkv = torch.randn(len(texts), 3, heads, dim, device=device).to(dtype)
-                out = qkv.new_empty(len(texts), heads * dim)
-
-                @functools.cache
-                def tiles(short: int, rows: int, ends: Any = ends) -> torch.Tensor:
-                    return torch.from_numpy(attention_tiles(ends, short, rows)).to(device)
-
-                def launch(
-                    config: Any, qkv: Any = qkv, tiles: Any = tiles, texts: Any = texts,
-                    out: torch.Tensor = out,
-                ) -> torch.Tensor:  # fmt: skip
-                    its = tiles(config.short, config.rows)
-                    launch_attention(qkv, its, texts, qkv.shape[-1] ** -0.5, out, config)
-                    return out
-
                 key = {"dtype": str(dtype), "dim": str(dim), "longest": longest}
                 configs = candidates(triton_path.arch(device), dtype, dim, longest)
-                yield Case("attention", key, configs, launch)
+                prepare = partial(_attention, device, sizes, dtype, dim, length)
+                yield Case("attention", key, configs, prepare)
+
+
+def _attention(
+    device: torch.device, sizes: Sizes, dtype: torch.dtype, dim: int, length: int
+) -> Launch:
+    from m3fast.kernels._triton.attention import launch_attention
+    from m3fast.kernels.attention import attention_tiles
+
+    heads, count = sizes.hidden // dim, max(sizes.tokens // length, 1)
+    # Lengths around the middle of the class, the same for every config.
+    lengths = np.random.default_rng(0).integers(length * 3 // 4, length + 1, count)
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    texts = torch.from_numpy(np.repeat(np.arange(count, dtype=np.int32), lengths)).to(device)
+    qkv = torch.randn(len(texts), 3, heads, dim, device=device).to(dtype)
+    out = qkv.new_empty(len(texts), heads * dim)
+
+    @functools.cache
+    def tiles(short: int, rows: int) -> torch.Tensor:
+        return torch.from_numpy(attention_tiles(ends, short, rows)).to(device)
+
+    def launch(config: Any) -> torch.Tensor:
+        launch_attention(qkv, tiles(config.short, config.rows), texts, dim**-0.5, out, config)
+        return out
+
+    return launch
 
 
 def layernorm(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.layernorm import candidates, default_config, launch_add_layernorm
+    from m3fast.kernels._triton.layernorm import candidates, default_config
 
     arch, width = triton_path.arch(device), sizes.hidden
     for many, tokens in ((1, sizes.tokens), (0, sizes.few)):
-        x, residual = (torch.randn(tokens, width, device=device).to(HALVES[0]) for _ in range(2))
-        bias, weight, shift = (torch.randn(width, device=device).to(HALVES[0]) for _ in range(3))
-        out = torch.empty_like(x)
-
-        def launch(
-            config: Any, x: torch.Tensor = x, residual: torch.Tensor = residual,
-            bias: torch.Tensor = bias, weight: torch.Tensor = weight, shift: torch.Tensor = shift,
-            out: torch.Tensor = out,
-        ) -> torch.Tensor:  # fmt: skip
-            launch_add_layernorm(x, residual, bias, weight, shift, 1e-5, out, config=config)
-            return out
-
         default = default_config(arch, width, bool(many))
         configs = _first(default, candidates(arch, width))
-        yield Case("layernorm", {"width": width, "many": many}, configs, launch)
+        key = {"width": width, "many": many}
+        yield Case("layernorm", key, configs, partial(_layernorm, device, width, tokens))
+
+
+def _layernorm(device: torch.device, width: int, tokens: int) -> Launch:
+    from m3fast.kernels._triton.layernorm import launch_add_layernorm
+
+    x, residual = (torch.randn(tokens, width, device=device).to(HALVES[0]) for _ in range(2))
+    bias, weight, shift = (torch.randn(width, device=device).to(HALVES[0]) for _ in range(3))
+    out = torch.empty_like(x)
+
+    def launch(config: Any) -> torch.Tensor:
+        launch_add_layernorm(x, residual, bias, weight, shift, 1e-5, out, config=config)
+        return out
+
+    return launch
 
 
 def gelu(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.gelu import candidates, default_config, launch_bias_gelu
+    from m3fast.kernels._triton.gelu import candidates, default_config
 
     arch, width = triton_path.arch(device), sizes.ffn
-    x = torch.randn(sizes.tokens, width, device=device).to(HALVES[0])
+    configs = _first(default_config(arch, width), candidates(arch, width))
+    yield Case("gelu", {"width": width}, configs, partial(_gelu, device, sizes.tokens, width))
+
+
+def _gelu(device: torch.device, tokens: int, width: int) -> Launch:
+    from m3fast.kernels._triton.gelu import launch_bias_gelu
+
+    x = torch.randn(tokens, width, device=device).to(HALVES[0])
     bias = torch.zeros(width, dtype=x.dtype, device=device)
 
     def launch(config: Any) -> torch.Tensor:
         launch_bias_gelu(x, bias, config)
         return x[:0]  # in place: each call works on the last one's result
 
-    configs = _first(default_config(arch, width), candidates(arch, width))
-    yield Case("gelu", {"width": width}, configs, launch)
+    return launch
 
 
 def maxsim(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.maxsim import launch_maxsim, launch_maxsim_pairs
     from m3fast.kernels._triton.maxsim_config import candidates
-    from m3fast.kernels.maxsim import quantize_vectors
 
     arch, dim = triton_path.arch(device), sizes.hidden
     lengths = np.random.default_rng(0).integers(150, 451, sizes.documents)
     if sizes.documents < 10:
         lengths = lengths // 100
-    ends = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])).to(device)
-    random = torch.randn(int(ends[-1]), dim, device=device)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
     for dtype in (torch.float16, torch.bfloat16, torch.int8):
-        docs, scales = random.to(dtype), None
-        if dtype == torch.int8:
-            docs, scales = quantize_vectors(random)
+        key = {"dtype": str(dtype), "dim": dim, "tokens": 0, "rows": int(ends[-1])}
         for tokens in sizes.queries:
-            queries = torch.randn(tokens, dim, device=device)
-            queries = queries.to(torch.bfloat16 if dtype == torch.int8 else dtype)
-            starts = torch.arange(0, tokens + 1, min(32, tokens), device=device)
-            key = {"dtype": str(dtype), "dim": dim, "tokens": tokens, "rows": len(docs)}
+            configs = candidates(arch, tokens, dtype, arch // 10 in (9, 10))
+            prepare = partial(_maxsim, device, dim, ends, dtype, tokens)
+            yield Case("maxsim", key | {"tokens": tokens}, configs, prepare)
+        tokens = sizes.queries[0]
+        configs = candidates(arch, tokens, dtype, False)
+        prepare = partial(_maxsim_pairs, device, dim, ends, dtype, tokens)
+        yield Case("maxsim_pairs", key | {"tokens": tokens}, configs, prepare)
 
-            def launch(
-                config: Any, queries: torch.Tensor = queries, starts: torch.Tensor = starts,
-                docs: torch.Tensor = docs, scales: Any = scales,
-            ) -> torch.Tensor:  # fmt: skip
-                return launch_maxsim(queries, starts, docs, ends, scales, config)
 
-            tma = arch // 10 in (9, 10)
-            yield Case("maxsim", key, candidates(arch, tokens, dtype, tma), launch)
-        queries = torch.randn(sizes.queries[0], dim, device=device)
-        queries = queries.to(torch.bfloat16 if dtype == torch.int8 else dtype)
-        starts = torch.tensor([0, len(queries)], device=device)
-        pairs = torch.arange(sizes.documents, device=device)
-        pairs = torch.stack([torch.zeros_like(pairs), pairs.flip(0)], 1)
+@functools.lru_cache(maxsize=1)  # the cases of one dtype, one after the other
+def _documents(
+    device: torch.device, rows: int, dim: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    from m3fast.kernels.maxsim import quantize_vectors
 
-        def launch_pairs(
-            config: Any, queries: torch.Tensor = queries, starts: torch.Tensor = starts,
-            docs: torch.Tensor = docs, scales: Any = scales, pairs: torch.Tensor = pairs,
-        ) -> torch.Tensor:  # fmt: skip
-            return launch_maxsim_pairs(
-                queries, starts, docs, ends, pairs, len(queries), scales, config
-            )
+    random = torch.randn(rows, dim, device=device)
+    return quantize_vectors(random) if dtype == torch.int8 else (random.to(dtype), None)
 
-        key = {"dtype": str(dtype), "dim": dim, "tokens": len(queries), "rows": len(docs)}
-        configs = candidates(arch, len(queries), dtype, False)
-        yield Case("maxsim_pairs", key, configs, launch_pairs)
+
+def _queries(device: torch.device, tokens: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    random = torch.randn(tokens, dim, device=device)
+    return random.to(torch.bfloat16 if dtype == torch.int8 else dtype)
+
+
+def _maxsim(
+    device: torch.device, dim: int, ends: np.ndarray, dtype: torch.dtype, tokens: int
+) -> Launch:
+    from m3fast.kernels._triton.maxsim import launch_maxsim
+
+    docs, scales = _documents(device, int(ends[-1]), dim, dtype)
+    queries, on_device = _queries(device, tokens, dim, dtype), torch.from_numpy(ends).to(device)
+    starts = torch.arange(0, tokens + 1, min(32, tokens), device=device)
+    return lambda config: launch_maxsim(queries, starts, docs, on_device, scales, config)
+
+
+def _maxsim_pairs(
+    device: torch.device, dim: int, ends: np.ndarray, dtype: torch.dtype, tokens: int
+) -> Launch:
+    from m3fast.kernels._triton.maxsim import launch_maxsim_pairs
+
+    docs, scales = _documents(device, int(ends[-1]), dim, dtype)
+    queries, on_device = _queries(device, tokens, dim, dtype), torch.from_numpy(ends).to(device)
+    starts = torch.tensor([0, tokens], device=device)
+    pairs = torch.arange(len(ends) - 1, device=device)
+    pairs = torch.stack([torch.zeros_like(pairs), pairs.flip(0)], 1)
+    return lambda config: launch_maxsim_pairs(
+        queries, starts, docs, on_device, pairs, tokens, scales, config
+    )
 
 
 def sparse(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.sparse import candidates, default_config, launch_sparse_csr
+    from m3fast.kernels._triton.sparse import candidates, default_config
+
+    arch = triton_path.arch(device)
+    configs = _first(default_config(arch), candidates(arch))
+    yield Case("sparse_csr", {}, configs, partial(_sparse, device, sizes.tokens))
+
+
+def _sparse(device: torch.device, tokens: int) -> Launch:
+    from m3fast.kernels._triton.sparse import launch_sparse_csr
 
     random = np.random.default_rng(0)
-    lengths = random.gamma(3, 60, max(sizes.tokens // 180, 1)).clip(5, 512).astype(int)
+    lengths = random.gamma(3, 60, max(tokens // 180, 1)).clip(5, 512).astype(int)
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     texts = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     # Half of a text's tokens repeat an id, as in real text.
@@ -184,8 +220,7 @@ def sparse(device: torch.device, sizes: Sizes) -> Iterator[Case]:
         launch_sparse_csr(*given, (0, 1, 2, 3), False, out, config)  # pyright: ignore
         return out[: len(ends)]
 
-    arch = triton_path.arch(device)
-    yield Case("sparse_csr", {}, _first(default_config(arch), candidates(arch)), launch)
+    return launch
 
 
 def _first(default: Any, configs: Sequence[Any]) -> list[Any]:
@@ -199,3 +234,28 @@ CASES: dict[str, Callable[[torch.device, Sizes], Iterator[Case]]] = {
     "maxsim": maxsim,
     "sparse": sparse,
 }
+
+# What matters most, first: the op, and what its key holds.
+BRIEF: tuple[tuple[str, Mapping[str, str | int]], ...] = (
+    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "longer"}),
+    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "32"}),
+    ("maxsim", {"dtype": "torch.bfloat16", "tokens": 32}),
+    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "64"}),
+    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "128"}),
+    ("layernorm", {}),
+    ("sparse_csr", {}),
+    ("gelu", {}),
+    ("maxsim", {"dtype": "torch.bfloat16"}),
+)
+
+
+def brief(cases: Sequence[Case]) -> list[Case]:
+    """Those of `cases` that BRIEF names, in its order, each once."""
+    found: list[Case] = []
+    for op, key in BRIEF:
+        found += [
+            case
+            for case in cases
+            if case.op == op and key.items() <= case.key.items() and case not in found
+        ]
+    return found
