@@ -78,7 +78,7 @@ def figures(out: Out, suite: str, limit: float, *more: str) -> Step:
 
 
 def first(out: Out) -> Plan:
-    kernels = (PYTHON, "-m", "bench.gpukernels", "--output", str(out.path(KERNELS).resolve()))
+    kernels = (PYTHON, "-m", "bench.kernels_gpu", "--output", str(out.path(KERNELS).resolve()))
     rows: Callable[[str, float], Step] = lambda suite, limit: figures(  # noqa: E731
         out, suite, limit, "--first", "--no-gate"
     )

@@ -50,16 +50,18 @@ def rehearsed(step: Step | Shard) -> Step | Shard:
         command.remove("--benchmark")
         command[command.index("cuda")] = "cpu"
         return replace(step, command=command, limit=limit, environment=INTERPRETED)
-    if "bench.gpukernels" in command:
+    if "bench.kernels_gpu" in command:
         return replace(step, command=[*command, "--smoke"], limit=limit, environment=INTERPRETED)
     if "tune" in command:
-        return replace(fill_tune(), name=step.name)
+        return replace(fill_tune(0, 1), name=step.name)
     return replace(step, limit=limit)
 
 
-def fill_tune() -> Step:
+def fill_tune(part: int, parts: int) -> Step:
     """Every config that `make gpu-tune` may time, compiled and launched."""
-    return Step("tune", (sys.executable, "-m", "gpurun.tune"), LIMIT, LAUNCHED)
+    environment = {**LAUNCHED, "M3FAST_PART": f"{part}/{parts}"}
+    name = f"tune {part + 1}/{parts}"
+    return Step(name, (sys.executable, "-m", "gpurun.tune"), LIMIT, environment)
 
 
 def make_cache(out: Out) -> int:
@@ -148,7 +150,8 @@ def fill() -> Plan:
     """What the commands compile, compiled for sm_90."""
     shipped = Step("shipped", (sys.executable, "-m", "launch.fill", "90"), LIMIT, LAUNCHED)
     tests = [rehearsed(step) for step in plans.tests(Out(cache.BROUGHT)).phases[0].steps]
-    return Plan("gpu-cache", LIMIT, (Phase((shipped, fill_tune(), *tests), at_once=2),))
+    steps = (*(fill_tune(i, 2) for i in range(2)), *tests)
+    return Plan("gpu-cache", LIMIT, (Phase((shipped,)), Phase(steps, at_once=2)))
 
 
 COMMANDS = {"cache": make_cache, "rehearse": rehearse}
