@@ -139,7 +139,7 @@ class GpuRunner(Runner):
                 for _ in range(3):  # eagerly, captured, replayed
                     self.submit(*batch, outputs, options)()
         for length in (32, 64, 128, 256):
-            batch = dummy_texts(2 * BUCKETS[-1], min(length, self.config.max_length))
+            batch = _dummies(2 * BUCKETS[-1], min(length, self.config.max_length))
             self.submit(*batch, outputs, options)()
 
     def _run_exact(
