@@ -95,7 +95,7 @@ def test_call(bench: Bench) -> None:
     given = texts(mix("passages", tokens, 0, bench.pick(512, 9)), 0)
     makers: dict[str, Callable[[], Any]] = {
         OURS: lambda: gpuencode.encodes(gpuencode.engine(bench, shape)),
-        **gpuencode.text_peers(bench, shape),
+        **bench.slow(gpuencode.text_peers(bench, shape), "quick"),
     }
     found, absent = {}, {}
     for name, make in makers.items():

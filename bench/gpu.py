@@ -20,8 +20,8 @@ from bench.measure import Absent
 # Suites in the order of what the README needs most, and the seconds that each may need with
 # --quick and with kernels compiled before: estimates, none is measured.
 ORDER = (
-    ("encode", 50), ("latency", 35), ("attention", 26), ("maxsim", 20), ("sparse", 10),
-    ("packing", 10), ("layernorm", 13), ("gemm", 15), ("memory", 14), ("scaling", 17),
+    ("encode", 58), ("latency", 42), ("attention", 25), ("maxsim", 20), ("sparse", 9),
+    ("packing", 9), ("layernorm", 11), ("gemm", 12), ("memory", 11), ("scaling", 13),
 )  # fmt: skip
 # Suites with rows of --first, and the seconds of those.
 FIRST = (

@@ -58,7 +58,7 @@ def profiled(work: Callable[[], Any], device: torch.device) -> list[Node]:
     return sorted(nodes, key=lambda node: node.start)
 
 
-def table(nodes: Sequence[Node]) -> list[dict[str, Any]]:
+def shares(nodes: Sequence[Node]) -> list[dict[str, Any]]:
     """Per name its calls, microseconds, and share of all nodes' time, the largest first."""
     by_name: dict[str, list[float]] = {}
     for node in nodes:
@@ -125,7 +125,7 @@ def brief(name: str) -> str:
     plain = re.sub(r"^void |\(anonymous namespace\)::|\b\w+::|\(.*", "", name)
     while (shorter := re.sub(r"<[^<>]*>", "", plain)) != plain:
         plain = shorter
-    return plain.strip()[:60] or name[:60]
+    return plain.strip()[:48] or name[:48]
 
 
 def _short(value: float) -> float:
@@ -168,14 +168,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         watch = measure.wall if smoke else gpu.Events(device, ahead, runner.stream)
         took = alone(lambda batch=batch: submit(batch), watch, times)
         nodes = typical(lambda batch=batch: submit(batch)(), device, times)
+        if not nodes:
+            parser.exit(1, f"{name}: the profiler saw nothing run on {device}\n")
         its = {"kernels": name, "shape": str(shape), "dtype": str(dtype).removeprefix("torch."),
                "tokens": sum(lengths), "texts": len(lengths), "graph": len(runner.graphs) > 0
                and name == "query", **sums(nodes), "alone_us": took,
-               "table": table(nodes)}  # fmt: skip
+               "table": shares(nodes)}  # fmt: skip
         if name == "query":
             its["nodes"] = in_order(nodes)
+        its["words"] = "\n".join(lines(its))
         record.append([common | its], words, options.output)
-        print("\n".join(lines(its)), flush=True)
+        print(its["words"], flush=True)
     return 0
 
 

@@ -2,7 +2,8 @@
 
 Of each test in bench/ the rows of its last whole run count, and what ran after it, so that no row
 of an older name lingers; 24-layer rows, which only --suite full has, keep their last record.
-`--check` looks for what became slower.
+`--check` looks for what became slower. `--add FILE` takes over what was recorded elsewhere, such as
+on a rented GPU, into the results of each device.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def _device(records: list[Record], stem: str, tests: Collection[str] | None) -> 
     """A short table, the plots, and where the rest is."""
     rows = current(records, tests)
     newest = max(records, key=lambda r: r["run"])
+    short = {r.get("scale") for row in rows for r in row} & {"first", "quick"}
     pictures = [f"![{alt}](docs/bench/{name})" for name, alt in plots.names(rows, stem).items()]
     lines = [
-        f"**{newest['device']}, {newest['threads']} threads**",
+        f"**{newest['device']}, {newest['threads']} threads{', short runs' if short else ''}**",
         "",
         *_table(SHORT, [_short(row) for row in _headlines([r for r in rows if cells(r)])]),
         *(line for picture in pictures for line in ("", picture)),
@@ -125,6 +127,26 @@ def _table(header: Sequence[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(row[i] for i in used) + " |" for row in rows]
 
 
+def add(file: Path, results: Path = RESULTS) -> dict[Path, int]:
+    """Append a file's records to those of their devices; how many were not there yet.
+
+    Smoke tests' and what is no row of a benchmark stay out.
+    """
+    from bench import record
+
+    counts: dict[Path, int] = {}
+    for its in read(file):
+        if "row" not in its or its.get("scale") == "smoke":
+            continue
+        target = results / record.file_of(its["device"]).name
+        known = read(target) if target.exists() else []
+        counts.setdefault(target, 0)
+        if its not in known:
+            record.append([its], its["device"], target)
+            counts[target] += 1
+    return counts
+
+
 def rewrite(text: str, block: str) -> str | None:
     """`text` with the part between the markers replaced, or None without markers."""
     head, begin, rest = text.partition(BEGIN)
@@ -140,7 +162,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plots", type=Path, default=PLOTS)
     parser.add_argument("--check", action="store_true", help="exit 1 if a row became slower since "
                         "the last earlier commit on its device; rewrites nothing")  # fmt: skip
+    parser.add_argument("--add", type=Path, metavar="FILE", help="its rows first into the results")
     options = parser.parse_args(arguments)
+    if options.add:
+        for added, count in add(options.add, options.results).items():
+            print(f"{added}: {count} records added")
     if options.check:
         slower = False
         for stem, records in read_results(options.results).items():

@@ -18,7 +18,7 @@ NODES = [Node("copy", 10.0, 12.0), Node("gemm", 12.5, 18.5), Node("gemm", 18.5, 
 
 
 def test_tables() -> None:
-    assert kernels_gpu.table(NODES) == [
+    assert kernels_gpu.shares(NODES) == [
         {"name": "gemm", "calls": 2, "us": 8.0, "share": 0.8},
         {"name": "copy", "calls": 1, "us": 2.0, "share": 0.2},
     ]
@@ -28,7 +28,7 @@ def test_tables() -> None:
         {"name": "gemm", "us": 2.0, "gap": 0.0},
     ]
     assert kernels_gpu.sums(NODES) == {"total_us": 10.5, "kernels_us": 10.0}
-    assert kernels_gpu.table([]) == kernels_gpu.in_order([]) == []
+    assert kernels_gpu.shares([]) == kernels_gpu.in_order([]) == []
     assert kernels_gpu.sums([]) == {"total_us": 0.0, "kernels_us": 0.0}
 
 
@@ -84,6 +84,7 @@ def test_both_parts_are_recorded(
     assert (passages["tokens"], query["tokens"]) == (40, 20)
     assert "nodes" not in passages and len(query["nodes"]) > len(query["table"])
     shown = capsys.readouterr().out.splitlines()
+    assert "\n".join(shown) == f"{passages['words']}\n{query['words']}"
     assert shown[0].startswith("passages: 40 tokens") and len(shown) <= 60
     assert all(len(line) <= 120 for line in shown)
 

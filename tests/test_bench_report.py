@@ -102,6 +102,19 @@ def test_cards_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }  # fmt: skip
 
 
+def test_rows_from_elsewhere_are_taken_over_once(tmp_path: Path) -> None:
+    file, results = tmp_path / "records.jsonl", tmp_path / "results"
+    results.mkdir()
+    rows = [made_up("1", device=card, scale="quick", p50=1.0) for card in CARDS]
+    others = [made_up("1", scale="smoke"), {"kernels": "query", "device": CARDS[0]}]
+    file.write_text("".join(json.dumps(r) + "\n" for r in [*rows, *others]))
+    h100, h200 = (results / f"{record.slug(card)}.jsonl" for card in CARDS)
+    assert report.add(file, results) == {h100: 1, h200: 1}
+    assert report.add(file, results) == {h100: 0, h200: 0}
+    assert report.read(h200) == rows[1:] and {*results.iterdir()} == {h100, h200}
+    assert report.markdown(results).startswith(f"**{CARDS[1]}, 2 threads, short runs**")
+
+
 def test_readme_shows_what_the_results_say() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
