@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import inspect
@@ -41,13 +42,21 @@ class Described:
         return self.base.data_ptr() + self.shift
 
 
-def copy(shape=(64, 128), strides=(128, 1), box=(16, 64), shift=0, grid=(1,), **options) -> None:
-    """A tile loaded by a tensor map, which is planted past the checks of Triton's own class."""
+BOX = (16, 64)
+
+
+def described(shape=(64, 128), strides=(128, 1), shift=0) -> TensorDescriptor:
+    """What it says is planted past the checks of Triton's own class."""
     x = torch.empty(64, 128, dtype=torch.float16)
-    map_ = TensorDescriptor(x, [64, 128], [128, 1], list(box))
+    map_ = TensorDescriptor(x, [64, 128], [128, 1], list(BOX))
     map_.base, map_.shape, map_.strides = Described(x, shift), list(shape), list(strides)
-    y = torch.empty(box, dtype=torch.float16)
-    copy_kernel[grid](map_, y, ROWS=box[0], COLS=box[1], num_warps=4, **options)
+    return map_
+
+
+def copy(grid=(1,), **planted) -> None:
+    """A tile loaded by a tensor map."""
+    y = torch.empty(BOX, dtype=torch.float16)
+    copy_kernel[grid](described(**planted), y, ROWS=BOX[0], COLS=BOX[1], num_warps=4)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +135,28 @@ def test_a_grid_without_programs_is_refused():
         copy(grid=(0,))
     with pytest.raises(RuntimeError, match="grid y of 1 to 65535 was expected, got 65536"):
         copy(grid=(1, 65536))
+
+
+@pytest.mark.parametrize(
+    ("warps", "shared", "message"),
+    [
+        (4, 48 << 10, ""),
+        (4, (48 << 10) + 1, "at most 49152 bytes of dynamic shared memory were allowed, got 49153"),
+        (8, 0, "compiled for a block x of 128, got 256"),
+        (64, 0, "block x of 1 to 1024 was expected, got 2048"),
+    ],
+)
+def test_a_wrong_block_is_refused(warps, shared, message):
+    """With more than the 48 KiB that a kernel may take unasked, or other threads than it has."""
+    with driver.recorded() as launched:
+        copy()
+    (kernel,) = launched
+    block = (warps, 1, shared)
+    with pytest.raises(RuntimeError, match=message) if message else contextlib.nullcontext():
+        kernel.run(
+            1, 1, 1, 0, kernel.function, block, None, None, None,
+            described(), torch.empty(BOX, dtype=torch.float16), *BOX,
+        )  # fmt: skip
 
 
 def test_too_much_shared_memory_is_refused(monkeypatch):
