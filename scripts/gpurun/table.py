@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from bench import table
+from bench.table import OURS
 
 from gpurun.out import FAILURES, KERNELS, LOG, RECORDS, TESTS, Out
 from gpurun.steps import Result
 
 MOST = 11_500  # characters; the commands of make stand before
+SHARES = (2_800, 4_200, 2_800, 2_400, 700)  # of steps, figures, kernels, failures, what is left out
 
 
 def render(
@@ -24,7 +29,8 @@ def render(
     ]
     seconds = sum(result.seconds for result in results)
     end = "all well" if not bad else "not well: " + ", ".join(r.name for r in bad)
-    text = "\n\n".join(_cut(part, MOST // 3) for part in parts if part.strip())
+    parts = [_cut(part, most) for part, most in zip(parts, SHARES, strict=True) if part.strip()]
+    text = "\n\n".join(parts)
     return f"{_cut(text, MOST - 600)}\n\n{seconds:.0f} s of steps, {_cut(end, 500)}\n"
 
 
@@ -32,24 +38,32 @@ def _cut(text: str, most: int) -> str:
     """Whole lines from the beginning, and how many were left out."""
     if len(text) <= most:
         return text
-    kept = text[: most - 40].rpartition("\n")[0] or text[: most - 40]
+    kept = text[: most - 40].rpartition("\n")[0]
+    if not kept:
+        return f"{text[: most - 4]} ..."
     return f"{kept}\n[{text.count(chr(10)) - kept.count(chr(10))} lines left out: see {LOG}]"
 
 
 def _figures(out: Out, run: str) -> str:
-    """The rows measured, as `pytest bench/ --benchmark` prints them."""
-    from bench import report
-
-    rows: dict[tuple[str, str], list[dict[str, object]]] = {}
+    """A line for each row: m3fast's figure, its share of the limit, and what stands beside it."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in out.lines(RECORDS):
         if record["run"] >= run:
             rows.setdefault((record["device"], record["row"]), []).append(record)
-    if not rows:
-        return ""
-    lines = report.plain([cells for group in rows.values() for cells in report.cells(group)])
-    reasons = [f"{r['row']}, {r['candidate']}: {r['status']}, {str(r['reason'])[:100]}"
-               for group in rows.values() for r in group if r.get("reason")]  # fmt: skip
-    return "\n".join([lines, "", *reasons]).rstrip()
+    return "\n".join(f"{row}: " + "; ".join(map(_figure, its)) for (_, row), its in rows.items())
+
+
+def _figure(record: dict[str, Any]) -> str:
+    aim, met = table.aim(record)
+    words = [
+        "" if record["candidate"] == OURS else record["candidate"],
+        table.figure(record),
+        table.ratio(record),
+        f"{share} of the limit" if (share := table.percent(record.get("share"))) else "",
+        f"({aim}: {met})" if aim else "",
+        f"({str(record['reason'])[:70]})" if record.get("reason") else "",
+    ]
+    return " ".join(filter(None, words))
 
 
 def _kernels(out: Out, run: str) -> str:
