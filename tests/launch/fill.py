@@ -51,7 +51,8 @@ def main() -> int:
         print("usage: python -m launch.fill 80|90", file=sys.stderr)
         return 2
     failed = fill(int(sys.argv[1]), lambda line: print(line, flush=True))
-    print(*failed, sep="\n", file=sys.stderr)
+    for line in failed:
+        print(line, file=sys.stderr)
     return int(bool(failed))
 
 

@@ -279,7 +279,6 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
     const unsigned grid[] = {c->gridDimX, c->gridDimY, c->gridDimZ};
     const unsigned block[] = {c->blockDimX, c->blockDimY, c->blockDimZ};
     const unsigned most_grid[] = {0x7fffffff, 65535, 65535}, most_block[] = {1024, 1024, 64};
-    unsigned threads = 1;
     if (f->device != fake_device)
         return refuse(CUDA_ERROR_INVALID_HANDLE, "cuLaunchKernelEx: %s was loaded on sm_%d, not sm_%d",
                       f->name, f->device, fake_device);
@@ -293,12 +292,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
         if (f->required[0] && block[i] != f->required[i])
             INVALID("cuLaunchKernelEx: %s: compiled for a block %c of %u, got %u", f->name, 'x' + i,
                     f->required[i], block[i]);
-        threads *= block[i];
     }
-    if (threads > (unsigned)f->most_threads)
-        return refuse(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
-                      "cuLaunchKernelEx: %s: at most %d threads of %d registers were expected, got %u",
-                      f->name, f->most_threads, f->registers, threads);
     int room = f->dynamic_shared > (48 << 10) - f->static_shared ? f->dynamic_shared
                                                                  : (48 << 10) - f->static_shared;
     if (c->sharedMemBytes > (unsigned)room)
