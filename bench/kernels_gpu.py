@@ -44,7 +44,8 @@ class Node:
 def profiled(work: Callable[[], Any], device: torch.device) -> list[Node]:
     """What ran on the device in `work`, in order; on a CPU torch's outermost operations."""
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+    kind = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    with profile(activities=[kind], acc_events=True) as found:
         work()
         if cuda:
             torch.cuda.synchronize(device)
