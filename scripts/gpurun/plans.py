@@ -51,6 +51,7 @@ def environment() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # those of other packages take seconds
         "HF_HUB_OFFLINE": "1",
         "CUDA_HOME": os.environ.get("CUDA_HOME", "/usr/local/cuda"),  # nvcc may be off the PATH
         "TRITON_CACHE_DIR": str(cache.TRITON),

@@ -53,15 +53,13 @@ def rehearsed(step: Step | Shard) -> Step | Shard:
     if "bench.kernels_gpu" in command:
         return replace(step, command=[*command, "--smoke"], limit=limit, environment=INTERPRETED)
     if "tune" in command:
-        return replace(fill_tune(0, 1), name=step.name)
+        return launched(step.name, "tune")
     return replace(step, limit=limit)
 
 
-def fill_tune(part: int, parts: int) -> Step:
-    """Every config that `make gpu-tune` may time, compiled and launched."""
-    environment = {**LAUNCHED, "M3FAST_PART": f"{part}/{parts}"}
-    name = f"tune {part + 1}/{parts}"
-    return Step(name, (sys.executable, "-m", "gpurun.tune"), LIMIT, environment)
+def launched(name: str, *arguments: str) -> Step:
+    """Part of what the commands launch, compiled and launched without a GPU."""
+    return Step(name, (sys.executable, "-m", "gpurun.launched", *arguments), LIMIT, LAUNCHED)
 
 
 def make_cache(out: Out) -> int:
@@ -150,8 +148,9 @@ def fill() -> Plan:
     """What the commands compile, compiled for sm_90."""
     shipped = Step("shipped", (sys.executable, "-m", "launch.fill", "90"), LIMIT, LAUNCHED)
     tests = [rehearsed(step) for step in plans.tests(Out(cache.BROUGHT)).phases[0].steps]
-    steps = (*(fill_tune(i, 2) for i in range(2)), *tests)
-    return Plan("gpu-cache", LIMIT, (Phase((shipped,)), Phase(steps, at_once=2)))
+    engine = launched("engine", "engine")
+    tune = [launched(f"tune {i + 1}/2", "tune", f"{i}/2") for i in range(2)]
+    return Plan("gpu-cache", LIMIT, (Phase((shipped,)), Phase((engine, *tune, *tests), at_once=2)))
 
 
 COMMANDS = {"cache": make_cache, "rehearse": rehearse}
