@@ -65,6 +65,7 @@ def tall(monkeypatch) -> None:
         monkeypatch.setattr(layernorm, "_config", lambda *_: config)
 
 
+@pytest.mark.usefixtures("tall")
 def test_all_outputs(pair, monkeypatch) -> None:
     """Batches of one text to all of them: buckets, and beyond the last one."""
     with warnings.catch_warnings():
