@@ -210,6 +210,22 @@ def test_a_brief_run_of_one_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {op for op, _ in clock.tuned} == {"layernorm"} and len(clock.tuned) == 2
 
 
+def test_a_table_is_of_one_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m3fast.cli import main
+
+    Clock(monkeypatch)
+    file = tmp_path / "t.json"
+    args = ["tune", "--seconds", "1e6", "--op", "gelu", "--output", str(file)]
+    assert main(args) == main(args) == 0
+    (row,) = tuning.read(file)
+    assert row["device"] == "cpu" and row["torch"] == torch.__version__ and row["triton"]
+    tuning.save(file, [row | {"device": "NVIDIA H100 80GB HBM3"}])
+    assert main(args) == 2
+    assert "expected rows of cpu, found NVIDIA H100 80GB HBM3's" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
 def test_no_time_at_all(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     from m3fast.cli import main

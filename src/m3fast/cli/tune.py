@@ -41,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"--op: expected one of {', '.join(CASES)}, found {unknown[0]!r}")
     file = Path(args.output) if args.output else tuning.file_for(device)
-    rows = tuning.read(file)
+    rows, about = tuning.read(file), _about(device)
+    here = about["device"]
+    if others := {row.get("device", here) for row in rows} - {here}:
+        raise InputError(f"--output {file}: expected rows of {here}, found {others.pop()}'s")
     every = [case for op in args.op or CASES for case in CASES[op](device, Sizes())]
     timed = args.seconds is not None
     cases = brief(every) if timed else every
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if row is not None:
             if row.get("untried"):
                 left.append((case, row["untried"]))
-            rows = tuning.merged(rows, [row])
+            rows = tuning.merged(rows, [row | about])
             tuning.save(file, rows)
             found += 1
     for case, count in left:
@@ -115,6 +118,14 @@ def _device(name: str) -> torch.device:
         raise InputError(f"tune: expected a GPU that runs the Triton kernels, but {reason}")
     torch.cuda.set_device(device)
     return device
+
+
+def _about(device: torch.device) -> dict[str, str]:
+    """What a row was measured on."""
+    import triton
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "torch": torch.__version__, "triton": triton.__version__}
 
 
 def _seconds(call: Callable[[], Any], warmup: int = 5, rep: int = 40) -> float:
