@@ -32,7 +32,7 @@ from m3fast.kernels._triton import maxsim as maxsim_kernels
 from m3fast.kernels._triton import maxsim_config
 from m3fast.kernels._triton.attention import AttentionConfig
 from m3fast.kernels._triton.maxsim_config import MaxsimConfig
-from m3fast.kernels.attention import AttentionPlan, attention_tiles, varlen_attention
+from m3fast.kernels.attention import attention_tiles, varlen_attention
 from m3fast.kernels.gelu import bias_gelu_, linear_gelu
 from m3fast.kernels.layernorm import add_layernorm, add_layernorm_dot, embed_layernorm
 from m3fast.kernels.linear import linear
@@ -291,15 +291,16 @@ class TestTma:
 
     @pytest.fixture(autouse=True)
     def _has_tma(self, device):
-        if device.type == "cuda" and triton_path.arch(device) // 10 != 9:
+        if not TOY and triton_path.arch(device) // 10 != 9:
             pytest.skip("the configs with TMA are those of compute capability 9.0")
 
-    def attention(self, qkv, ends, config):
-        tiles = torch.from_numpy(attention_tiles(ends, config.short, config.rows)).to(qkv.device)
-        owners = owners_of(np.diff(ends), qkv.device)
+    def plan(self, ends, config, device):
+        tiles = torch.from_numpy(attention_tiles(ends, config.short, config.rows)).to(device)
+        return tiles, owners_of(np.diff(ends), device)
+
+    def attention(self, qkv, plan, config):
         out = qkv.new_full((len(qkv), qkv.shape[2] * qkv.shape[3]), NAN)
-        scale = qkv.shape[3] ** -0.5
-        attention_kernels.launch_attention(qkv, tiles, owners, scale, out, config)
+        attention_kernels.launch_attention(qkv, *plan, qkv.shape[3] ** -0.5, out, config)
         return out
 
     def maxsim(self, given, config):
@@ -317,9 +318,9 @@ class TestTma:
         for turn in range(1 if TOY else 12):  # nothing waits for the device in between
             lengths = [70, 17, 40] if TOY else [*rng.integers(1, 900, 5 + turn), 65]
             ends = ends_of(lengths)
-            qkv = randn(device, ends[-1], 3, HEADS, dim)
+            qkv, plan = randn(device, ends[-1], 3, HEADS, dim), self.plan(ends, config, device)
             configs = (config, replace(config, tma=False))
-            results.append([self.attention(qkv, ends, each) for each in configs])
+            results.append([self.attention(qkv, plan, each) for each in configs])
         for found, expected in results:
             same_bits(found, expected)
 
@@ -350,33 +351,33 @@ class TestTma:
     @pytest.mark.gpu
     def test_in_a_graph(self, device, rng):
         """Descriptors that a graph holds, and launches beside it after each replay."""
-        ends, other = ends_of([200, 129, 700]), ends_of([300, 66])
-        qkv = randn(device, ends[-1], 3, HEADS, DIM)
-        given = self.vectors(device, rng, HALF, 32)
         config = attention_kernels.default_config(90, HALF, DIM, "longer")
-        by_pointers = replace(config, tma=False)
-        rows = maxsim_kernels.config_for(given[2], given[0], 32, False)
+        rows = maxsim_config.default_config(90, 32, HALF, tma=True)
+        pointers = replace(config, tma=False), replace(rows, tma=False)
         assert config.tma and rows.tma
-        tiles = torch.from_numpy(attention_tiles(ends, config.short, config.rows)).to(device)
-        plan = AttentionPlan(tiles, owners_of(np.diff(ends), device), 700)
+        plan, other = (
+            self.plan(ends_of(lengths), config, device) for lengths in ([200, 129, 700], [300, 66])
+        )
+        qkv = randn(device, 1029, 3, HEADS, DIM)
+        given = self.vectors(device, rng, HALF, 32)
 
-        def work():
-            return varlen_attention(qkv, None, 0, plan=plan), self.maxsim(given, rows)
+        def work(attention, late):
+            return self.attention(qkv, plan, attention), self.maxsim(given, late)
 
-        work()
+        work(config, rows)
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            attended, scores = work()
+            found = work(config, rows)
         for _ in range(5):
             qkv.copy_(randn(device, *qkv.shape))
             given[2].copy_(unit(device, *given[2].shape))
             graph.replay()
-            same_bits(attended, self.attention(qkv, ends, by_pointers))
-            same_bits(scores, self.maxsim(given, replace(rows, tma=False)))
-            fresh = randn(device, other[-1], 3, HEADS, DIM)
-            found = self.attention(fresh, other, config)
-            same_bits(found, self.attention(fresh, other, by_pointers))
+            fresh = randn(device, 366, 3, HEADS, DIM)
+            after = [self.attention(fresh, other, each) for each in (config, pointers[0])]
+            for a, b in zip(found, work(*pointers), strict=True):
+                same_bits(a, b)
+            same_bits(*after)
 
 
 @pytest.mark.gpu
@@ -437,7 +438,7 @@ class TestEngine:
     @pytest.mark.parametrize("layers", [2, 24])
     def test_equals_the_cpu(self, tmp_path, rng, device, layers):
         """At 2 layers more tokens than the largest graph, at 24 few: a CPU has to keep up."""
-        folder = make_checkpoint(tmp_path, layers=layers, **BGE_M3, deep=True)
+        folder = make_checkpoint(tmp_path, layers=layers, **BGE_M3, deep=layers > 2)
         few = [2, 3, 17, 33, 64, 130]
         batches = [few] if layers > 2 else [few, [*rng.integers(2, 600, 25), 1500, 2100]]
         batches = [random_ids(rng, lengths) for lengths in batches]
@@ -456,7 +457,7 @@ class TestEngine:
 
     def test_hidden_states(self, tmp_path, rng, device):
         """Padded in, padded out: on the GPU the CUDA C++ kernels are on the way."""
-        folder = make_checkpoint(tmp_path, layers=2, **BGE_M3, deep=True)
+        folder = make_checkpoint(tmp_path, layers=2, **BGE_M3)
         ids = torch.from_numpy(rng.integers(4, 20_000, (5, 150)))
         mask = torch.arange(150) < torch.tensor([150, 3, 1, 64, 149])[:, None]
         ids[~mask] = 1
