@@ -78,11 +78,11 @@ def test_no_file_is_red(tmp_path: Path) -> None:
 def test_one_red_test_voids_no_other_rows(judged: Any) -> None:
     done = {"file": RUNNER, "complete": True}
     for name in gate.ASIDE[RUNNER]:
-        lines = (HERE, test("test_mcls", file=RUNNER), test(f"{name}[a]", "failed", RUNNER), done)
+        lines = (HERE, test("test_all_outputs", file=RUNNER), test(f"{name}[a]", "failed", RUNNER), done)
         for suite in ("encode", "latency", "scaling"):
             assert judged(suite, *lines) == ""
-    assert judged("latency", HERE, test("test_mcls", "failed", RUNNER), done)
-    assert judged("attention", HERE, test("test_mcls", "failed", RUNNER), done).startswith(
+    assert judged("latency", HERE, test("test_all_outputs", "failed", RUNNER), done)
+    assert judged("attention", HERE, test("test_all_outputs", "failed", RUNNER), done).startswith(
         "tests/gpu/test_attention.py: nothing"
     )
     gated = {file for files in gate.TESTS["cuda"].values() for file in files}
