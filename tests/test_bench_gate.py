@@ -78,7 +78,8 @@ def test_no_file_is_red(tmp_path: Path) -> None:
 def test_one_red_test_voids_no_other_rows(judged: Any) -> None:
     done = {"file": RUNNER, "complete": True}
     for name in gate.ASIDE[RUNNER]:
-        lines = (HERE, test("test_all_outputs", file=RUNNER), test(f"{name}[a]", "failed", RUNNER), done)
+        good, bad = test("test_all_outputs", file=RUNNER), test(f"{name}[a]", "failed", RUNNER)
+        lines = (HERE, good, bad, done)
         for suite in ("encode", "latency", "scaling"):
             assert judged(suite, *lines) == ""
     assert judged("latency", HERE, test("test_all_outputs", "failed", RUNNER), done)
