@@ -15,7 +15,6 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -78,22 +77,18 @@ def _launch() -> None:
     """Over the driver that executes nothing, in memory that is not random, without comparisons."""
     from launch import driver
 
-    def zeroed(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return lambda *args, **kwargs: make(*args, **kwargs).zero_()
-
     driver.activate(LAUNCHED)
-    for place, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        setattr(place, name, zeroed(getattr(place, name)))
+    driver.zero_memory()
     for module in (np.testing, torch.testing):
         for name in [name for name in vars(module) if name.startswith("assert_")]:
             setattr(module, name, lambda *_, **__: None)
     sys.meta_path.insert(0, _TestsWithoutAsserts())
 
 
-if INTERPRETED:
-    _scalars_count_loops()
-elif LAUNCHED:
+if LAUNCHED:
     _launch()
+elif INTERPRETED:
+    _scalars_count_loops()
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
@@ -151,6 +150,16 @@ def active(arch: int) -> Iterator[None]:
         attention._config.cache_clear()
 
 
+def zero_memory() -> None:
+    """For good: new tensors hold zeros, for code that reads what kernels would have written."""
+
+    def zeroed(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *args, **kwargs: make(*args, **kwargs).zero_()
+
+    for place, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        setattr(place, name, zeroed(getattr(place, name)))
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[list[CompiledKernel]]:
     """The kernels launched within the block, in order."""
@@ -179,6 +188,3 @@ def compiled() -> Iterator[list[str]]:
         yield names
     finally:
         knobs.compilation.listener = before
-
-
-VERSION = ".".join(triton.__version__.split(".")[:2])
