@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -399,8 +402,17 @@ def test_graphs_equal_eager(big, rng, pooling, shapes) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("buckets", [gpurunner.BUCKETS, (32,)], ids=["buckets", "exact"])
 def test_several_batches_in_flight(path, rng, monkeypatch, buckets) -> None:
-    """Every row, while its neighbours are moved in and out of the same memory."""
+    """Every row, while its neighbours are moved in and out of the same memory, all too late."""
     monkeypatch.setattr(gpurunner, "BUCKETS", buckets)
+    fetch = GpuRunner._fetch
+
+    def late(self, *given):
+        for stream in (self.stream, torch.cuda.current_stream()):
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(10_000_000)  # of a GPU's cycles: milliseconds
+        return fetch(self, *given)
+
+    monkeypatch.setattr(GpuRunner, "_fetch", late)
     given = dict(dtype="float32", token_budget=6000)
     ours, plain = (Engine.from_pretrained(path, device=d, **given) for d in ("cuda", "cpu"))
     ids = random_ids(rng, TINY_VOCAB, 3000, 60)
@@ -445,6 +457,39 @@ def test_submit_does_not_wait(big, rng, pooling) -> None:
                 for name in ("dense", "colbert"):
                     a, b = getattr(before, name), getattr(result, name)
                     assert (a is None and b is None) or torch.equal(a, b)
+
+
+ORDERED = """
+import sys
+import torch
+from m3fast import Engine
+from m3fast.graphs import Graphs
+from m3fast.kernels import native
+
+native.cuda_library = lambda *_: None  # torch sees what torch launches
+for pooling in ("cls", "mean", "mcls"):
+    engine = Engine.from_pretrained(sys.argv[1], device="cuda", pooling=pooling, token_budget=9000)
+    engine.runner.graphs = Graphs(None)
+    texts = [[0, *range(4, 4 + n % 400), 2] for n in range(0, 16000, 53)]
+    for some in (texts, texts[:2], texts[:20], texts[:40], texts):
+        engine.encode(some)
+    ids = torch.arange(12, device="cuda").view(2, 6)
+    engine.runner.hidden_states(ids + 3, torch.arange(12).view(2, 6) < 10).cpu()
+print("in order")
+"""
+
+
+@pytest.mark.gpu
+def test_streams_are_ordered(path) -> None:
+    """torch's sanitizer finds no access that another stream's does not wait for."""
+    run = subprocess.run(
+        [sys.executable, "-c", ORDERED, str(path)],
+        env=os.environ | {"TORCH_CUDA_SANITIZER": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.stdout == "in order\n", run.stderr
 
 
 @pytest.mark.gpu
