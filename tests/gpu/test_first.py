@@ -132,8 +132,9 @@ class TestOps:
         for tokens in (1, 33):
             x, bias = randn(device, tokens, 4 * WIDTH) * 3, randn(device, 4 * WIDTH)
             exact = reference.bias_gelu_ref(x.double(), bias.double())
-            plain = F.gelu(x + bias)
-            as_near(bias_gelu_(x, bias), exact, plain)
+            # Each by its own size: a fault for small values would hide beside the large ones.
+            rounding = torch.finfo(HALF).eps / 2 * exact.abs()
+            assert ((bias_gelu_(x, bias) - exact).abs() <= rounding + 2e-6).all()
 
     @pytest.mark.parametrize(("depth", "outs"), [(1, 3), (1, 4), (4, 1)])
     def test_linear(self, device, rng, depth, outs):
