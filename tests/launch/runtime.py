@@ -24,13 +24,18 @@ def _no_product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,
     gelu: bool = False, out: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """`linear` without its arithmetic: nothing else computes anything here."""
+    """`linear` without its arithmetic."""
     return x.new_zeros(len(x), len(weight)) if out is None else out
+
+
+def _no_mean(x: torch.Tensor, reduce: str, *, lengths: torch.Tensor, unsafe: bool) -> torch.Tensor:
+    """`torch.segment_reduce` without its arithmetic."""
+    return x.new_zeros(len(lengths), x.shape[1])
 
 
 @contextmanager
 def runner(pooling: Pooling, dtype: torch.dtype) -> Iterator[GpuRunner]:
-    """One whose linear layers compute nothing."""
+    """One in which no product or mean is computed, as no kernel computes anything."""
 
     def linear(rows: int, columns: int) -> Linear:
         return Linear(torch.zeros(rows, columns, dtype=dtype), torch.zeros(rows, dtype=dtype))
@@ -43,14 +48,15 @@ def runner(pooling: Pooling, dtype: torch.dtype) -> Iterator[GpuRunner]:
     word, position = (torch.zeros(n, WIDTH, dtype=dtype) for n in (VOCAB, LONGEST + 2))
     sparse = SparseHead(torch.zeros(1, WIDTH, dtype=dtype), torch.zeros(1, dtype=dtype))
     weights = Weights(
-        word, position, word[0], norm, (layer, layer), linear(WIDTH, WIDTH), sparse
+        word, position, word[0], norm, (layer,), linear(WIDTH, WIDTH), sparse
     )  # fmt: skip
     config = ModelConfig(
-        "xlm-roberta", WIDTH, 2, HEADS, INNER, VOCAB, LONGEST + 2, 1, 1e-5, 1, pooling
+        "xlm-roberta", WIDTH, 1, HEADS, INNER, VOCAB, LONGEST + 2, 1, 1e-5, 1, pooling
     )  # fmt: skip
     with ExitStack() as stack:
         for module in (encoder, gelu, heads):
             stack.enter_context(mock.patch.object(module, "linear", _no_product))
+        stack.enter_context(mock.patch.object(torch, "segment_reduce", _no_mean))
         yield GpuRunner(config, weights, torch.device("cpu"))
 
 
