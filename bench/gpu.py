@@ -17,23 +17,6 @@ import torch
 
 from bench.measure import Absent
 
-# Suites in the order of what the README needs most, and the seconds that each may need with
-# --quick and with kernels compiled before: estimates, none is measured.
-ORDER = (
-    ("encode", 58), ("latency", 42), ("attention", 25), ("maxsim", 20), ("sparse", 9),
-    ("packing", 9), ("layernorm", 11), ("gemm", 12), ("memory", 11), ("scaling", 13),
-)  # fmt: skip
-# Suites with rows of --first, and the seconds of those.
-FIRST = (
-    ("encode", 15), ("latency", 15), ("attention", 25), ("maxsim", 12), ("sparse", 8),
-    ("packing", 8),
-)  # fmt: skip
-
-
-def file_of(suite: str) -> str:
-    """`bench/bench_gpu_sparse.py`; gemm has one for all devices."""
-    return f"bench/bench_{'' if suite == 'gemm' else 'gpu_'}{suite}.py"
-
 
 class Events:
     """A `measure.Watch` of one device.

@@ -10,7 +10,7 @@ from typing import Any
 
 import benchpackage  # noqa: F401 - makes `bench` importable
 import pytest
-from bench import conftest, gate, gpu, harness, measure, record
+from bench import conftest, gate, harness, measure, order, record
 from benchkept import Kept
 
 SPARSE, RUNNER = "tests/gpu/test_sparse.py", gate.RUNNER
@@ -136,11 +136,11 @@ def test_first_chooses_the_marked_rows() -> None:
 def test_suites_for_a_gpu() -> None:
     """Each has its file; each of a first run has rows that are marked."""
     files = {file.name for file in (record.ROOT / "bench").glob("bench_gpu_*.py")}
-    names = [suite for suite, _ in gpu.ORDER]
-    assert {Path(gpu.file_of(name)).name for name in names} == files | {"bench_gemm.py"}
+    names = [suite for suite, _ in order.QUICK]
+    assert {Path(order.file_of(name)).name for name in names} == files | {"bench_gemm.py"}
     assert names[:3] == ["encode", "latency", "attention"]
-    assert sum(seconds for _, seconds in gpu.ORDER) <= 210
-    for suite, _ in gpu.FIRST:
+    assert sum(seconds for _, seconds in order.QUICK) <= 210
+    for suite, _ in order.FIRST:
         module = importlib.import_module(f"bench.bench_gpu_{suite}")
         marks = [m for row in vars(module).values() for m in getattr(row, "pytestmark", ())]
         marked = [m for m in marks if m.name == "first" or "name='first'" in str(m.args)]

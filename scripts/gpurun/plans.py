@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import order
+
 from gpurun import cache
 from gpurun.out import KERNELS, RECORDS, TUNED, Out
 from gpurun.shards import Shard
@@ -19,6 +21,7 @@ FOUND = 86  # compute-sanitizer's exit where it found something
 # Where most of the seconds are, in parts that take about as long each.
 SPLIT = {"test_gpurunner": 4, "test_attention": 3, "test_maxsim": 3, "test_sparse": 2}
 FIRST = "tests/gpu/test_first.py"
+SLACK = 1.5  # of a suite's estimate: what comes last is cut off, not what comes first
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def environment() -> dict[str, str]:
     paths = [*map(str, ours), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # those of other packages take seconds
         "HF_HUB_OFFLINE": "1",
@@ -70,19 +74,16 @@ def check(group: str, limit: float, **more: str) -> Shard:
 
 def figures(out: Out, suite: str, limit: float, *more: str) -> Step:
     """A suite of bench/, its rows into records.jsonl."""
-    file = next(f"bench/{name}.py" for name in (f"bench_gpu_{suite}", f"bench_{suite}")
-                if (ROOT / "bench" / f"{name}.py").exists())  # fmt: skip
-    command = (PYTHON, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", file,
-               "--benchmark", "--device", "cuda", "--records", str(out.path(RECORDS).resolve()),
-               *more)  # fmt: skip
+    command = (PYTHON, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider",
+               order.file_of(suite), "--benchmark", "--device", "cuda",
+               "--records", str(out.path(RECORDS).resolve()), *more)  # fmt: skip
     return Step(f"bench {suite}", command, limit)
 
 
 def first(out: Out) -> Plan:
-    kernels = (PYTHON, "-m", "bench.kernels_gpu", "--output", str(out.path(KERNELS).resolve()))
-    rows: Callable[[str, float], Step] = lambda suite, limit: figures(  # noqa: E731
-        out, suite, limit, "--first", "--no-gate"
-    )
+    code = "import gpurun, runpy; runpy.run_module('bench.kernels_gpu', run_name='__main__')"
+    kernels = (PYTHON, "-c", code, "--output", str(out.path(KERNELS).resolve()))
+    rows = [figures(out, suite, 2 * limit, "--first", "--no-gate") for suite, limit in order.FIRST]
     return Plan(
         "gpu-first",
         210,
@@ -97,17 +98,7 @@ def first(out: Out) -> Plan:
                 at_once=5,
                 spare=75,
             ),
-            Phase(
-                (
-                    Step("kernels by share", kernels, 50),
-                    rows("latency", 30),
-                    rows("encode", 35),
-                    rows("attention", 30),
-                    rows("maxsim", 25),
-                    rows("sparse", 20),
-                    rows("packing", 20),
-                )
-            ),
+            Phase((Step("kernels by share", kernels, 50), *rows)),
         ),
     )
 
@@ -128,11 +119,8 @@ def tests(out: Out) -> Plan:
 
 
 def bench(out: Out) -> Plan:
-    from bench.gpu import ORDER
-
-    verdicts = cache.verdicts(out)
-    more = ("--quick", "--verdicts", str(verdicts))
-    steps = tuple(figures(out, suite, limit, *more) for suite, limit in ORDER)
+    more = ("--quick", "--verdicts", str(cache.verdicts(out)))
+    steps = tuple(figures(out, suite, SLACK * limit, *more) for suite, limit in order.QUICK)
     return Plan("gpu-bench", 210, (Phase(steps),))
 
 

@@ -50,7 +50,7 @@ def rehearsed(step: Step | Shard) -> Step | Shard:
         command.remove("--benchmark")
         command[command.index("cuda")] = "cpu"
         return replace(step, command=command, limit=limit, environment=INTERPRETED)
-    if "bench.kernels_gpu" in command:
+    if step.name == "kernels by share":
         return replace(step, command=[*command, "--smoke"], limit=limit, environment=INTERPRETED)
     if "tune" in command:
         return launched(step.name, "tune")
@@ -64,10 +64,13 @@ def launched(name: str, *arguments: str) -> Step:
 
 def make_cache(out: Out) -> int:
     """`make gpu-cache`: kernels and wheels for a machine without a network."""
-    shutil.rmtree(cache.TRITON, ignore_errors=True)
-    cache.TRITON.mkdir(parents=True)
+    shutil.rmtree(cache.THERE, ignore_errors=True)
+    cache.ARCHIVE.unlink(missing_ok=True)
     environment = plans.environment()
-    status = execute(fill(), out, about(environment), environment)
+    found = about(environment)
+    plan = replace(plans.tests(out), name="gpu-cache tests", limit=LIMIT)
+    status = execute(fill(), out, found, environment)
+    status |= execute(plan, out, found, environment, rehearsed)
     print(cache.pack())
     wheels()
     return status | fits()
@@ -77,7 +80,7 @@ def wheels() -> None:
     """Packages that the benchmarks compare with and that machine lacks, for its Python."""
     shutil.rmtree(cache.WHEELS, ignore_errors=True)
     platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_17", "2014")]
-    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check",
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check",
                "--no-deps", "--only-binary=:all:", "--python-version=3.12", "--implementation=cp",
                *platforms, "-d", str(cache.WHEELS), *BROUGHT]  # fmt: skip
     subprocess.run(command, check=True)
@@ -94,16 +97,16 @@ def fits() -> int:
 def rehearse(out: Out) -> int:
     """`make gpu-rehearse`."""
     start = time.monotonic()
-    if out.folder.exists():
-        shutil.rmtree(out.folder)
+    shutil.rmtree(out.folder, ignore_errors=True)
     environment = plans.environment()
     found = about(environment)
     status = check_planted(found)
-    for name in ("first", "tests", "bench", "tune", "sanitize"):
+    status |= execute(fill(), Out(out.folder / "cache"), found, environment)
+    for name, make_plan in plans.PLANS.items():
         its = Out(out.folder / name)
         if name == "bench":  # judged by the run before, as there
             shutil.copyfile(out.folder / "tests" / TESTS, its.path(TESTS))
-        plan = replace(plans.PLANS[name](its), limit=LIMIT)
+        plan = replace(make_plan(its), limit=LIMIT)
         status |= execute(plan, its, found, environment, rehearsed)
         if wrong := planted.unfit(its):
             status |= 1
@@ -145,12 +148,11 @@ def _nothing(line: str) -> None:
 
 
 def fill() -> Plan:
-    """What the commands compile, compiled for sm_90."""
+    """What the commands compile beside what tests/gpu does, compiled for sm_90."""
     shipped = Step("shipped", (sys.executable, "-m", "launch.fill", "90"), LIMIT, LAUNCHED)
-    tests = [rehearsed(step) for step in plans.tests(Out(cache.BROUGHT)).phases[0].steps]
     engine = launched("engine", "engine")
     tune = [launched(f"tune {i + 1}/2", "tune", f"{i}/2") for i in range(2)]
-    return Plan("gpu-cache", LIMIT, (Phase((shipped,)), Phase((engine, *tune, *tests), at_once=2)))
+    return Plan("gpu-cache", LIMIT, (Phase((shipped,)), Phase((engine, *tune), at_once=2)))
 
 
 COMMANDS = {"cache": make_cache, "rehearse": rehearse}
