@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
+from nearness import as_near, plain_attention
 
 from m3fast.kernels import attention, triton_path, tuning
 from m3fast.kernels._triton import attention as kernel
@@ -25,7 +27,7 @@ from m3fast.kernels.reference import varlen_attention_ref
 
 LENGTHS = [1, 2, 31, 0, 33, 63, 64, 65, 1, 129]
 # A bound that a wrong row, mask or block breaks by far; fp16 and bf16 are held to torch instead.
-FP32 = 1e-5
+FP32 = 3e-5
 
 
 def offsets(lengths):
@@ -34,17 +36,6 @@ def offsets(lengths):
 
 def exact(qkv, cu, scale=None):
     return varlen_attention_ref(qkv.double(), torch.from_numpy(cu), scale)
-
-
-def same_dtype(qkv, cu, scale=None):
-    """Plain torch in the dtype of qkv."""
-    _, _, heads, dim = qkv.shape
-    scale = dim**-0.5 if scale is None else scale
-    out = []
-    for a, b in pairwise(cu.tolist()):
-        q, k, v = qkv[a:b].permute(1, 2, 0, 3)
-        out.append(torch.softmax(q @ k.mT * scale, -1) @ v)
-    return torch.cat(out, 1).transpose(0, 1).reshape(len(qkv), heads * dim)
 
 
 def poisoned(qkv):
@@ -84,8 +75,15 @@ def run(qkv, cu, config=None, scale=None):
 
 def agrees(gap, out, qkv, cu, scale=None):
     want = exact(qkv, cu, scale)
-    limit = FP32 if qkv.dtype == torch.float32 else 2 * gap(same_dtype(qkv, cu, scale), want)
-    assert gap(out, want) <= limit
+    if qkv.dtype == torch.float32:
+        assert gap(out, want) <= FP32
+    else:
+        as_near(out, want, plain_attention(qkv, cu, scale), cu)
+
+
+def needs_tma(device, tma=True):
+    if tma and device.type == "cuda" and triton_path.arch(device) < 90:
+        pytest.skip("TMA needs compute capability 9.0")
 
 
 @pytest.mark.parametrize("dim", [16, 32, 64, 128])
@@ -99,6 +97,7 @@ def test_length_classes(device, dtype, rng, gap, longest, dim):
 
 @pytest.mark.parametrize("tma", [False, True])
 def test_many_blocks(device, dtype, rng, gap, tma):
+    needs_tma(device, tma)
     cu = offsets([40, 20, 300, 3, 128, 64, 65])
     qkv = torch.randn(cu[-1], 3, 2, 32, device=device, dtype=dtype)
     qkv[:, 1] *= torch.linspace(0.5, 3, len(qkv), device=device).to(dtype)[:, None, None]
@@ -109,12 +108,11 @@ def test_many_blocks(device, dtype, rng, gap, tma):
 
 def test_tma_and_pointers_agree(device, rng):
     """Compiled for each GPU in the config that ships there; on the same blocks, the same bits."""
+    needs_tma(device)
     cu = offsets([200, 129])
     qkv = torch.randn(cu[-1], 3, 2, 64, device=device, dtype=torch.float16)
     config = kernel.default_config(90, torch.float16, 64, "longer")
     assert config.tma
-    if device.type == "cuda" and triton_path.arch(device) < 90:
-        pytest.skip("TMA needs compute capability 9.0")
     assert torch.equal(run(qkv, cu, config), run(qkv, cu, replace(config, tma=False)))
 
 
@@ -123,8 +121,8 @@ def test_scale_and_large_scores(device, rng, gap, scale):
     cu = offsets([5, 30, 0, 150])
     qkv = torch.randn(cu[-1], 3, 1, 16, device=device) * 6
     want = exact(qkv, cu, scale)
-    # Scores reach hundreds: their own rounding, 3e-5, decides.
-    assert gap(run(qkv, cu, scale=scale), want) < 1e-3
+    # Scores reach hundreds: their own rounding, 3e-5, decides; 5e-4 in the worst of 400 runs.
+    assert gap(run(qkv, cu, scale=scale), want) < 3e-3
 
 
 @pytest.mark.parametrize("rising", [True, False])
@@ -223,6 +221,16 @@ def test_no_tiles(device):
     kernel.launch_attention(qkv[:0], none, plan.texts, 1.0, poisoned(qkv), config)
 
 
+@pytest.fixture
+def room(device):
+    """Room on the GPU for 18 GB, which are given back to those who test beside us."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 18e9:
+        pytest.skip("needs 18 GB")
+    yield
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def untouched(count, device):
     """`count` fp16 values; on the CPU pages of memory that exist once they are written."""
     if device.type == "cuda":
@@ -231,6 +239,7 @@ def untouched(count, device):
     return torch.frombuffer(mmap.mmap(-1, 2 * count, flags=flags), dtype=torch.float16)
 
 
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("lengths", [(7, 20), (70, 140)])
 def test_addresses_beyond_32_bits(device, rng, gap, lengths):
     cu = offsets(lengths)
@@ -248,6 +257,7 @@ def test_addresses_beyond_32_bits(device, rng, gap, lengths):
     agrees(gap, out[before:], qkv[before:], cu)
 
 
+@pytest.mark.usefixtures("room")
 def test_a_text_beyond_32_bits(device, rng, gap):
     """One text whose rows lie 2²⁵ values apart, so that its second block begins beyond 2³¹."""
     length, dim, heads = 150, 16, 2**25 // 48 + 1
@@ -318,7 +328,7 @@ def test_fallback_is_said(device, monkeypatch, gap, qkv, scale, said):
     with pytest.warns(RuntimeWarning, match="varlen_attention: the slower torch path") as caught:
         out = varlen_attention(qkv, cu, 5, scale)
     assert said in str(caught[0].message)
-    assert gap(out, exact(qkv, cu, scale)) < FP32
+    assert gap(out, exact(qkv, cu, scale)) < 1e-4  # torch's own, on a GPU in kernels of its choice
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         varlen_attention(qkv, cu, 5, scale)
@@ -347,18 +357,12 @@ def test_bad_arguments(device):
 
 
 @pytest.mark.gpu
-def test_thousand_random_batches(device, rng, gap):
-    gaps = []
-    for _ in range(1000):
+def test_random_batches(device, rng, gap):
+    for _ in range(200):
         top = int(rng.choice([20, 64, 128, 600]))
         cu = offsets([*rng.integers(0, top, rng.integers(1, 30)), 1])
         qkv = torch.randn(cu[-1], 3, 4, 64, device=device, dtype=torch.bfloat16)
-        want = exact(qkv, cu)
-        gaps.append((gap(run(qkv, cu), want), gap(same_dtype(qkv, cu), want)))
-    ours, torchs = np.array(gaps).T
-    assert np.isfinite(ours).all()
-    # Over all of them: a batch of a few tokens has too few values for a fair worst case.
-    assert ours.max() <= 2 * torchs.max()
+        agrees(gap, run(qkv, cu), qkv, cu)
 
 
 @pytest.mark.gpu
@@ -384,7 +388,7 @@ def test_captured(device, rng):
 
 
 @pytest.mark.gpu
-def test_no_compilation_after_the_first(device, rng):
+def test_no_compilation_after_the_first(device, rng, monkeypatch):
     def batch(top, tokens):
         cu = offsets(np.minimum(rng.integers(1, top + 1, tokens), top))
         cu = offsets([*np.diff(cu), top])
@@ -394,19 +398,22 @@ def test_no_compilation_after_the_first(device, rng):
     tops = (32, 64, 128, 129)
     for top in tops:
         batch(top, 3)
-    before = {d: len(c[0]) for d, c in kernel.attention_kernel.device_caches.items()}
-    for _ in range(250):
+    compiled = []
+    hook = "jit_post_compile_hook"
+    monkeypatch.setattr(triton.knobs.runtime, hook, lambda **found: compiled.append(found["repr"]))
+    for _ in range(100):
         for top in tops:
             batch(top, int(rng.integers(1, 40)))
-    assert before == {d: len(c[0]) for d, c in kernel.attention_kernel.device_caches.items()}
+    assert not compiled
 
 
 @pytest.mark.gpu
-def test_sdpa_agrees(device, rng, gap):
+def test_as_near_as_sdpa(device, rng):
     qkv = torch.randn(777, 3, 16, 64, device=device, dtype=torch.bfloat16)
     q, k, v = (x[None] for x in qkv.permute(1, 2, 0, 3))
     sdpa = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(777, -1)
-    assert gap(run(qkv, offsets([777])), sdpa) < 0.02
+    cu = offsets([777])
+    as_near(run(qkv, cu), exact(qkv, cu), sdpa)
 
 
 def test_plan_of_bad_offsets(device):
