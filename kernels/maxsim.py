@@ -226,8 +226,10 @@ def _unsupported(docs: torch.Tensor) -> str:
 
 def _upload(x: NDArray[np.int64] | torch.Tensor, docs: torch.Tensor) -> torch.Tensor:
     """int64 and contiguous on the device of `docs`; does not wait for it."""
-    x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
-    return x.to(docs.device, torch.int64, non_blocking=True).contiguous()
+    from ._triton.maxsim import upload
+
+    x = upload(x, docs.device) if isinstance(x, np.ndarray) else x
+    return x.to(torch.int64).contiguous()
 
 
 def _all_pairs(

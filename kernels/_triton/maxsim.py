@@ -199,6 +199,12 @@ def tokens_at_once(tokens: int, n_docs: int) -> int:
     return -(-tokens // (32 * passes)) * 32
 
 
+def upload(x: NDArray[np.int32] | NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """On the device, by way of pinned memory: out of any other a copy may wait for the stream."""
+    host = torch.from_numpy(x)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
 def first_documents(
     d_offsets: NDArray[np.int64] | torch.Tensor, rows: int, block: int, device: torch.device
 ) -> torch.Tensor:
@@ -208,7 +214,7 @@ def first_documents(
     """
     if isinstance(d_offsets, np.ndarray):
         found = np.searchsorted(d_offsets[1:], np.arange(0, rows, block), side="right")
-        return torch.from_numpy(found.astype(np.int32)).to(device, non_blocking=True)
+        return upload(found.astype(np.int32), device)
     starts = torch.arange(0, rows, block, device=device)
     return torch.searchsorted(d_offsets[1:], starts, right=True, out_int32=True)
 

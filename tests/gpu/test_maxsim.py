@@ -389,6 +389,21 @@ def test_full_size(device, rng, gap, kind, tokens):
 
 
 @pytest.mark.gpu
+def test_no_call_waits(device, rng):
+    """torch refuses to wait for the device, wherever offsets and pairs are."""
+    q, d = (vectors(n, 128, torch.float16, device) for n in (40, 900))
+    host = [ends([30, 10]), ends([400, 100, 400]), np.array([[0, 2], [1, 1]])]
+    there = on(device, *host)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for q_ends, d_ends, pairs in (host, there):
+            maxsim(q, q_ends, d, d_ends, top_k=2)
+            maxsim(q, q_ends, d, d_ends, pairs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
 def test_in_a_graph(device, rng):
     """With offsets and pairs on the device nothing waits for it, so a graph can hold the call."""
     q, d = (vectors(n, 128, torch.float16, device) for n in (40, 900))
