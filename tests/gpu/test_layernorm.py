@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from nearness import as_near
 
 from m3fast.kernels import triton_path
 from m3fast.kernels._triton.layernorm import (
@@ -200,19 +201,20 @@ def test_what_the_kernel_does_not_take(device, rng, gap, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [64, 1024, 4096])
-def test_full_size(device, rng, gap, width):
-    x, residual = pair(20_000, width, torch.bfloat16, device)
+def test_full_size(device, rng, width):
+    x, residual = pair(5000, width, torch.bfloat16, device)
     given = parameters(width, torch.bfloat16, device)
     exact = add_layernorm_ref(*wide(x, residual, *given), EPS)
     plain = F.layer_norm(x + given[0] + residual, (width,), *given[1:], EPS)
-    for config in candidates(90, width):
+    shipped = [default_config(90, width, many) for many in (False, True)]
+    for config in [*shipped, *candidates(90, width)[::3]]:
         out = torch.full_like(x, NAN)
         launch_add_layernorm(x, residual, *given, EPS, out, config=config)
-        assert gap(out, exact) <= 2 * gap(plain, exact)
+        as_near(out, exact, plain)
 
 
 @pytest.mark.gpu
-def test_full_vocabulary(device, rng, gap):
+def test_full_vocabulary(device, rng):
     word = torch.randn(250_002, 1024, device=device, dtype=torch.bfloat16)
     position = torch.randn(8194, 1024, device=device, dtype=torch.bfloat16)
     ids = torch.randint(0, len(word), (30_000,), dtype=torch.int32, device=device)
@@ -220,5 +222,4 @@ def test_full_vocabulary(device, rng, gap):
     positions = torch.randint(0, 8194, (30_000,), dtype=torch.int32, device=device)
     args = (ids, positions, word, position, *parameters(1024, torch.bfloat16, device))
     exact = embed_layernorm_ref(ids, positions, *(t.float() for t in args[2:]), EPS)
-    out = embed_layernorm(*args, EPS)
-    assert gap(out, exact) <= 2 * gap(exact.bfloat16(), exact)
+    as_near(embed_layernorm(*args, EPS), exact, exact.bfloat16())

@@ -6,6 +6,8 @@ from m3fast.kernels.normalize import vectors_of_rows, vectors_of_tokens
 from m3fast.kernels.reference import vectors_of_rows_ref, vectors_of_tokens_ref
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Of values up to 1: a GPU divides to within two units in the last place, and the norm has its own.
+UNIT = 5e-7
 
 
 def ragged(lengths, device):
@@ -29,7 +31,7 @@ def test_rows(device, rng, gap, dtype, width, dim):
             out = poisoned(9 if picked is rows else 50, min(width, dim or width), device)
             assert vectors_of_rows(x, picked, normalize, dim, out=out) is out
             exact = vectors_of_rows_ref(x.double(), picked, normalize, dim)
-            assert gap(out, exact) < (2e-7 if normalize else 1e-30)
+            assert gap(out, exact) <= (UNIT if normalize else 0)
             assert torch.equal(out, vectors_of_rows(x, picked, normalize, dim))
 
 
@@ -42,7 +44,7 @@ def test_tokens(device, rng, gap, dtype):
         exact = vectors_of_tokens_ref(x.double(), texts, cu, normalize, dim)
         found = vectors_of_tokens(x, texts, cu, normalize, dim)
         assert found.shape == (len(texts) - len(lengths), dim or 72)
-        assert gap(found, exact) < 2e-7
+        assert gap(found, exact) <= (UNIT if normalize else 0)
 
 
 def test_tokens_of_a_padded_bucket(device, rng, gap):
@@ -52,7 +54,7 @@ def test_tokens_of_a_padded_bucket(device, rng, gap):
     owners = torch.cat([texts, torch.full((5,), 5, dtype=torch.int32, device=device)])
     out = poisoned(20, 16, device)
     vectors_of_tokens(x, owners, cu, True, out=out)
-    assert gap(out[:12], vectors_of_tokens_ref(x, owners, cu, True)) < 2e-7
+    assert gap(out[:12], vectors_of_tokens_ref(x, owners, cu, True)) <= UNIT
     assert out[12:].isnan().all()
 
 

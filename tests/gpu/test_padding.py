@@ -70,9 +70,9 @@ def test_strided_arguments(device, rng):
 
 
 @pytest.mark.gpu
-def test_thousand_random_batches_in_turn(device, rng):
+def test_random_batches_in_turn(device, rng):
     """One look-back state serves launch after launch, of any size."""
-    for _ in range(1000):
+    for _ in range(200):
         rows, width = int(rng.integers(1, 6000)), int(rng.integers(1, 60))
         ids, mask = batch(rng, rows, width, device)
         found = unpad(ids, mask, 1)
@@ -161,11 +161,15 @@ def test_graph_replays_on_another_stream(device, rng):
 @pytest.mark.gpu
 def test_addresses_beyond_32_bits(device):
     width, channels = 1 << 16, 1 << 16  # 2**32 bytes, 2**32 elements
-    if torch.cuda.get_device_properties(device).total_memory < 20 << 30:
+    if torch.cuda.mem_get_info(device)[0] < 20 << 30:
         pytest.skip("needs 20 GB")
     hidden = torch.zeros(1, width, channels, dtype=torch.int8, device=device)
     hidden[0, -3:] = torch.randint(1, 99, (3, channels), dtype=torch.int8, device=device)
     slots = torch.arange(width, dtype=torch.int32, device=device)[None]
+    last = hidden[0, -4:].clone()
     packed = pack_rows(hidden, slots, width)
-    assert torch.equal(packed[-4:], hidden[0, -4:])
-    assert torch.equal(pad_rows(packed, slots)[0, -4:], hidden[0, -4:])
+    del hidden
+    padded = pad_rows(packed, slots)[0, -4:].clone()
+    packed = packed[-4:].clone()
+    torch.cuda.empty_cache()  # for those who test beside us
+    assert torch.equal(packed, last) and torch.equal(padded, last)

@@ -209,6 +209,8 @@ def test_broken_promises_stay_inside(device, rng, name, at, value):
         args = [fenced(t, before) for t in batch.args]
         out = fenced(batch.out(device), before)
         launch_sparse_csr(*args, SPECIAL, True, out, SparseConfig(16, 16, 1))
+        if out.is_cuda:  # where a bad address is an error that comes later
+            torch.cuda.synchronize(device)
 
 
 def test_wrong_arguments(device, rng):
@@ -247,7 +249,7 @@ def test_full_size(device, rng, lengths):
     batch = Batch(rng, device, lengths, vocab=250_002)
     for sort in (False, True):
         expected = sparse_csr_ref(*batch.args, SPECIAL, sort)
-        for config in candidates(90):
+        for config in [None, *candidates(90)[::3]]:
             out = batch.out(device)
             launch_sparse_csr(*batch.args, SPECIAL, sort, out, config)
             found = csr_views(out, batch.tokens, batch.n_texts)
