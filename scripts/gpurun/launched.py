@@ -1,7 +1,7 @@
 """`python -m gpurun.launched tune|engine [K/N]`: what commands for a GPU launch, with no GPU.
 
-Compiled for sm_90 and launched on a driver that executes nothing: what `make gpu-tune` may time, of
-which K/N takes every N-th case from the K-th on, and BGE-M3's layers at each length class.
+Compiled for sm_90, launched on a driver that executes nothing: what `make gpu-tune` may time, and
+layers of the encoders that are tested there. K/N takes every N-th case from the K-th on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from launch import driver
 
@@ -33,32 +32,36 @@ def tune(first: int, parts: int) -> int:
     return int(len(failed) == done)
 
 
-def engine() -> int:
+# Encoders that tests on a GPU make: width, heads, inner width, dtype. BGE-M3's first.
+ENCODERS = ((1024, 16, 4096, "bfloat16"), (128, 2, 256, "bfloat16"), (256, 4, 1024, "bfloat16"),
+            (64, 2, 96, "bfloat16"), (64, 2, 96, "float32"), (128, 2, 512, "float32"))  # fmt: skip
+
+
+def engine(first: int, parts: int) -> int:
+    """Batches of each length class, few tokens and many, with and without a bucket."""
     from checkpoints import make_checkpoint
 
     from m3fast import Engine, gpurunner
     from m3fast.errors import NonFiniteError
 
-    # What no kernel writes is read on the way back: counts among it, which must be counts.
-    torch.empty, torch.empty_like = torch.zeros, torch.zeros_like
-    torch.Tensor.new_empty = torch.Tensor.new_zeros  # type: ignore[method-assign]
+    driver.zero_memory()
     gpurunner.BUCKETS = (32, 64, 128, 256)  # kernels know no bucket, and the CPU multiplies
-    bge_m3 = dict(hidden=1024, heads=16, ffn=4096, layers=1, positions=8194)
+    texts = ((2, 3), (20, 1), (60, 1), (100, 1), (200, 1), (20, 150), (60, 5), (120, 3), (300, 8))
     with driver.compiled() as names, tempfile.TemporaryDirectory() as folder:
-        made = make_checkpoint(Path(folder), **bge_m3)
-        for pooling in ("cls", "mcls"):
-            its = Engine.from_pretrained(made, device="cpu", dtype="bfloat16", pooling=pooling)
-            for length, texts in ((2, 3), (20, 1), (60, 1), (100, 1), (200, 1), (20, 150), (60, 5),
-                                  (120, 3), (300, 8)):  # fmt: skip
-                ids = [[0, *np.full(length - 2, 7).tolist(), 2]] * texts
-                with contextlib.suppress(NonFiniteError):  # nothing is computed
-                    its.encode(ids)
+        for i, (hidden, heads, ffn, dtype) in enumerate(ENCODERS[first::parts]):
+            shape = dict(hidden=hidden, heads=heads, ffn=ffn, layers=1, positions=2050)
+            made = make_checkpoint(Path(folder) / str(i), **shape)
+            for pooling in ("cls", "mean", "mcls"):
+                its = Engine.from_pretrained(made, device="cpu", dtype=dtype, pooling=pooling)
+                for length, count in texts:
+                    ids = [[0, *[7] * (length - 2), 2]] * count
+                    with contextlib.suppress(NonFiniteError):  # nothing is computed
+                        its.encode(ids)
     print(f"{len(names)} kernels, {len(set(names))} functions")
     return 0
 
 
 if __name__ == "__main__":
     driver.activate(90)
-    if sys.argv[1] == "engine":
-        sys.exit(engine())
-    sys.exit(tune(*map(int, (*sys.argv[2:], "0/1")[0].split("/"))))
+    part = map(int, (*sys.argv[2:], "0/1")[0].split("/"))
+    sys.exit({"tune": tune, "engine": engine}[sys.argv[1]](*part))
