@@ -260,3 +260,28 @@ def test_steps_are_json(gpurun: SimpleNamespace, tmp_path: Path) -> None:
     assert first["device"] == FOUND["device"] and first["commit"] == FOUND["commit"]
     assert first["run"][:4] == str(time.gmtime().tm_year)
     assert (second["step"], second["state"], second["last"]) == ("is", "ok", "fine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("runs", "code", "state"),
+    [
+        (True, 0, "ok"),
+        (True, 86, "found something"),
+        (False, 1, "exit 1"),  # such as "Device not supported": nothing was checked
+        (False, 0, "exit 1"),
+    ],
+)
+def test_what_a_sanitizer_says(
+    gpurun: SimpleNamespace, tmp_path: Path, runs: bool, code: int, state: str
+) -> None:
+    (tmp_path / "test_one.py").write_text("def test_passes(): pass\ndef test_fails(): assert 0\n")
+    tool, command = tmp_path / "tool", '"$@"' if runs else ":"
+    tool.write_text(f"#!/bin/sh\n{command}\nexit {code}\n")
+    tool.chmod(0o755)
+    out = gpurun.out.Out(tmp_path / "out")
+    arguments = (str(tmp_path / "test_one.py"), f"--rootdir={tmp_path}", "-c", "/dev/null")
+    shard = gpurun.shards.Shard("memcheck", arguments, 60, wrap=(str(tool),), found=86)
+    with gpurun.steps.Runner(out, "checked", 60, gpurun.plans.environment(), nothing) as runner:
+        gpurun.shards.run(runner, shard)
+    assert [result.state for result in runner.results] == [state]

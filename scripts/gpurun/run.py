@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from gpurun import cache, plans, shards, table
@@ -60,6 +61,9 @@ def run(command: str, out: Out) -> int:
     if command == "bench" and not cache.judged(out, found["tree"]):
         print("make gpu-bench: rows are judged by make gpu-tests, which has not run for this tree",
               file=sys.stderr)  # fmt: skip
+        return 2
+    if command == "sanitize" and not Path(plans.sanitizer()).exists():
+        print("make gpu-sanitize: compute-sanitizer is not installed", file=sys.stderr)
         return 2
     return execute(plans.PLANS[command](out), out, found, environment, begun=BEGUN)
 

@@ -80,12 +80,16 @@ def run(runner: Runner, shard: Shard) -> Seen:
     counts = Counter(seen.outcomes.values()) + Counter({"not run": len(seen.left)})
     words = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
     code, why = last.code, last.why
-    if shard.found is not None:  # what a sanitizer says counts, not what the tests do
-        code = code if code in (None, shard.found) else 0
-    elif seen.collected and seen.left:
+    if code is not None and code == shard.found:
+        why = "found something"
+    elif not seen.collected:
+        code = code or 1
+    elif seen.left:
         code, why = None, why or "not finished"
-    elif seen.collected:
+    elif shard.found is None:
         code, why = int(not set(counts) <= {"passed", "skipped"}), ""
+    else:  # what a sanitizer says counts, not what the tests do
+        code = 0
     output = words or last.output  # what went wrong is told of each test
     runner.record(Result(shard.name, code, time.monotonic() - start, output, why))
     return seen
