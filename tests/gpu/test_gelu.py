@@ -40,11 +40,13 @@ def test_bias(device, rng, gap, dtype, rows, width):
     exact_narrow = bias_gelu_ref(x.double(), narrow.double())
     plain = F.gelu(x + narrow)
     second = x.clone()
-    assert bias_gelu_(x, bias) is x
+    found = bias_gelu_(x, bias)
+    assert found is x
     bound = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * 20
     assert gap(x, exact) <= bound
     assert guarded[rows:].isnan().all()
-    assert gap(bias_gelu_(second, narrow), exact_narrow) <= max(
+    bias_gelu_(second, narrow)
+    assert gap(second, exact_narrow) <= max(
         2 * gap(plain, exact_narrow), 1e-6 if dtype == torch.float32 else 1e-3
     )
 

@@ -29,7 +29,8 @@ def test_rows(device, rng, gap, dtype, width, dim):
     for normalize in (True, False):
         for picked in (rows, None):
             out = poisoned(9 if picked is rows else 50, min(width, dim or width), device)
-            assert vectors_of_rows(x, picked, normalize, dim, out=out) is out
+            found = vectors_of_rows(x, picked, normalize, dim, out=out)
+            assert found is out
             exact = vectors_of_rows_ref(x.double(), picked, normalize, dim)
             assert gap(out, exact) <= (UNIT if normalize else 0)
             assert torch.equal(out, vectors_of_rows(x, picked, normalize, dim))
