@@ -3,6 +3,7 @@ import pytest
 import torch
 from launch import driver, instructions, machinecode, runtime, shipped
 
+from m3fast import gpurunner
 from m3fast.runner import Outputs
 
 
@@ -22,13 +23,22 @@ def test_spills_are_seen():
     instructions.check_spills_are_seen(90)
 
 
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """Hashes of all that ships."""
+    cases = [machinecode.launch(case, 90) for case in shipped.cases(90)]
+    return {report.kernel.hash for reports in cases for report in reports.values()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["cls", "mean", "mcls"])
-def test_nothing_compiles_after_warmup(pooling):
+def test_nothing_compiles_after_warmup(pooling, known, monkeypatch):
     """BGE-M3's runner: 20 random batches of random outputs; all it launches is a shipped case."""
     seed = int(np.random.SeedSequence().entropy % 2**31)
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
+    if pooling != "cls":  # all buckets once: to move so many zeros takes seconds
+        monkeypatch.setattr(gpurunner, "BUCKETS", gpurunner.BUCKETS[:10:3])
     only = [runtime.ALL] + [Outputs(*row) for row in np.eye(3, dtype=bool).tolist()]
     with (
         driver.active(90),
@@ -45,11 +55,6 @@ def test_nothing_compiles_after_warmup(pooling):
                 tokens = runtime.texts(lengths)
                 runner.submit(tokens, np.arange(len(lengths)), only[i % 4], options)()
         assert not names
-        assert driver.counts()["launches"] > before["launches"] + 20 * 6
+        assert driver.counts()["launches"] > before["launches"] + 20 * 4
         assert driver.counts()["modules"] == before["modules"]
-    known = {
-        report.kernel.hash
-        for case in shipped.cases(90)
-        for report in machinecode.launch(case, 90).values()
-    }
     assert {kernel.name for kernel in launched if kernel.hash not in known} == set()
