@@ -11,7 +11,9 @@ What needs no GPU also runs interpreted, at toy sizes and in fp16.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -443,16 +445,26 @@ class TestEngine:
         assert off(o, e) <= 2 * off(r, e)
         assert abs(o - e).max() <= 3 * abs(r - e).max()
 
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory) -> Callable[[int], Path]:
+        """A checkpoint of so many layers, made once."""
+
+        @functools.cache
+        def made(layers: int) -> Path:
+            folder = tmp_path_factory.mktemp("big")
+            return make_checkpoint(folder, layers=layers, deep=layers > 2, **BGE_M3)
+
+        return made
+
     @pytest.mark.parametrize("layers", [2, 24])
-    def test_equals_the_cpu(self, tmp_path, rng, device, layers):
+    def test_equals_the_cpu(self, folder, rng, device, layers):
         """At 2 layers more tokens than the largest graph, at 24 few: a CPU has to keep up."""
-        folder = make_checkpoint(tmp_path, layers=layers, **BGE_M3, deep=layers > 2)
         few = [2, 3, 17, 33, 64, 130]
         batches = [few] if layers > 2 else [few, [*rng.integers(2, 600, 25), 1500, 2100]]
         batches = [random_ids(rng, lengths) for lengths in batches]
         found = []
         for on, dtype in (("cpu", "float32"), ("cpu", "bfloat16"), (str(device), "bfloat16")):
-            with Engine.from_pretrained(folder, device=on, dtype=dtype) as engine:
+            with Engine.from_pretrained(folder(layers), device=on, dtype=dtype) as engine:
                 found.append([engine.encode(ids) for ids in batches])
                 if on != "cpu":
                     assert isinstance(engine.runner, GpuRunner)
@@ -463,15 +475,14 @@ class TestEngine:
             for three in zip(each, rough, exact, strict=True):
                 self.judge(*three)
 
-    def test_hidden_states(self, tmp_path, rng, device):
+    def test_hidden_states(self, folder, rng, device):
         """Padded in, padded out: on the GPU the CUDA C++ kernels are on the way."""
-        folder = make_checkpoint(tmp_path, layers=2, **BGE_M3)
         ids = torch.from_numpy(rng.integers(4, 20_000, (5, 150)))
         mask = torch.arange(150) < torch.tensor([150, 3, 1, 64, 149])[:, None]
         ids[~mask] = 1
         states = []
         for on, dtype in (("cpu", "float32"), ("cpu", "bfloat16"), (str(device), "bfloat16")):
-            with Engine.from_pretrained(folder, device=on, dtype=dtype) as engine:
+            with Engine.from_pretrained(folder(2), device=on, dtype=dtype) as engine:
                 states.append(engine.hidden_states(ids.to(on), mask.to(on)).float().cpu())
         exact, rough, ours = states
         assert (ours[~mask] == 0).all()

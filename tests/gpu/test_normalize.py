@@ -38,7 +38,7 @@ def test_rows(device, rng, gap, dtype, width, dim):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tokens(device, rng, gap, dtype):
-    lengths = [1, 2, 31, 33, 63, 65, 129, 2]
+    lengths = [1, 2, 31, 33, 2]
     texts, cu = ragged(lengths, device)
     x = torch.randn(len(texts), 72).to(device, dtype)
     for normalize, dim in ((True, None), (False, 24), (True, 24)):
