@@ -48,7 +48,6 @@ TOY = os.environ.get("TRITON_INTERPRET") == "1"
 HALF = torch.float16 if TOY else torch.bfloat16  # the interpreter's bf16 products are garbage
 HEADS, DIM, WIDTH = (2, 16, 32) if TOY else (16, 64, 1024)
 EPS, NAN = 1e-5, float("nan")
-BGE_M3 = dict(hidden=1024, heads=16, ffn=4096, positions=8194)
 pytestmark = pytest.mark.filterwarnings("error:.*the slower torch path", "error:no CUDA graph")
 
 
@@ -78,6 +77,26 @@ def same_bits(found, expected):
     assert torch.equal(found, expected), (
         f"{int((apart > 0).sum())} of {apart.numel()} values differ, by up to {apart.max():.3g}"
     )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    return make_checkpoint(folder, hidden=128, heads=2, ffn=256, layers=2, positions=2050)
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory) -> Callable[[int], Path]:
+    """A checkpoint of BGE-M3's width with so many layers, made once."""
+
+    @functools.cache
+    def made(layers: int) -> Path:
+        folder = tmp_path_factory.mktemp("big")
+        return make_checkpoint(
+            folder, hidden=1024, heads=16, ffn=4096, positions=8194, layers=layers, deep=layers > 2
+        )
+
+    return made
 
 
 class TestOps:
@@ -392,13 +411,8 @@ class TestTma:
 
 @pytest.mark.gpu
 class TestCapture:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory) -> Path:
-        folder = tmp_path_factory.mktemp("small")
-        return make_checkpoint(folder, hidden=128, heads=2, ffn=256, layers=2, positions=2050)
-
     @pytest.mark.parametrize("pooling", ["cls", "mean", "mcls"])
-    def test_graphs_equal_eager(self, folder, rng, monkeypatch, device, pooling):
+    def test_graphs_equal_eager(self, small, rng, monkeypatch, device, pooling):
         replayed = []
         replay = torch.cuda.CUDAGraph.replay
 
@@ -408,7 +422,7 @@ class TestCapture:
 
         monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
         graphed, eager = (
-            Engine.from_pretrained(folder, device=str(device), pooling=pooling) for _ in range(2)
+            Engine.from_pretrained(small, device=str(device), pooling=pooling) for _ in range(2)
         )
         runner = eager.runner
         eager.runners = [GpuRunner(eager.config, runner.weights, eager.device, graphs=False)]
@@ -445,26 +459,15 @@ class TestEngine:
         assert off(o, e) <= 2 * off(r, e)
         assert abs(o - e).max() <= 3 * abs(r - e).max()
 
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory) -> Callable[[int], Path]:
-        """A checkpoint of so many layers, made once."""
-
-        @functools.cache
-        def made(layers: int) -> Path:
-            folder = tmp_path_factory.mktemp("big")
-            return make_checkpoint(folder, layers=layers, deep=layers > 2, **BGE_M3)
-
-        return made
-
     @pytest.mark.parametrize("layers", [2, 24])
-    def test_equals_the_cpu(self, folder, rng, device, layers):
+    def test_equals_the_cpu(self, big, rng, device, layers):
         """At 2 layers more tokens than the largest graph, at 24 few: a CPU has to keep up."""
         few = [2, 3, 17, 33, 64, 130]
         batches = [few] if layers > 2 else [few, [*rng.integers(2, 600, 25), 1500, 2100]]
         batches = [random_ids(rng, lengths) for lengths in batches]
         found = []
         for on, dtype in (("cpu", "float32"), ("cpu", "bfloat16"), (str(device), "bfloat16")):
-            with Engine.from_pretrained(folder(layers), device=on, dtype=dtype) as engine:
+            with Engine.from_pretrained(big(layers), device=on, dtype=dtype) as engine:
                 found.append([engine.encode(ids) for ids in batches])
                 if on != "cpu":
                     assert isinstance(engine.runner, GpuRunner)
@@ -475,14 +478,14 @@ class TestEngine:
             for three in zip(each, rough, exact, strict=True):
                 self.judge(*three)
 
-    def test_hidden_states(self, folder, rng, device):
+    def test_hidden_states(self, big, rng, device):
         """Padded in, padded out: on the GPU the CUDA C++ kernels are on the way."""
         ids = torch.from_numpy(rng.integers(4, 20_000, (5, 150)))
         mask = torch.arange(150) < torch.tensor([150, 3, 1, 64, 149])[:, None]
         ids[~mask] = 1
         states = []
         for on, dtype in (("cpu", "float32"), ("cpu", "bfloat16"), (str(device), "bfloat16")):
-            with Engine.from_pretrained(folder(2), device=on, dtype=dtype) as engine:
+            with Engine.from_pretrained(big(2), device=on, dtype=dtype) as engine:
                 states.append(engine.hidden_states(ids.to(on), mask.to(on)).float().cpu())
         exact, rough, ours = states
         assert (ours[~mask] == 0).all()
