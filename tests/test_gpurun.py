@@ -109,7 +109,8 @@ def test_stopping_keeps_what_is_done(gpurun: SimpleNamespace, tmp_path: Path) ->
         return step
 
     plan = gpurun.plans.Plan("stopped", 60, (gpurun.plans.Phase(steps),))
-    gpurun.run.execute(plan, out, FOUND, {}, change, nothing)
+    with pytest.raises(KeyboardInterrupt):
+        gpurun.run.execute(plan, out, FOUND, {}, change, nothing)
     assert "kept" in out.path("table.txt").read_text()
 
 

@@ -22,7 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     its = rehearse.COMMANDS.get(options.command)
-    return its(Out(options.out)) if its else run(options.command, Out(options.out))
+    try:
+        return its(Out(options.out)) if its else run(options.command, Out(options.out))
+    except KeyboardInterrupt:
+        print(f"gpu-{options.command}: stopped", file=sys.stderr)
+        return 130
 
 
 def _stop(number: int, frame: types.FrameType | None) -> None:

@@ -80,6 +80,9 @@ def execute(
     """Run a plan's steps, each as `change` makes it; everything is written as it happens.
 
     Its time counts from `begun` of time.monotonic(), or from now.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; what was done is written.
     """
     begun = time.monotonic() if begun is None else begun
     began = datetime.now(UTC).isoformat(timespec="seconds")
@@ -96,19 +99,22 @@ def execute(
     # What hangs at the end is asked where, and the table is written, within the limit too.
     runner = Runner(out, plan.name, plan.limit - (time.monotonic() - begun) - 2 * SAYS,
                     environment, say)  # fmt: skip
+    stopped: KeyboardInterrupt | None = None
     try:
         with runner:
             for phase in plan.phases:
                 seen = _phase(runner, phase, change)
                 if plan.name == "gpu-tests":
                     shards.complete(runner, seen)
-    except KeyboardInterrupt:
-        say("stopped")
+    except KeyboardInterrupt as error:
+        stopped = error
     header[-1] += f", {cache.kernels()} kernels now"
     text = table.render(out, header, runner.results, plan.left_out, began)
     out.text(TABLE, text + BETWEEN)
     say("\n" + text)
     cache.keep_verdicts(out)
+    if stopped:
+        raise stopped
     return int(not all(result.ok for result in runner.results))
 
 
