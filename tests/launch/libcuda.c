@@ -13,6 +13,7 @@
 #include <string.h>
 
 #undef cuLaunchKernelEx
+#undef cuStreamIsCapturing
 
 /* Read and written from outside. */
 int fake_device = 90;
@@ -62,6 +63,12 @@ CUresult cuDriverGetVersion(int *version) {
 
 static int opt_in_shared(CUdevice device) { return (device == 80 ? 163 : 227) << 10; }
 
+/* None for whoever asks how many there are: this is no driver to choose by itself. */
+CUresult cuDeviceGetCount(int *count) {
+    *count = 0;
+    return CUDA_SUCCESS;
+}
+
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {
     *device = ordinal;
     if (ordinal != 80 && ordinal != 90)
@@ -82,6 +89,8 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
         break;
     case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = device == 80 ? 108 : 132; break;
     case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK: *value = 65536; break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = device / 10; break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = device % 10; break;
     case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *value = 32; break;
     case CU_DEVICE_ATTRIBUTE_CLOCK_RATE: *value = 1410000; break;
     case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: *value = 1593000; break;
@@ -104,6 +113,16 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
 
 CUresult cuCtxSetCurrent(CUcontext context) {
     fake_device = (int)(intptr_t)context;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetDevice(CUdevice *device) {
+    *device = fake_device;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
+    *status = CU_STREAM_CAPTURE_STATUS_NONE;
     return CUDA_SUCCESS;
 }
 
@@ -225,6 +244,8 @@ CUresult cuModuleLoadData(CUmodule *module, const void *data) {
     *module = (CUmodule)made;
     return CUDA_SUCCESS;
 }
+
+CUresult cuModuleUnload(CUmodule module) { return CUDA_SUCCESS; }
 
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
     Module *m = (Module *)module;
