@@ -215,6 +215,8 @@ class TestOps:
     )
     def test_maxsim(self, device, rng, monkeypatch, kind, lengths):
         """At most 32 query tokens, at most 64, and more: tiles of their own each."""
+        if kind == torch.float8_e4m3fn and not TOY and triton_path.arch(device) < 89:
+            pytest.skip("float8 documents need compute capability 8.9")
         if TOY:  # which reduces larger tiles cell by cell, in Python
             config = MaxsimConfig(16, 16, 16, 4, 2)
             monkeypatch.setattr(maxsim_kernels, "config_for", lambda *_: config)
