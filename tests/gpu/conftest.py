@@ -5,11 +5,12 @@ own: `TRITON_INTERPRET=1 pytest tests/gpu` without a GPU, `pytest tests/gpu` wit
 
 `M3FAST_LAUNCH=90 pytest tests/gpu` (or 80) compiles and launches the same kernels on the CPU over a
 libcuda that executes nothing (tests/launch/driver.py). Nothing is computed, so no value is
-compared: `assert` is compiled out of tests/, and what is refused or raised fails a test.
+compared: an `assert` in tests/ only evaluates; what is refused or raised fails a test.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -53,13 +54,17 @@ def _scalars_count_loops() -> None:
     interpreter._patch_lang_tensor = patched
 
 
+class _Unasserted(ast.NodeTransformer):
+    def visit_Assert(self, node: ast.Assert) -> ast.Expr:
+        return ast.copy_location(ast.Expr(node.test), node)
+
+
 class _WithoutAsserts(importlib.machinery.SourceFileLoader):
-    """Compiles as `python -O` does, whatever pytest makes of asserts."""
+    """Compiles modules in which `assert x` is `x`, whatever pytest makes of asserts."""
 
     def get_code(self, fullname: str) -> CodeType:
-        return compile(
-            self.get_data(self.path), self.path, "exec", dont_inherit=True, optimize=1
-        )  # fmt: skip
+        tree = _Unasserted().visit(ast.parse(self.get_data(self.path)))
+        return compile(tree, self.path, "exec", dont_inherit=True)
 
 
 class _TestsWithoutAsserts(importlib.abc.MetaPathFinder):
@@ -106,6 +111,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         elif LAUNCHED and name in NEED_VALUES:
             item.add_marker(pytest.mark.skip(reason="needs the values that a kernel computes"))
+        elif LAUNCHED == 80 and "float8" in item.name:
+            item.add_marker(pytest.mark.skip(reason="needs compute capability 8.9"))
 
 
 @pytest.fixture
