@@ -205,12 +205,15 @@ def test_bench_needs_outcomes_of_this_tree(
     monkeypatch.setattr(gpurun.cache, "BROUGHT", tmp_path / "brought")
     monkeypatch.setattr(gpurun.cache, "ARCHIVE", tmp_path / "none")
     out = gpurun.out.Out(tmp_path / "out")
-    out.line("tests.jsonl", tree="another")
+    out.line("tests.jsonl", tree="another", device=FOUND["device"])
+    out.line("tests.jsonl", tree="feed", device=None)  # a rehearsal
     assert gpurun.run.run("bench", out) == 2
-    assert "gpu-tests, which has not run for this tree" in capsys.readouterr().err
-    out.line("tests.jsonl", tree="feed")
-    gpurun.cache.keep_verdicts(out)
-    assert gpurun.cache.judged(gpurun.out.Out(tmp_path / "later"), "feed")
+    assert "gpu-tests, which has not run for this card and tree" in capsys.readouterr().err
+    for device in (None, FOUND["device"]):
+        plan, found = gpurun.plans.Plan("none", 60, ()), {**FOUND, "device": device}
+        gpurun.run.execute(plan, out, found, {}, say=nothing)
+        later = gpurun.cache.judged(gpurun.out.Out(tmp_path / "later"), FOUND)
+        assert later == (device is not None)
 
 
 def test_kernels_travel(

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gpurun.out import TESTS, Out
 from gpurun.steps import ROOT
@@ -69,10 +71,12 @@ def verdicts(out: Out) -> Path:
     return here if here.exists() else BROUGHT / TESTS
 
 
-def judged(out: Out, tree: str) -> bool:
-    """Whether they are there for these sources."""
+def judged(out: Out, found: Mapping[str, Any]) -> bool:
+    """Whether they are there for this card and these sources."""
     file = verdicts(out)
-    return any(line.get("tree") == tree for line in Out(file.parent).lines(file.name))
+    here = [(line["tree"], line.get("device")) for line in Out(file.parent).lines(file.name)
+            if "tree" in line]  # fmt: skip
+    return (found["tree"], found["device"]) in here
 
 
 def keep_verdicts(out: Out) -> None:

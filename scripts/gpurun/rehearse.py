@@ -114,7 +114,7 @@ def rehearse(out: Out) -> int:
     if not cache.ARCHIVE.exists():
         print(cache.pack())
         wheels()
-    status |= found_again(environment) | fits()
+    status |= found_again(out, environment) | fits()
     print("\nnot rehearsed:", *not_rehearsed(out), sep="\n  ")
     print(f"\n{time.monotonic() - start:.0f} s, {'NOT ' * status}all well")
     return status
@@ -155,12 +155,12 @@ def fill() -> Plan:
     return Plan("gpu-cache", LIMIT, (Phase((shipped,)), Phase(halves, at_once=2)))
 
 
-def found_again(environment: Mapping[str, str]) -> int:
+def found_again(out: Out, environment: Mapping[str, str]) -> int:
     """0 where BGE-M3's layers compile nothing, once their kernels were unpacked."""
     shutil.rmtree(cache.TRITON)
     print(cache.unpack())
     before = cache.kernels()
-    with Runner(Out(cache.BROUGHT / "again"), "again", LIMIT, environment) as runner:
+    with Runner(Out(out.folder / "again"), "again", LIMIT, environment) as runner:
         ok = runner.run(launched("found again", "engine", "0/6")).ok
     new = cache.kernels() - before
     print(f"kernels of BGE-M3's layers compiled anew: {new}")

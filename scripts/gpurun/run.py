@@ -58,8 +58,9 @@ def run(command: str, out: Out) -> int:
     if why:
         print(f"make gpu-{command} needs a CUDA device: {why}", file=sys.stderr)
         return 2
-    if command == "bench" and not cache.judged(out, found["tree"]):
-        print("make gpu-bench: rows are judged by make gpu-tests, which has not run for this tree",
+    if command == "bench" and not cache.judged(out, found):
+        print("make gpu-bench: rows are judged by make gpu-tests, which has not run for this "
+              "card and tree",
               file=sys.stderr)  # fmt: skip
         return 2
     if command == "sanitize" and not Path(plans.sanitizer()).exists():
@@ -87,7 +88,7 @@ def execute(
     begun = time.monotonic() if begun is None else begun
     began = datetime.now(UTC).isoformat(timespec="seconds")
     out.line(STEPS, command=plan.name, run=began, **found)
-    out.line(TESTS, tree=found["tree"], run=began)
+    out.line(TESTS, tree=found["tree"], run=began, device=found["device"])
     versions = found["versions"]
     header = [
         f"{plan.name}: {found['device']}, torch {versions.get('torch')}, "
@@ -112,7 +113,8 @@ def execute(
     text = table.render(out, header, runner.results, plan.left_out, began)
     out.text(TABLE, text + BETWEEN)
     say("\n" + text)
-    cache.keep_verdicts(out)
+    if found["device"]:  # a rehearsal's outcomes judge nothing
+        cache.keep_verdicts(out)
     if stopped:
         raise stopped
     return int(not all(result.ok for result in runner.results))
