@@ -141,6 +141,8 @@ class GpuRunner(Runner):
         for length in (32, 64, 128, 256):
             batch = _dummies(2 * BUCKETS[-1], min(length, self.config.max_length))
             self.submit(*batch, outputs, options)()
+        if outputs.dense:  # alone it takes a kernel of its own, and a server may be asked for it
+            self.submit(*_dummies(BUCKETS[0], 2), Outputs(True, False, False), options)()
 
     def _run_exact(
         self,

@@ -275,8 +275,8 @@ def test_warmup(path, device, monkeypatch, shapes) -> None:
     monkeypatch.setattr(gpurunner, "FEWEST_TILES", 1)
     ours = Engine.from_pretrained(path, device=str(device), dtype="float32")
     ours.warmup(sparse=False, colbert=False)
-    # Of the largest first, once for the size of all.
-    expected = [(96, 4)] + [(96, 4)] * 3 + [(96, 8)] * 3 + [(32, 1)] * 3
+    # Of the largest first, once for the size of all; of the least last, once for a vector alone.
+    expected = [(96, 4)] + [(96, 4)] * 3 + [(96, 8)] * 3 + [(32, 1)] * 4
     assert sorted(shapes) == sorted(expected)
     captured = sorted(key[:2] for key in ours.runner.graphs.keys)
     assert captured == (sorted(set(expected)) if device.type == "cuda" else [])
