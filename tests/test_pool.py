@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import TEXTS, make_checkpoint, overflowing
 from poolwork import echo
 
 from m3fast import BGEM3FlagModel, Engine, InputError, M3FastError
+from m3fast.encoder import inference
 from m3fast.errors import EngineClosedError, NonFiniteError, OverloadedError
 from m3fast.pool import Pool
 
@@ -60,11 +62,14 @@ def texts_of(call: int, n: int) -> list[str]:
 
 
 def interruptions(work: Callable[[], object], times: int) -> Iterator[int]:
-    """Interrupt `work` so many times, anywhere in it; yields after each of its calls."""
+    """Interrupt `work` so many times, anywhere in it; yields after each of its calls.
+
+    The exceptions are held, as a notebook does, and with them every frame they came through.
+    """
     rng, before, fast = random.Random(5), signal.signal(signal.SIGALRM, give_up), 60.0
-    interrupted = call = 0
+    call, held = 0, list[TooLong]()
     try:
-        while interrupted < times:
+        while len(held) < times:
             start = time.perf_counter()
             try:
                 if call:
@@ -72,8 +77,9 @@ def interruptions(work: Callable[[], object], times: int) -> Iterator[int]:
                 work()
                 fast = min(fast, time.perf_counter() - start)
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            except TooLong:
-                interrupted += 1
+            except TooLong as error:
+                held.append(error)
+            assert not torch.is_inference_mode_enabled()
             yield call
             call += 1
     finally:
@@ -89,6 +95,16 @@ def test_an_interrupted_call_leaves_nothing_behind(model, alone) -> None:
             others = texts_of(1000 + call, 13)
             found = model.encode(others)["dense_vecs"]
             np.testing.assert_allclose(found, alone.encode(others)["dense_vecs"], atol=2e-6)
+
+
+def test_inference_mode_is_left_wherever_the_exception_struck() -> None:
+    def work() -> None:
+        for _ in range(300):
+            with inference():
+                assert torch.is_inference_mode_enabled()
+
+    for _ in interruptions(work, 200):
+        pass
 
 
 @pytest.mark.parametrize("device", ["cpu", TWO])

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from m3fast.checkpoint import Layer, SparseHead, Weights
     from m3fast.config import ModelConfig
     from m3fast.kernels.attention import AttentionPlan
+
+
+def inference() -> AbstractContextManager[None]:
+    """As torch.inference_mode(), left whatever is raised and wherever.
+
+    torch enters and leaves in Python: an exception of a signal handler that strikes there keeps the
+    mode on as long as its traceback is held, in the caller's own work too. This is the same guard,
+    which `with` calls in C.
+    """
+    return torch._C._InferenceMode(True)  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from m3fast.encoder import Tokens, Workspace, encode
+from m3fast.encoder import Tokens, Workspace, encode, inference
 from m3fast.graphs import Graphs
 from m3fast.heads import colbert_head, dense_head, pooled_rows, word_rows
 from m3fast.kernels import triton_path
@@ -92,7 +92,7 @@ class GpuRunner(Runner):
         total, texts = int(lengths.sum()), len(order)
         bucket = next((b for b in BUCKETS if b >= total and _texts(b) >= texts), None)
         space = self._space()
-        with space.lock, torch.inference_mode(), torch.cuda.stream(self.stream):
+        with space.lock, inference(), torch.cuda.stream(self.stream):
             if bucket is None:
                 longest = int(lengths.max())
                 return self._run_exact(tokens, order, longest, outputs, options, space)

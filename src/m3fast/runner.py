@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from m3fast.encoder import Tokens, Workspace, encode
+from m3fast.encoder import Tokens, Workspace, encode, inference
 from m3fast.errors import InputError
 from m3fast.heads import colbert_head, dense_head, pooled_rows, sparse_head, word_rows
 from m3fast.kernels import native
@@ -204,7 +204,7 @@ class Runner:
             mask: bool or integers [B, L], not 0 for real tokens.
         """
         space = self._space()
-        with space.lock, torch.inference_mode():
+        with space.lock, inference():
             lengths = mask.ne(0).sum(1, dtype=torch.int32).cpu()
             total, longest = int(lengths.sum()), int(lengths.max()) if len(lengths) else 0
             packed = unpad(
@@ -223,7 +223,7 @@ class Runner:
 
     def _run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
         space = self._space()
-        with space.lock, torch.inference_mode():
+        with space.lock, inference():
             ends = torch.from_numpy(batch.cu_seqlens)
             ids, positions, texts, cu_seqlens = (
                 t.to(self.device)

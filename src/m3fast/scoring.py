@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from m3fast.encoder import inference
 from m3fast.errors import InputError
 from m3fast.kernels import maxsim as _maxsim
 from m3fast.kernels import sparse as _sparse
@@ -79,7 +80,7 @@ def lexical_scores(queries: SparseRows, passages: SparseRows, pairs: Pairs = Non
 def colbert_scores(queries: TokenVectors, passages: TokenVectors, pairs: Pairs = None) -> Scores:
     """MaxSim over real tokens only, divided by the query's tokens: float32 [n, m], or [P]."""
     rows = None if pairs is None else check_pairs(pairs, len(queries), len(passages))
-    with torch.inference_mode():
+    with inference():
         return _maxsim.maxsim(
             torch.from_numpy(queries.values),
             queries.offsets,
