@@ -8,8 +8,9 @@ SERVE_ARGS =
 PYTEST_ARGS =
 # Where the gpu commands write what they find: 8 files, and tables of 12,000 characters.
 GPU_OUT ?= build/gpu/out
-# The commit, where the tree came without .git.
+# The commit, where the tree came without .git; parts of the names of the steps to run, or all.
 COMMIT =
+ONLY =
 GPURUN = PYTHONPATH="scripts:src$${PYTHONPATH:+:$$PYTHONPATH}" M3FAST_COMMIT='$(COMMIT)'
 # What the machines with a GPU have: PYTHON312=/path/to/python3.12 where it is not found.
 GPU_VENV = .venv-gpu
@@ -120,7 +121,7 @@ sass: $(VENV)/test.stamp
 
 # In the interpreter that has the machine's torch: PYTHON=...
 gpu-first gpu-tests gpu-bench gpu-tune gpu-sanitize:
-	@$(GPURUN) $(PYTHON) -m gpurun $(@:gpu-%=%) --out '$(GPU_OUT)'
+	@$(GPURUN) $(PYTHON) -m gpurun $(@:gpu-%=%) --out '$(GPU_OUT)' --only '$(ONLY)'
 
 # Without a GPU, but with its Python and libraries.
 gpu-rehearse gpu-cache: $(GPU_VENV)/stamp

@@ -176,6 +176,21 @@ def test_every_plan_fits_its_time(gpurun: SimpleNamespace, tmp_path: Path) -> No
             assert all((ROOT / file).exists() for file in files), step.name
 
 
+def test_some_steps_only(
+    gpurun: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    plan = gpurun.plans.first(gpurun.out.Out(tmp_path))
+    assert plan.only([]) is plan
+    few = plan.only(["build", "check T"])
+    names = [step.name for phase in few.phases for step in phase.steps]
+    assert names == ["build", "check Tma"] and "build, check T" in few.left_out[-1]
+    monkeypatch.setattr(gpurun.run, "about", lambda environment: FOUND)
+    monkeypatch.setattr(gpurun.cache, "unpack", str)
+    assert gpurun.run.run("first", gpurun.out.Out(tmp_path), ["build", "chek"]) == 2
+    assert "ONLY: part of a step's name was expected, got 'chek'" in capsys.readouterr().err
+
+
 def test_every_test_of_a_gpu_is_in_a_shard(gpurun: SimpleNamespace, tmp_path: Path) -> None:
     plan = gpurun.plans.tests(gpurun.out.Out(tmp_path))
     shards = [shard for phase in plan.phases for shard in phase.steps]

@@ -19,11 +19,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpurun", description=__doc__)
     parser.add_argument("command", choices=[*plans.PLANS, *rehearse.COMMANDS])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu")
+    parser.add_argument("--only", default="", metavar="NAMES", help="parts of steps' names")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     its = rehearse.COMMANDS.get(options.command)
     try:
-        return its(Out(options.out)) if its else run(options.command, Out(options.out))
+        if its:
+            return its(Out(options.out))
+        only = [word.strip() for word in options.only.split(",") if word.strip()]
+        return run(options.command, Out(options.out), only)
     except KeyboardInterrupt:
         print(f"gpu-{options.command}: stopped", file=sys.stderr)
         return 130

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench import order
 
@@ -44,6 +44,27 @@ class Plan:
     limit: float
     phases: Sequence[Phase]
     left_out: Sequence[str] = ()
+
+
+    def only(self, words: Sequence[str]) -> Plan:
+        """Of its steps those whose names hold one of `words`; all of them where there are none.
+
+        Raises:
+            ValueError: a word is in no name.
+        """
+        names = [step.name for phase in self.phases for step in phase.steps]
+        for word in words:
+            if not any(word in name for name in names):
+                raise ValueError(f"ONLY: part of a step's name was expected, got {word!r}; "
+                                 f"{self.name} has {', '.join(names)}")  # fmt: skip
+        if not words:
+            return self
+        phases = [
+            replace(phase, steps=[s for s in phase.steps if any(w in s.name for w in words)])
+            for phase in self.phases
+        ]
+        left = f"all steps but those of {', '.join(words)}"
+        return replace(self, phases=phases, left_out=(*self.left_out, left))
 
 
 def environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,8 +46,8 @@ def about(environment: Mapping[str, str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(command: str, out: Out) -> int:
-    """One command; 0 where every step was well, 2 where it cannot begin."""
+def run(command: str, out: Out, only: Sequence[str] = ()) -> int:
+    """One command, or `only` some of its steps; 0 where all were well, 2 where it cannot begin."""
     cache.unpack()
     environment = plans.environment()
     try:
@@ -66,7 +66,12 @@ def run(command: str, out: Out) -> int:
     if command == "sanitize" and not Path(plans.sanitizer()).exists():
         print("make gpu-sanitize: compute-sanitizer is not installed", file=sys.stderr)
         return 2
-    return execute(plans.PLANS[command](out), out, found, environment, begun=BEGUN)
+    try:
+        plan = plans.PLANS[command](out).only(only)
+    except ValueError as error:
+        print(f"make gpu-{command}: {error}", file=sys.stderr)
+        return 2
+    return execute(plan, out, found, environment, begun=BEGUN)
 
 
 def execute(
