@@ -173,6 +173,8 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGABRT)  # Python prints where each thread is
             _wait(child, SAYS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
         end(mark)  # also what a step that ended by itself left behind
         _wait(child, SAYS)  # one in the hands of a driver may stay: it is not waited for
         reader.join(SAYS)
