@@ -97,7 +97,7 @@ def test_sparse_csr(bench: Bench) -> None:
         ),
         {
             OURS: lambda: ours,
-            "dense scatter": partial(gpupeers.dense_scatter, bench.device, vocab),
+            "dense scatter": partial(gpupeers.dense_scatter, vocab),
         },
         inputs,
         rounds=100,

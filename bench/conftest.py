@@ -170,7 +170,7 @@ def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
         if request.config.stash[BENCH].device.type == "cpu":
             monkeypatch.setattr(triton_path, "interpreter", True)
-            # A runner begins with its largest bucket, of 4,096 tokens: minutes to interpret.
+            # A runner begins with its largest bucket, of 8,192 tokens: minutes to interpret.
             # Beyond 16, as with the rows of a query, batches take the way without buckets.
             monkeypatch.setattr(gpurunner, "BUCKETS", (8, 16))
 
