@@ -9,7 +9,7 @@ import benchpackage  # noqa: F401 - makes `bench` importable
 import numpy as np
 import pytest
 import torch
-from bench import gpupeers, peers, strong, workloads
+from bench import gpu, gpupeers, peers, strong, workloads
 
 
 def test_strong_baseline_is_the_same_model() -> None:
@@ -64,17 +64,23 @@ def test_attention_peer(any_device: torch.device) -> None:
     assert judge("", None, found[1:]) == "shape [11, 16], not [12, 16]"
 
 
-def test_maxsim_peer(any_device: torch.device) -> None:
+def test_maxsim_peer() -> None:
+    torch.manual_seed(0)
     from m3fast.kernels.reference import maxsim_ref
 
     queries, docs = torch.randn(6, 8), torch.randn(9, 8)
     q_ends, ends = torch.tensor([0, 3, 6]), torch.tensor([0, 2, 9], dtype=torch.int32)
     x = types.SimpleNamespace(queries=queries, docs=docs, ends=ends, n_queries=2)
-    found = gpupeers.segment_max(any_device)(x)
+    found = gpupeers.segment_max()(x)
     assert torch.allclose(found, maxsim_ref(queries, q_ends, docs, ends), atol=1e-5)
 
 
-def test_sparse_peer(any_device: torch.device) -> None:
+def test_a_copy_is_no_answer_to_judge() -> None:
+    found = gpu.copy_of(4096, torch.device("cpu"))(None)
+    assert gpupeers.near(torch.ones(2), 0)("a copy", None, found) == ""
+
+
+def test_sparse_peer() -> None:
     x = types.SimpleNamespace(
         ids=torch.tensor([0, 5, 5, 7, 0, 7], dtype=torch.int32),
         weights=torch.tensor([9.0, 0.2, 0.5, 0.0, 9.0, 0.1]),
@@ -82,7 +88,7 @@ def test_sparse_peer(any_device: torch.device) -> None:
         n_texts=2,
         dropped=[0],
     )
-    found = gpupeers.dense_scatter(any_device, 10)(x)
+    found = gpupeers.dense_scatter(10)(x)
     assert torch.equal(found, torch.tensor([[0.0, 1.0], [5.0, 7.0], [0.5, 0.1]]))
 
 
