@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from m3fast.types import Embeddings
+
 
 def as_near(
     found: torch.Tensor,
@@ -64,3 +66,28 @@ def plain_attention(
 def off(found: NDArray[np.floating[Any]], exact: NDArray[np.floating[Any]]) -> float:
     """Root mean square of the difference."""
     return float(np.sqrt(np.mean((found.astype(np.float64) - exact) ** 2)))
+
+
+def lexical_weights(
+    *results: Embeddings,
+) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
+    """Weights [K, 1] of each, 0 where only others have one; text i owns K of ends[i:]."""
+    width = results[0].sparse.vocab_size
+    rows = [(np.repeat(np.arange(len(x)), np.diff(x.sparse.indptr)), x.sparse) for x in results]
+    keys = [row * width + sparse.indices for row, sparse in rows]
+    places, found = np.unique(np.concatenate(keys)), []
+    for key, (_, sparse) in zip(keys, rows, strict=True):
+        found.append(np.zeros((len(places), 1), np.float32))
+        found[-1][np.searchsorted(places, key), 0] = sparse.values
+    return found, np.searchsorted(places, np.arange(len(results[0]) + 1) * width)
+
+
+def near(expected: Embeddings, found: Embeddings, tolerance: float) -> None:
+    """All within the tolerance; a lexical weight that near to 0 may be there or not."""
+    np.testing.assert_allclose(found.dense, expected.dense, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(found.colbert.offsets, expected.colbert.offsets)
+    np.testing.assert_allclose(
+        found.colbert.values, expected.colbert.values, rtol=0, atol=tolerance
+    )
+    (a, b), _ = lexical_weights(expected, found)
+    np.testing.assert_allclose(b, a, rtol=0, atol=tolerance)

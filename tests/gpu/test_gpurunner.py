@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, TINY_VOCAB, make_checkpoint, overflowing
-from nearness import as_near
+from nearness import as_near, lexical_weights, near
 from test_engine import same
 
 from m3fast import AsyncEngine, Engine, gpurunner, heads, mcls
@@ -326,29 +326,6 @@ def ids_of(rng, vocab: int, lengths) -> list[list[int]]:
     return [[0, *rng.integers(4, vocab, n - 2).tolist(), 2] for n in lengths]
 
 
-def weights(*results) -> tuple[list[np.ndarray], np.ndarray]:
-    """Lexical weights [K, 1] of each, 0 where only others have one; text i owns K of ends[i:]."""
-    width = results[0].sparse.vocab_size
-    rows = [(np.repeat(np.arange(len(x)), np.diff(x.sparse.indptr)), x.sparse) for x in results]
-    keys = [row * width + sparse.indices for row, sparse in rows]
-    places, found = np.unique(np.concatenate(keys)), []
-    for key, (_, sparse) in zip(keys, rows, strict=True):
-        found.append(np.zeros((len(places), 1), np.float32))
-        found[-1][np.searchsorted(places, key), 0] = sparse.values
-    return found, np.searchsorted(places, np.arange(len(results[0]) + 1) * width)
-
-
-def near(expected, found, tolerance: float) -> None:
-    """As `same`, but a lexical weight within the tolerance of 0 may be there or not."""
-    np.testing.assert_allclose(found.dense, expected.dense, rtol=0, atol=tolerance)
-    np.testing.assert_array_equal(found.colbert.offsets, expected.colbert.offsets)
-    np.testing.assert_allclose(
-        found.colbert.values, expected.colbert.values, rtol=0, atol=tolerance
-    )
-    (a, b), _ = weights(expected, found)
-    np.testing.assert_allclose(b, a, rtol=0, atol=tolerance)
-
-
 def as_near_as_the_cpu(path: Path, ids: list[list[int]]) -> None:
     """bf16 on the GPU is as near to fp32 as bf16 on the CPU, twice over, text by text."""
     exact, plain, found = (
@@ -361,7 +338,7 @@ def as_near_as_the_cpu(path: Path, ids: list[list[int]]) -> None:
     for parts, ends in (
         ([x.dense for x in given], np.arange(len(ids) + 1)),
         ([x.colbert.values for x in given], exact.colbert.offsets),
-        weights(*given),
+        lexical_weights(*given),
     ):
         e, p, f = map(torch.from_numpy, parts)
         as_near(f.bfloat16(), e, p, ends.tolist())
