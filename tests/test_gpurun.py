@@ -59,7 +59,7 @@ def test_without_a_gpu_one_line_and_2(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_goes_wrong_leaves_what_it_should(gpurun: SimpleNamespace, tmp_path: Path) -> None:
     out = gpurun.out.Out(tmp_path / "out")
-    plan = gpurun.planted.plan(tmp_path, 1.0)
+    plan = gpurun.planted.plan(tmp_path, 2.0)
     environment = gpurun.planted.environment(tmp_path)
     said: list[str] = []
     assert gpurun.run.execute(plan, out, FOUND, environment, say=said.append) == 1
