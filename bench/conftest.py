@@ -180,9 +180,10 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     config = request.config
     its, gate = config.stash[BENCH], config.stash[GATE]
     suite = suite_of(request.path)
-    if gate.waits(suite):
+    row = request.node.originalname
+    if gate.waits(suite, row):
         its.say(f"{suite}: its tests first")
-    red = gate.red(suite)
+    red = gate.red(suite, row)
     if progress := config.pluginmanager.getplugin("m3fast bench progress"):
         progress.begin()
     its.begin(suite, f"{request.path.name}::{request.node.originalname}", red)

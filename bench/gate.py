@@ -57,6 +57,9 @@ ASIDE = {
              "test_modules_behind_the_pooling", "test_mcls", "test_mcls_at_its_own_stretch",
              "test_hidden_states"),
 }  # fmt: skip
+# Rows of a suite of two operations: the word that the file of their tests has in its name.
+OWN = {"test_add_layernorm": "layernorm", "test_embed_layernorm": "layernorm",
+       "test_bias_gelu": "gelu"}  # fmt: skip
 GREEN = ("passed", "skipped")
 SECONDS = 300  # Triton compiles for the tests of a GPU
 
@@ -123,18 +126,21 @@ class Gate:
         self._found: dict[tuple[str, ...], str] = {}
         self._verdicts = verdicts and Verdicts.read(verdicts, record.tree())
 
-    def waits(self, suite: str) -> bool:
+    def waits(self, suite: str, row: str = "") -> bool:
         """Whether `red` will run tests."""
-        its = tuple(self._tests.get(suite, ()))
+        its = self._of(suite, row)
         return bool(its) and not self._verdicts and its not in self._found
 
-    def red(self, suite: str) -> str:
-        """`tests/... fail`, or "" where they pass or there are none."""
-        arguments = tuple(self._tests.get(suite, ()))
+    def red(self, suite: str, row: str = "") -> str:
+        """`tests/... fail`, or "" where they pass or there are none; a row is a function's name."""
+        arguments = self._of(suite, row)
         if arguments and arguments not in self._found:
             its = self._verdicts
             self._found[arguments] = run(arguments) if its is None else its.red(arguments)
         return self._found.get(arguments, "")
+
+    def _of(self, suite: str, row: str) -> tuple[str, ...]:
+        return tuple(name for name in self._tests.get(suite, ()) if OWN.get(row, "") in name)
 
 
 def deselected(file: str) -> list[str]:

@@ -29,15 +29,35 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(record, "tree", lambda: "here")
     monkeypatch.setattr(gate, "run", lambda arguments: pytest.fail("nothing is run"))
 
-    def red(suite: str, *lines: Any) -> str:
+    def red(suite: str, *lines: Any, row: str = "") -> str:
         file = tmp_path / "verdicts.jsonl"
         text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
         file.write_text("\n".join(text) + "\n")
         its = gate.Gate("cuda", verdicts=file)
         assert not its.waits(suite)
-        return its.red(suite)
+        return its.red(suite, row)
 
     return red
+
+
+def test_a_red_test_voids_the_rows_of_its_own_operation(judged: Any) -> None:
+    norm, gelu = (f"tests/gpu/test_{name}.py" for name in ("layernorm", "gelu"))
+    lines = [HERE, test("test_a", file=norm), test("test_b", "failed", gelu),
+             *({"file": file, "complete": True} for file in (norm, gelu))]  # fmt: skip
+    assert judged("layernorm", *lines, row="test_add_layernorm") == ""
+    assert judged("layernorm", *lines, row="test_embed_layernorm") == ""
+    assert judged("layernorm", *lines, row="test_bias_gelu") == f"{gelu}: test_b failed"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_row_of_two_operations_has_a_file_of_tests(device: str) -> None:
+    for stem in ("bench_layernorm", "bench_gpu_layernorm"):
+        module = importlib.import_module(f"bench.{stem}")
+        rows = {name for name in vars(module) if name.startswith("test_")}
+        assert rows == gate.OWN.keys()
+    files = gate.TESTS[device]["layernorm"]
+    for word in gate.OWN.values():
+        assert len([file for file in files if word in file]) == 1
 
 
 def test_what_is_red(judged: Any) -> None:
