@@ -304,3 +304,14 @@ def test_what_a_sanitizer_says(
     with gpurun.steps.Runner(out, "checked", 60, gpurun.plans.environment(), nothing) as runner:
         gpurun.shards.run(runner, shard)
     assert [result.state for result in runner.results] == [state]
+
+
+def test_time_that_runs_out_before_any_test(gpurun: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text("import time\ntime.sleep(600)\n")
+    arguments = (str(tmp_path / "test_one.py"), f"--rootdir={tmp_path}", "-c", "/dev/null")
+    out = gpurun.out.Out(tmp_path / "out")
+    shard = gpurun.shards.Shard("imports", arguments, 3)
+    with gpurun.steps.Runner(out, "late", 60, gpurun.plans.environment(), nothing) as runner:
+        gpurun.shards.run(runner, shard)
+    (result,) = runner.results
+    assert result.state == "time is up"

@@ -45,7 +45,6 @@ class Plan:
     phases: Sequence[Phase]
     left_out: Sequence[str] = ()
 
-
     def only(self, words: Sequence[str]) -> Plan:
         """Of its steps those whose names hold one of `words`; all of them where there are none.
 
@@ -89,7 +88,7 @@ def build() -> Step:
 
 def check(group: str, limit: float, **more: str) -> Shard:
     """A group of tests/gpu/test_first.py."""
-    return Shard(f"check {group}", (FIRST, "-k", f"Test{group.title()}"), limit, environment=more)
+    return Shard(f"check {group}", (FIRST, "-k", f"Test{group}"), limit, environment=more)
 
 
 def figures(out: Out, suite: str, limit: float, *more: str) -> Step:

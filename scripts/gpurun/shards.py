@@ -83,7 +83,7 @@ def run(runner: Runner, shard: Shard) -> Seen:
     if code is not None and code == shard.found:
         why = "found something"
     elif not seen.collected:
-        code = code or 1
+        code = 1 if code == 0 else code
     elif seen.left:
         code, why = None, why or "not finished"
     elif shard.found is None:
