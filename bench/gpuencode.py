@@ -41,8 +41,8 @@ class Batch:
 
 
 def batch(config: Any, lengths: Sequence[int], device: torch.device, seed: int) -> Batch:
-    from m3fast.packing import pack_texts
-    from m3fast.tokenizer import TokenIds
+    from m3fast.model.packing import pack_texts
+    from m3fast.text.tokenizer import TokenIds
 
     random = np.random.default_rng(seed)
     ends = gpupeers.offsets(lengths).astype(np.int64)
@@ -76,22 +76,22 @@ def model(bench: Bench, shape: Shape) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=1)  # 24 layers take two seconds to load, and a file's rows share them
 def load(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    from m3fast.checkpoint import load_weights
-    from m3fast.config import ModelConfig
+    from m3fast.checkpoint.config import ModelConfig
+    from m3fast.checkpoint.weights import load_weights
 
     config = ModelConfig.from_dir(path)
     return config, load_weights(path, config, device, dtype)
 
 
 def runner(bench: Bench, config: Any, weights: Any, graphs: bool = True) -> Any:
-    from m3fast.gpurunner import GpuRunner
+    from m3fast.runner.gpu import GpuRunner
 
     return GpuRunner(config, weights, bench.device, graphs=graphs and bench.device.type == "cuda")
 
 
 def submits(its: Any, config: Any, outputs: Sequence[str] = OUTPUTS) -> Candidate:
     """A batch is submitted, and its results not yet waited for."""
-    from m3fast.runner import HeadOptions, Outputs
+    from m3fast.runner.cpu import HeadOptions, Outputs
 
     options = HeadOptions(config.pooling, True, None, SPECIAL)
     wanted = Outputs(*(name in outputs for name in OUTPUTS))
@@ -160,7 +160,7 @@ def engine(bench: Bench, shape: Shape, graphs: bool = True) -> Any:
 @lru_cache(maxsize=2)
 def _engine(path: Path, device: torch.device, dtype: str, graphs: bool, query: bool) -> Any:
     from m3fast import Engine
-    from m3fast.graphs import Graphs
+    from m3fast.runner.graphs import Graphs
 
     its = Engine.from_pretrained(path, device=str(device), dtype=dtype)
     if not graphs:

@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = Shape(1, 128) if smoke else Shape(24)
     dtype = torch.float16 if smoke else torch.bfloat16
     config, weights = gpuencode.load(workloads.checkpoint(shape), device, dtype)
-    from m3fast.gpurunner import GpuRunner
+    from m3fast.runner.gpu import GpuRunner
 
     runner = GpuRunner(config, weights, device, graphs=not smoke)
     submit = gpuencode.submits(runner, config)
@@ -187,10 +187,10 @@ def _interpret() -> None:
     """Kernels run on the CPU; before Triton is imported."""
     os.environ["TRITON_INTERPRET"] = "1"
     gpu.let_scalars_count_loops()
-    from m3fast import gpurunner
-    from m3fast.kernels import triton_path
+    from m3fast.kernels import dispatch
+    from m3fast.runner import gpu as gpurunner
 
-    triton_path.interpreter = True
+    dispatch.interpreter = True
     gpurunner.BUCKETS = (8, 32)  # the largest is run first: minutes to interpret
 
 

@@ -16,7 +16,7 @@ from servers import PATIENCE, ThreadServer, eventually, tiny
 
 from m3fast.server.run import Server
 from m3fast.server.settings import Settings
-from m3fast.server.telemetry import Telemetry
+from m3fast.server.telemetry.telemetry import Telemetry
 
 
 class Recording(Telemetry):

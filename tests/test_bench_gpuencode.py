@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from bench import gpuencode, strong, workloads
 
-from m3fast.checkpoint import load_weights
-from m3fast.config import ModelConfig
-from m3fast.runner import Runner
+from m3fast.checkpoint.config import ModelConfig
+from m3fast.checkpoint.weights import load_weights
+from m3fast.runner.cpu import Runner
 
 CPU = torch.device("cpu")
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from m3fast.encoder import inference
 from m3fast.errors import InputError
 from m3fast.kernels import maxsim as _maxsim
 from m3fast.kernels import sparse as _sparse
+from m3fast.model.encoder import inference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,13 +9,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-from m3fast import encoder, heads
-from m3fast.checkpoint import Layer, Linear, Norm, SparseHead, Weights
-from m3fast.config import ModelConfig, Pooling
-from m3fast.gpurunner import GpuRunner
+from m3fast.checkpoint.config import ModelConfig, Pooling
+from m3fast.checkpoint.weights import Layer, Linear, Norm, SparseHead, Weights
 from m3fast.kernels import gelu
-from m3fast.runner import HeadOptions, Outputs
-from m3fast.tokenizer import TokenIds
+from m3fast.model import encoder, heads
+from m3fast.runner.cpu import HeadOptions, Outputs
+from m3fast.runner.gpu import GpuRunner
+from m3fast.text.tokenizer import TokenIds
 
 WIDTH, HEADS, INNER, LONGEST, VOCAB = 1024, 16, 4096, 8192, 64
 

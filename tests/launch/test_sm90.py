@@ -3,8 +3,8 @@ import pytest
 import torch
 from launch import driver, instructions, machinecode, runtime, shipped
 
-from m3fast import gpurunner
-from m3fast.runner import Outputs
+from m3fast.runner import gpu
+from m3fast.runner.cpu import Outputs
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_nothing_compiles_after_warmup(pooling, dtype, known, monkeypatch):
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     if pooling != "cls":  # all buckets once: to move so many zeros takes seconds
-        monkeypatch.setattr(gpurunner, "BUCKETS", gpurunner.BUCKETS[:10:3])
+        monkeypatch.setattr(gpu, "BUCKETS", gpu.BUCKETS[:10:3])
     only = [runtime.ALL] + [Outputs(*row) for row in np.eye(3, dtype=bool).tolist()]
     with (
         driver.active(90),

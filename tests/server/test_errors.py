@@ -10,7 +10,7 @@ import httpx
 import pytest
 import servers
 
-from m3fast.asyncengine import AsyncEngine
+from m3fast.aio.engine import AsyncEngine
 from m3fast.errors import (
     ComputeError,
     DeadlineError,

@@ -14,8 +14,8 @@ import pytest
 import servers
 
 from m3fast import scoring
-from m3fast.server import native, openai, rerank, tei
-from m3fast.server.errors import TEI_PATHS
+from m3fast.server.http.errors import TEI_PATHS
+from m3fast.server.routes import encode, openai, rerank, tei
 
 TEXTS = ["What is BGE M3?", "BM25 ranks by terms."]
 LONG = "word " * 200  # more tokens than the server takes
@@ -37,7 +37,7 @@ BODIES = {
 }
 MODELS = {
     route.path: model
-    for family in (native, openai, rerank, tei)
+    for family in (encode, openai, rerank, tei)
     for route in family.router.routes
     if (model := typing.get_type_hints(route.endpoint).get("body")) is not None
 }

@@ -17,7 +17,7 @@ import pytest
 from faults import Spy, Wire, embed, request, spied, started
 from servers import PATIENCE, eventually, process, running, tiny
 
-from m3fast.server.telemetry import Telemetry
+from m3fast.server.telemetry.telemetry import Telemetry
 
 pytestmark = pytest.mark.slow
 

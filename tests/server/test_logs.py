@@ -15,11 +15,11 @@ import pytest
 from servers import PATIENCE, Server, eventually, free_port, running
 
 from m3fast import Engine
-from m3fast.asyncengine import Stages
+from m3fast.aio.engine import Stages
 from m3fast.errors import ComputeError, InputError
-from m3fast.server.logs import LINES
-from m3fast.server.record import RequestRecord
-from m3fast.server.telemetry import Telemetry
+from m3fast.server.telemetry.logs import LINES
+from m3fast.server.telemetry.record import RequestRecord
+from m3fast.server.telemetry.telemetry import Telemetry
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import eventually, running
 
 from m3fast import Engine
-from m3fast.asyncengine import AsyncEngine, BatchRecord, Load, Stages
-from m3fast.server.errors import KINDS
-from m3fast.server.metrics import MOST_LABELS, SECONDS, Metrics
-from m3fast.server.record import RequestRecord
-from m3fast.server.telemetry import Telemetry
+from m3fast.aio.engine import AsyncEngine, BatchRecord, Load, Stages
+from m3fast.server.http.errors import KINDS
+from m3fast.server.telemetry.metrics import MOST_LABELS, SECONDS, Metrics
+from m3fast.server.telemetry.record import RequestRecord
+from m3fast.server.telemetry.telemetry import Telemetry
 
 
 def record(**changes) -> RequestRecord:

@@ -24,7 +24,7 @@ from playwright.sync_api import (
 from servers import ThreadServer, running, tiny
 
 from m3fast import Engine, scoring
-from m3fast.server.ops import PAGE
+from m3fast.server.routes.ops import PAGE
 
 pytestmark = pytest.mark.slow
 

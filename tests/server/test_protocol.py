@@ -341,7 +341,7 @@ def test_what_is_left_of_a_body_nobody_wants_does_not_hold_the_connection() -> N
 
 
 def test_such_a_rest_is_thrown_away_while_it_comes_and_not_for_ever(monkeypatch) -> None:
-    monkeypatch.setattr("m3fast.server.protocol.QUIET", 2.0)
+    monkeypatch.setattr("m3fast.server.http.protocol.QUIET", 2.0)
     head = request("/early", None, "Content-Length: 9", method="POST")
     with started(App()) as server:
         with Wire(server.port) as wire:
@@ -352,7 +352,7 @@ def test_such_a_rest_is_thrown_away_while_it_comes_and_not_for_ever(monkeypatch)
                 wire.send(b"x")
             wire.send(request("/next"))
             assert wire.response()[2] == b"GET /next 0"
-        monkeypatch.setattr("m3fast.server.protocol.LINGER", 0.6)
+        monkeypatch.setattr("m3fast.server.http.protocol.LINGER", 0.6)
         with Wire(server.port) as wire:
             wire.send(head)
             assert wire.response()[0] == 200

@@ -140,7 +140,7 @@ def test_places_in_errors(short):
 
 
 def test_scores_that_cost_too_much(server, monkeypatch):
-    monkeypatch.setattr("m3fast.server.ranking.MOST_PRODUCTS", 10_000)
+    monkeypatch.setattr("m3fast.server.routes.ranking.MOST_PRODUCTS", 10_000)
     response = server.post("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS})
     assert response.status_code == 400 and "10000 products" in response.json()["message"]
 

@@ -23,7 +23,7 @@ from servers import PATIENCE, eventually, free_port, tiny
 
 from m3fast.cli import main
 from m3fast.errors import CheckpointError, ComputeError, InputError
-from m3fast.server import listen
+from m3fast.server.http import listen
 from m3fast.server.run import Server
 from m3fast.server.settings import Settings
 
@@ -292,7 +292,7 @@ sys.exit(serve({"stuck": stuck, "load": load}[sys.argv[1]], settings))
 @contextlib.contextmanager
 def launched(how: str):
     """A server whose device, or whose loading, never comes to an end."""
-    source = str(Path(listen.__file__).parents[2])
+    source = str(Path(listen.__file__).parents[3])
     with free_port() as port:
         child = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, how, str(port)],

@@ -13,7 +13,7 @@ import torch
 from m3fast.cli.arguments import parser
 from m3fast.cli.serve import settings_of
 from m3fast.errors import InputError
-from m3fast.server import ops
+from m3fast.server.routes import ops
 from m3fast.server.settings import Settings
 
 KEYS = ("first-key", "second-key", "third-key")
@@ -162,16 +162,18 @@ def test_nothing_of_a_request_reaches_the_loader(server, monkeypatch):
 
         return spy
 
-    from m3fast import checkpoint, engine, tokenfiles
+    from m3fast.checkpoint import weights
+    from m3fast.engine import engine
+    from m3fast.text import files
 
     for owner, name in (
         (torch, "load"),
         (pickle, "load"),
         (pickle, "loads"),
-        (checkpoint, "resolve"),
+        (weights, "resolve"),
         (engine, "resolve"),
         (engine, "load_weights"),
-        (tokenfiles, "read_tokenizer"),
+        (files, "read_tokenizer"),
         (builtins, "open"),
     ):
         monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))

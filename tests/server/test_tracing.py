@@ -16,11 +16,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from servers import running
 
-from m3fast.asyncengine import Stages
+from m3fast.aio.engine import Stages
 from m3fast.errors import InputError
-from m3fast.server.record import RequestRecord
-from m3fast.server.telemetry import Telemetry
-from m3fast.server.tracing import Traces
+from m3fast.server.telemetry.record import RequestRecord
+from m3fast.server.telemetry.telemetry import Telemetry
+from m3fast.server.telemetry.tracing import Traces
 
 TRACE, PARENT = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
 TRACEPARENT = f"00-{TRACE:032x}-{PARENT:016x}-01"

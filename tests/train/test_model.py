@@ -14,8 +14,8 @@ from training import small_model
 
 from m3fast import Engine
 from m3fast.errors import CheckpointError
-from m3fast.packing import pack_texts
-from m3fast.tokenizer import Tokenizer
+from m3fast.model.packing import pack_texts
+from m3fast.text.tokenizer import Tokenizer
 from m3fast.train.model import Model, Outputs
 from m3fast.types import PackedBatch
 

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from m3fast._version import __version__
-from m3fast.server import native, openai, ops, rerank, tei
-from m3fast.server.document import describe
-from m3fast.server.errors import Problem
-from m3fast.server.guard import Guard, call_of
+from m3fast.server.http.errors import Problem
+from m3fast.server.http.middleware import Guard, call_of
+from m3fast.server.routes import encode, openai, ops, rerank, tei
+from m3fast.server.routes.document import describe
 from m3fast.server.service import Service
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from m3fast.asyncengine import AsyncEngine
+    from m3fast.aio.engine import AsyncEngine
     from m3fast.server.service import Reports
     from m3fast.server.settings import Settings
 
@@ -67,7 +67,7 @@ def create_app(engine: AsyncEngine, settings: Settings, telemetry: Reports) -> F
         exception_handlers={HTTPException: _http_error},
     )
     app.state.service = service
-    for family in (openai, tei, rerank, native, ops):
+    for family in (openai, tei, rerank, encode, ops):
         # Not include_router: its routes would be looked up through one more layer per request.
         app.router.routes.extend(family.router.routes)
     app.add_middleware(Guard, service=service)

@@ -23,14 +23,14 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from m3fast.asyncengine import AsyncEngine
+from m3fast.aio.engine import AsyncEngine
 from m3fast.errors import ComputeError
-from m3fast.server import listen
 from m3fast.server.app import create_app
-from m3fast.server.gate import Gate
-from m3fast.server.protocol import limited
-from m3fast.server.record import RequestRecord
-from m3fast.server.telemetry import Telemetry
+from m3fast.server.http import listen
+from m3fast.server.http.protocol import limited
+from m3fast.server.http.starting import Gate
+from m3fast.server.telemetry.record import RequestRecord
+from m3fast.server.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from m3fast.engine import Engine
+    from m3fast.engine.engine import Engine
     from m3fast.server.settings import Settings
 
 # Connections beside those with a request: browsers and pools keep them for later.

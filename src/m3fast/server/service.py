@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from m3fast.asyncengine import AsyncEngine
-    from m3fast.server.record import RequestRecord
+    from m3fast.aio.engine import AsyncEngine
     from m3fast.server.settings import Settings
+    from m3fast.server.telemetry.record import RequestRecord
 
 
 class Reports(Protocol):

@@ -11,7 +11,7 @@ from m3fast.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from m3fast.asyncengine import Limits
+    from m3fast.aio.engine import Limits
 
 MEBIBYTE = 1 << 20
 
@@ -107,7 +107,7 @@ class Settings:
 
     def limits(self) -> Limits:
         """What the engine is told of all this."""
-        from m3fast.asyncengine import Limits
+        from m3fast.aio.engine import Limits
 
         return Limits(
             queue_tokens=self.max_queue,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from m3fast.packing import pack_texts
+from m3fast.model.packing import pack_texts
 from m3fast.train.config import CONTRASTIVE, DISTILLED, TEACHER
 from m3fast.train.losses import Side, contrastive_losses, teacher_losses
 from m3fast.train.model import Outputs
@@ -22,7 +22,7 @@ from m3fast.train.model import Outputs
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from m3fast.tokenizer import TokenIds, Tokenizer
+    from m3fast.text.tokenizer import TokenIds, Tokenizer
     from m3fast.train.config import TrainConfig
     from m3fast.train.data import Batch
     from m3fast.train.model import Model

@@ -1,0 +1,261 @@
+"""One model on one device: a packed batch goes in, the outputs asked for come out."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from m3fast.errors import InputError
+from m3fast.kernels import native
+from m3fast.kernels.padding import pad_rows, unpad
+from m3fast.model.encoder import Tokens, Workspace, encode, inference
+from m3fast.model.heads import colbert_head, dense_head, pooled_rows, sparse_head, word_rows
+from m3fast.model.mcls import cls_counts
+from m3fast.model.packing import pack_texts
+from m3fast.text.tokenizer import TokenIds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from m3fast.checkpoint.config import ModelConfig, Pooling
+    from m3fast.checkpoint.weights import Weights
+    from m3fast.kernels.attention import AttentionPlan
+    from m3fast.types import PackedBatch, SparseRows
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Which of the three outputs to compute."""
+
+    dense: bool
+    sparse: bool
+    colbert: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOptions:
+    """How hidden states become vectors.
+
+    Attributes:
+        normalize: L2-normalise dense and colbert vectors.
+        truncate_dim: keep this many leading dimensions of them, before normalising.
+        dropped: token ids that carry no lexical weight.
+    """
+
+    pooling: Pooling
+    normalize: bool
+    truncate_dim: int | None
+    dropped: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """Outputs of one batch in batch order, on the CPU; what was not asked for is None.
+
+    Attributes:
+        dense: float32 [N, H].
+        sparse: N rows.
+        colbert: float32 [T - N, D], every token but each text's first (its every CLS, for `mcls`).
+        colbert_is_finite: whether that has been found out already, where they were computed;
+            finite: of all three.
+    """
+
+    dense: torch.Tensor | None
+    sparse: SparseRows | None
+    colbert: torch.Tensor | None
+    colbert_is_finite: bool = False
+    finite: bool = False
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the first CUDA device where there is one, else the CPU; `cuda` the current one.
+
+    Raises:
+        InputError: a device torch does not know or this machine does not have, or such a
+            M3FAST_CPU_PATH.
+    """
+    if native.refused:
+        raise InputError(native.refused)
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"device: expected 'auto', 'cpu' or 'cuda[:n]', found {device!r}"
+        ) from error
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    if chosen.type != "cuda":
+        raise InputError(f"device: expected 'auto', 'cpu' or 'cuda[:n]', found {device!r}")
+    count = torch.cuda.device_count()
+    if (chosen.index or 0) >= count:
+        raise InputError(f"device: expected one of {count} CUDA devices, found {device!r}")
+    return torch.device("cuda", torch.cuda.current_device()) if str(chosen) == "cuda" else chosen
+
+
+def pick_devices(device: str | Sequence[str]) -> list[torch.device]:
+    """One device or several, each as `pick_device` takes it.
+
+    Raises:
+        InputError: none, or CPUs and GPUs together.
+    """
+    if isinstance(device, str) or not isinstance(device, Sequence):
+        return [pick_device(device)]
+    devices = [pick_device(each) for each in device]
+    if len({each.type for each in devices}) != 1:
+        raise InputError(f"device: expected one or more of one kind, found {list(device)}")
+    return devices
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it, else float32.
+
+    Raises:
+        InputError: a dtype other than float32, float16, bfloat16 and their short names.
+    """
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if _has_bf16(device) else torch.float32
+    chosen = DTYPES.get(SHORT.get(str(dtype), str(dtype)))
+    if chosen is None:
+        raise InputError(f"dtype: expected 'auto' or one of {list(DTYPES)}, found {dtype!r}")
+    return chosen
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(native.bf16_instructions())
+
+
+class Runner:
+    """The encoder and heads of one checkpoint on one device, for any thread.
+
+    One batch at a time, unless `share` says otherwise.
+
+    Attributes:
+        in_flight: batches worth starting before the first is waited for.
+    """
+
+    in_flight = 0
+
+    def __init__(self, config: ModelConfig, weights: Weights, device: torch.device) -> None:
+        self.config, self.weights, self.device = config, weights, device
+        self._spaces: list[Workspace] = []  # one per batch at a time
+        self._own, self._turns = threading.local(), itertools.count()
+        self.share(1)
+
+    def share(self, batches: int) -> None:
+        """Let so many batches be computed at a time, in as many threads."""
+        self._spaces += [Workspace() for _ in range(len(self._spaces), batches)]
+
+    def _space(self) -> Workspace:
+        """This thread's, in turn; to be used as `with space.lock:`, which waits for others of it.
+
+        A lock is released whatever exception strikes wherever, as one from a signal handler may; a
+        space taken from a queue could be lost with it.
+        """
+        if not hasattr(self._own, "turn"):
+            self._own.turn = next(self._turns)
+        return self._spaces[self._own.turn % len(self._spaces)]
+
+    def submit(
+        self, tokens: TokenIds, order: NDArray[np.int64], outputs: Outputs, options: HeadOptions
+    ) -> Callable[[], BatchResult]:
+        """Start on texts `order` of `tokens`; what comes back waits for the result.
+
+        Heads that are not in `outputs` are not computed.
+
+        Raises:
+            InputError: a token id that the model has no row for.
+            torch.OutOfMemoryError: the device has no room for a batch of this size.
+        """
+        result = self._run(pack_texts(tokens, order, self.config), outputs, options)
+        return lambda: result
+
+    def free(self) -> None:
+        """Give back memory kept for later batches."""
+        for space in self._spaces:
+            if not space.lock.locked():
+                with space.lock:
+                    space.clear()
+
+    def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
+        """Run once what a first call would otherwise wait for."""
+        self.submit(*dummy_texts(4, 4), outputs, options)()
+
+    def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [B, L, H] of a padded batch, 0 where the mask is, on this device.
+
+        Args:
+            ids: int64 or int32 [B, L], on any device; the model must have a row for each.
+            mask: bool or integers [B, L], not 0 for real tokens.
+        """
+        space = self._space()
+        with space.lock, inference():
+            lengths = mask.ne(0).sum(1, dtype=torch.int32).cpu()
+            total, longest = int(lengths.sum()), int(lengths.max()) if len(lengths) else 0
+            packed = unpad(
+                ids.to(self.device), mask.to(self.device), self.config.position_pad_id, total=total
+            )
+            ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+            plan = self._plan(ends, longest)
+            given = packed.cu_seqlens if plan else ends
+            tokens = Tokens(packed.ids, packed.positions, given, longest, plan)
+            hidden, _ = encode(self.config, self.weights, tokens, space)
+            return pad_rows(hidden, packed.slots)
+
+    def _plan(self, cu_seqlens: torch.Tensor, longest: int) -> AttentionPlan | None:
+        """How the GPU's kernel cuts a batch with these offsets, which are on the CPU."""
+        return None
+
+    def _run(self, batch: PackedBatch, outputs: Outputs, options: HeadOptions) -> BatchResult:
+        space = self._space()
+        with space.lock, inference():
+            ends = torch.from_numpy(batch.cu_seqlens)
+            ids, positions, texts, cu_seqlens = (
+                t.to(self.device)
+                for t in (*map(torch.from_numpy, (batch.ids, batch.positions, batch.texts)), ends)
+            )
+            tokens = Tokens(ids, positions, ends, batch.max_seqlen)
+            n_cls = 0
+            if options.pooling == "mcls":
+                n_cls = int(cls_counts(np.diff(batch.cu_seqlens)).sum())
+            rows = pooled_rows(cu_seqlens, options.pooling, len(ids), n_cls)
+            only = None if outputs.sparse or outputs.colbert else rows
+            head = self.weights.sparse if outputs.sparse else None
+            hidden, weights = encode(self.config, self.weights, tokens, space, only, head)
+            vectors = (options.normalize, options.truncate_dim)
+            dense, sparse, colbert = None, None, None
+            if outputs.dense:
+                rows = rows if only is None else None
+                given = (hidden, rows, cu_seqlens, options.pooling, *vectors)
+                dense = dense_head(*given, modules=self.weights.modules).cpu()
+            if weights is not None:
+                sparse = sparse_head(weights, batch, options.dropped, self.config.vocab_size)
+            if outputs.colbert and self.weights.colbert is not None:
+                head = self.weights.colbert
+                words = word_rows(texts, cu_seqlens, options.pooling, len(ids) - n_cls)
+                colbert = colbert_head(hidden, head, texts, cu_seqlens, *vectors, rows=words).cpu()
+            return BatchResult(dense, sparse, colbert)
+
+
+def dummy_texts(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:
+    """Texts of `length` tokens of id 0, so many tokens in all."""
+    count = tokens // length
+    offsets = np.arange(count + 1, dtype=np.int64) * length
+    return TokenIds(np.zeros(count * length, np.int32), offsets, np.zeros(count, np.bool_)), (
+        np.arange(count)
+    )
