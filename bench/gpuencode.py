@@ -42,7 +42,7 @@ class Batch:
 
 def batch(config: Any, lengths: Sequence[int], device: torch.device, seed: int) -> Batch:
     from m3fast.model.packing import pack_texts
-    from m3fast.text.tokenizer import TokenIds
+    from m3fast.types import TokenIds
 
     random = np.random.default_rng(seed)
     ends = gpupeers.offsets(lengths).astype(np.int64)
@@ -91,7 +91,7 @@ def runner(bench: Bench, config: Any, weights: Any, graphs: bool = True) -> Any:
 
 def submits(its: Any, config: Any, outputs: Sequence[str] = OUTPUTS) -> Candidate:
     """A batch is submitted, and its results not yet waited for."""
-    from m3fast.runner.cpu import HeadOptions, Outputs
+    from m3fast.runner.base import HeadOptions, Outputs
 
     options = HeadOptions(config.pooling, True, None, SPECIAL)
     wanted = Outputs(*(name in outputs for name in OUTPUTS))

@@ -1,4 +1,4 @@
-"""The data types that cross module borders: a packed batch going in, embeddings coming out."""
+"""The data types that cross rooms: token ids and packed batches in, embeddings out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Token ids of N texts end to end, special tokens included.
+
+    Attributes:
+        ids: int32 [sum of lengths].
+        offsets: int64 [N + 1], text i owns ids offsets[i]:offsets[i + 1].
+        truncated: bool [N], True where a text had more than max_length tokens.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [N], tokens of each text."""
+        return np.diff(self.offsets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from poolwork import echo
 from m3fast import BGEM3FlagModel, Engine, InputError, M3FastError
 from m3fast.errors import EngineClosedError, NonFiniteError, OverloadedError
 from m3fast.flag.pool import Pool
-from m3fast.model.encoder import inference
+from m3fast.model.inference import inference
 
 pytestmark = pytest.mark.slow
 

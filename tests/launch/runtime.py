@@ -13,9 +13,9 @@ from m3fast.checkpoint.config import ModelConfig, Pooling
 from m3fast.checkpoint.weights import Layer, Linear, Norm, SparseHead, Weights
 from m3fast.kernels import gelu
 from m3fast.model import encoder, heads
-from m3fast.runner.cpu import HeadOptions, Outputs
+from m3fast.runner.base import HeadOptions, Outputs
 from m3fast.runner.gpu import GpuRunner
-from m3fast.text.tokenizer import TokenIds
+from m3fast.types import TokenIds
 
 WIDTH, HEADS, INNER, LONGEST, VOCAB = 1024, 16, 4096, 8192, 64
 

@@ -4,7 +4,7 @@ import torch
 from launch import driver, instructions, machinecode, runtime, shipped
 
 from m3fast.runner import gpu
-from m3fast.runner.cpu import Outputs
+from m3fast.runner.base import Outputs
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import load
 
 from m3fast import scoring
-from m3fast.flag.scores import combine
 from m3fast.kernels.maxsim import quantize_vectors
+from m3fast.scoring import combine
 
 TEXTS = checkpoints.TEXTS
 

@@ -16,8 +16,8 @@ from m3fast.engine.assembly import is_finite, ragged_index
 from m3fast.errors import NonFiniteError
 from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.model.mcls import colbert_counts
-from m3fast.runner.cpu import BatchResult, HeadOptions, Outputs
-from m3fast.text.tokenizer import TokenIds
+from m3fast.runner.base import BatchResult, HeadOptions, Outputs
+from m3fast.types import TokenIds
 
 if TYPE_CHECKING:
     import torch

@@ -32,8 +32,9 @@ from m3fast.errors import (
 )
 from m3fast.inputs import check_iterable, check_positive, check_texts, windows
 from m3fast.kernels import native
-from m3fast.runner.cpu import HeadOptions, Outputs, dummy_texts
-from m3fast.text.tokenizer import TokenIds, at_most
+from m3fast.runner.base import HeadOptions, Outputs, dummy_texts
+from m3fast.text.tokenizer import at_most
+from m3fast.types import TokenIds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence

@@ -14,7 +14,7 @@ import m3fast
 from m3fast.cli.table import table
 from m3fast.kernels import dispatch, native, tuning
 from m3fast.kernels.linear import has_kernel
-from m3fast.runner.cpu import pick_device, pick_dtype
+from m3fast.runner.device import pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import argparse

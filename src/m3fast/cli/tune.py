@@ -14,7 +14,7 @@ import torch
 
 from m3fast.errors import InputError
 from m3fast.kernels import dispatch, tuning
-from m3fast.runner.cpu import pick_device
+from m3fast.runner.device import pick_device
 
 if TYPE_CHECKING:
     import argparse

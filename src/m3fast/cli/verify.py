@@ -13,7 +13,7 @@ import torch
 from m3fast.cli.table import table
 from m3fast.engine.engine import Engine
 from m3fast.errors import CheckpointError, InputError, NonFiniteError
-from m3fast.runner.cpu import DTYPES
+from m3fast.runner.device import DTYPES
 from m3fast.verify import goldens
 from m3fast.verify.plain import engine_vectors, plain_vectors
 

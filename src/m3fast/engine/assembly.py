@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from m3fast.checkpoint.config import Pooling
-    from m3fast.runner.cpu import BatchResult
-    from m3fast.text.tokenizer import TokenIds
+    from m3fast.runner.base import BatchResult
+    from m3fast.types import TokenIds
 
 
 class Window:

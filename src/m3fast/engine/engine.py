@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import numpy as np
 
 from m3fast.checkpoint.config import ModelConfig, Pooling
+from m3fast.checkpoint.folder import again, resolve
 from m3fast.checkpoint.sentence import Sentence
-from m3fast.checkpoint.weights import again, load_weights, resolve
+from m3fast.checkpoint.weights import load_weights
 from m3fast.engine import pipeline
 from m3fast.engine.assembly import Window, join
 from m3fast.engine.plan import plan_batches
 from m3fast.errors import EngineClosedError, InputError, NonFiniteError, ProcessError
 from m3fast.inputs import check_iterable, check_padded, check_positive, check_texts, windows
 from m3fast.model.mcls import insert_cls, plain_limit
-from m3fast.runner.cpu import HeadOptions, Outputs, pick_devices, pick_dtype
+from m3fast.runner.base import HeadOptions, Outputs
+from m3fast.runner.device import pick_devices, pick_dtype
 from m3fast.runner.gpu import make_runner
 from m3fast.text.tokenizer import Tokenizer
 
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
 
     from m3fast.inputs import Texts
     from m3fast.runner.cpu import Runner
-    from m3fast.text.tokenizer import TokenIds
-    from m3fast.types import Embeddings
+    from m3fast.types import Embeddings, TokenIds
 
 # Tokens per batch. On a CPU larger batches only outgrow the caches, at so many numbers per hidden
 # state buffer: 1,024 tokens of BGE-M3, more of a narrower model, whose batches are sooner done and

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from m3fast.runner.cpu import BatchResult, HeadOptions, Outputs, Runner
-    from m3fast.text.tokenizer import TokenIds
+    from m3fast.runner.base import BatchResult, HeadOptions, Outputs
+    from m3fast.runner.cpu import Runner
+    from m3fast.types import TokenIds
 
     Answer = tuple["Task", BatchResult | Exception]
 

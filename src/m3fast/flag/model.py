@@ -16,10 +16,10 @@ import torch
 from m3fast.errors import InputError
 from m3fast.flag.base import FlagBase
 from m3fast.flag.pool import serve
-from m3fast.flag.scores import SCORES, check_sentence_pairs, combine, lexical_matching_score
+from m3fast.flag.scores import check_sentence_pairs, lexical_matching_score
 from m3fast.inputs import check_positive, check_texts, narrowed
 from m3fast.kernels.sparse import fill_dicts
-from m3fast.scoring import all_scores, check_weights
+from m3fast.scoring import SCORES, all_scores, check_weights, combine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from m3fast.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-SCORES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
-
-
-def combine(found: dict[str, NDArray[np.float32]], weights: list[float]) -> dict[str, Any]:
-    """The reference's five scores from three, with weights (dense, sparse, colbert)."""
-    d, s, c = weights
-    dense, sparse, colbert = found["dense"], found["sparse"], found["colbert"]
-    with np.errstate(divide="ignore", invalid="ignore"):  # weights may sum to 0, as there
-        some = (s * sparse + d * dense) / np.float32(s + d)
-        every = (c * colbert + s * sparse + d * dense) / np.float32(d + s + c)
-    return dict(zip(SCORES, (colbert, sparse, dense, some, every), strict=True))
 
 
 def check_sentence_pairs(pairs: Any) -> tuple[list[tuple[str, str]], bool]:

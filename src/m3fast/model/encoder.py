@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
     from m3fast.checkpoint.config import ModelConfig
     from m3fast.checkpoint.weights import Layer, SparseHead, Weights
     from m3fast.kernels.attention import AttentionPlan
-
-
-def inference() -> AbstractContextManager[None]:
-    """As torch.inference_mode(), left whatever is raised and wherever.
-
-    torch enters and leaves in Python: an exception of a signal handler that strikes there keeps the
-    mode on as long as its traceback is held, in the caller's own work too. This is the same guard,
-    which `with` calls in C.
-    """
-    return torch._C._InferenceMode(True)  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True, slots=True)

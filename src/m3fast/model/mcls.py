@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from m3fast.text.tokenizer import TokenIds
+from m3fast.types import TokenIds
 
 if TYPE_CHECKING:
     import torch

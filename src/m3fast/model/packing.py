@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from m3fast.checkpoint.config import ModelConfig
-    from m3fast.text.tokenizer import TokenIds
+    from m3fast.types import TokenIds
 
 
 def pack_texts(

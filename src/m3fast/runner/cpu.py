@@ -4,141 +4,29 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from m3fast.errors import InputError
-from m3fast.kernels import native
 from m3fast.kernels.padding import pad_rows, unpad
-from m3fast.model.encoder import Tokens, Workspace, encode, inference
+from m3fast.model.encoder import Tokens, Workspace, encode
 from m3fast.model.heads import colbert_head, dense_head, pooled_rows, sparse_head, word_rows
+from m3fast.model.inference import inference
 from m3fast.model.mcls import cls_counts
 from m3fast.model.packing import pack_texts
-from m3fast.text.tokenizer import TokenIds
+from m3fast.runner.base import BatchResult, HeadOptions, Outputs, dummy_texts
+from m3fast.types import TokenIds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from m3fast.checkpoint.config import ModelConfig, Pooling
+    from m3fast.checkpoint.config import ModelConfig
     from m3fast.checkpoint.weights import Weights
     from m3fast.kernels.attention import AttentionPlan
-    from m3fast.types import PackedBatch, SparseRows
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """Which of the three outputs to compute."""
-
-    dense: bool
-    sparse: bool
-    colbert: bool
-
-
-@dataclass(frozen=True, slots=True)
-class HeadOptions:
-    """How hidden states become vectors.
-
-    Attributes:
-        normalize: L2-normalise dense and colbert vectors.
-        truncate_dim: keep this many leading dimensions of them, before normalising.
-        dropped: token ids that carry no lexical weight.
-    """
-
-    pooling: Pooling
-    normalize: bool
-    truncate_dim: int | None
-    dropped: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """Outputs of one batch in batch order, on the CPU; what was not asked for is None.
-
-    Attributes:
-        dense: float32 [N, H].
-        sparse: N rows.
-        colbert: float32 [T - N, D], every token but each text's first (its every CLS, for `mcls`).
-        colbert_is_finite: whether that has been found out already, where they were computed;
-            finite: of all three.
-    """
-
-    dense: torch.Tensor | None
-    sparse: SparseRows | None
-    colbert: torch.Tensor | None
-    colbert_is_finite: bool = False
-    finite: bool = False
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU; `cuda` the current one.
-
-    Raises:
-        InputError: a device torch does not know or this machine does not have, or such a
-            M3FAST_CPU_PATH.
-    """
-    if native.refused:
-        raise InputError(native.refused)
-    if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"device: expected 'auto', 'cpu' or 'cuda[:n]', found {device!r}"
-        ) from error
-    if chosen.type == "cpu":
-        return torch.device("cpu")
-    if chosen.type != "cuda":
-        raise InputError(f"device: expected 'auto', 'cpu' or 'cuda[:n]', found {device!r}")
-    count = torch.cuda.device_count()
-    if (chosen.index or 0) >= count:
-        raise InputError(f"device: expected one of {count} CUDA devices, found {device!r}")
-    return torch.device("cuda", torch.cuda.current_device()) if str(chosen) == "cuda" else chosen
-
-
-def pick_devices(device: str | Sequence[str]) -> list[torch.device]:
-    """One device or several, each as `pick_device` takes it.
-
-    Raises:
-        InputError: none, or CPUs and GPUs together.
-    """
-    if isinstance(device, str) or not isinstance(device, Sequence):
-        return [pick_device(device)]
-    devices = [pick_device(each) for each in device]
-    if len({each.type for each in devices}) != 1:
-        raise InputError(f"device: expected one or more of one kind, found {list(device)}")
-    return devices
-
-
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it, else float32.
-
-    Raises:
-        InputError: a dtype other than float32, float16, bfloat16 and their short names.
-    """
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
-    if dtype == "auto":
-        return torch.bfloat16 if _has_bf16(device) else torch.float32
-    chosen = DTYPES.get(SHORT.get(str(dtype), str(dtype)))
-    if chosen is None:
-        raise InputError(f"dtype: expected 'auto' or one of {list(DTYPES)}, found {dtype!r}")
-    return chosen
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(native.bf16_instructions())
-
+    from m3fast.types import PackedBatch, TokenIds
 
 class Runner:
     """The encoder and heads of one checkpoint on one device, for any thread.
@@ -252,10 +140,3 @@ class Runner:
             return BatchResult(dense, sparse, colbert)
 
 
-def dummy_texts(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:
-    """Texts of `length` tokens of id 0, so many tokens in all."""
-    count = tokens // length
-    offsets = np.arange(count + 1, dtype=np.int64) * length
-    return TokenIds(np.zeros(count * length, np.int32), offsets, np.zeros(count, np.bool_)), (
-        np.arange(count)
-    )

@@ -27,15 +27,16 @@ from m3fast.kernels.attention import (
     most_tiles,
 )
 from m3fast.kernels.sparse import csr_views, sparse_csr
-from m3fast.model.encoder import Tokens, Workspace, encode, inference
+from m3fast.model.encoder import Tokens, Workspace, encode
 from m3fast.model.heads import colbert_head, dense_head, pooled_rows, word_rows
+from m3fast.model.inference import inference
 from m3fast.model.mcls import CLS_EVERY, colbert_counts
 from m3fast.model.packing import pack_texts
-from m3fast.runner.cpu import BatchResult, Outputs, Runner, dummy_texts
+from m3fast.runner.base import BatchResult, Outputs, dummy_texts
+from m3fast.runner.cpu import Runner
 from m3fast.runner.graphs import Graphs
 from m3fast.runner.staging import Inputs, Results
-from m3fast.text.tokenizer import TokenIds
-from m3fast.types import SparseRows
+from m3fast.types import SparseRows, TokenIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from m3fast.checkpoint.config import ModelConfig
     from m3fast.checkpoint.weights import Weights
     from m3fast.kernels.gpu.attention import AttentionConfig
-    from m3fast.runner.cpu import HeadOptions
+    from m3fast.runner.base import HeadOptions
 
 # Tokens of padded batches; a batch of more is run as it is. An eager batch costs the host some ten
 # launches a layer, about 5 ms at 24 layers: so long take the kernels of 4,000 to 6,000 tokens. From

@@ -11,7 +11,6 @@ import operator
 from collections.abc import Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from m3fast.errors import InputError
 from m3fast.text.cuts import Allowance, TextCutter, common_start
 from m3fast.text.files import TokenizerFiles, read_tokenizer
+from m3fast.types import TokenIds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -48,24 +48,6 @@ def at_most(per_text: int, per_call: int) -> Generator[None]:
         yield
     finally:
         _ALLOWED.reset(token)
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """Token ids of N texts end to end, special tokens included.
-
-    Attributes:
-        ids: int32 [sum of lengths].
-        offsets: int64 [N + 1], text i owns ids offsets[i]:offsets[i + 1].
-        truncated: bool [N], True where a text had more than max_length tokens.
-    """
-
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    truncated: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
 
 
 class Tokenizer:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from m3fast.checkpoint.config import ModelConfig
-from m3fast.checkpoint.weights import HEAD_FILES, Linear, Norm, load_weights
+from m3fast.checkpoint.folder import HEAD_FILES
+from m3fast.checkpoint.weights import Linear, Norm, load_weights
 from m3fast.errors import CheckpointError
 
 if TYPE_CHECKING:

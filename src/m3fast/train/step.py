@@ -22,11 +22,11 @@ from m3fast.train.model import Outputs
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from m3fast.text.tokenizer import TokenIds, Tokenizer
+    from m3fast.text.tokenizer import Tokenizer
     from m3fast.train.config import TrainConfig
     from m3fast.train.data import Batch
     from m3fast.train.model import Model
-    from m3fast.types import PackedBatch
+    from m3fast.types import PackedBatch, TokenIds
 
 
 @dataclass(frozen=True, slots=True)

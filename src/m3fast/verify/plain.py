@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from m3fast import Embeddings, Engine
-    from m3fast.text.tokenizer import TokenIds
+    from m3fast.types import TokenIds
 
     # By head: dense [N, H], sparse [N, V], colbert [sum of n - 1, D], float64.
     Vectors = dict[str, NDArray[np.float64]]

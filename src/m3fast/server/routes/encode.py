@@ -11,9 +11,9 @@ import torch
 from fastapi import APIRouter
 
 from m3fast import scoring
-from m3fast.flag.scores import combine
 from m3fast.inputs import narrowed
 from m3fast.kernels.maxsim import quantize_vectors
+from m3fast.scoring import combine
 from m3fast.server.http import tensors
 from m3fast.server.http.errors import Problem
 from m3fast.server.http.middleware import Call
