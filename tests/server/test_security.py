@@ -162,7 +162,7 @@ def test_nothing_of_a_request_reaches_the_loader(server, monkeypatch):
 
         return spy
 
-    from m3fast.checkpoint import weights
+    from m3fast.checkpoint import folder
     from m3fast.engine import engine
     from m3fast.text import files
 
@@ -170,7 +170,7 @@ def test_nothing_of_a_request_reaches_the_loader(server, monkeypatch):
         (torch, "load"),
         (pickle, "load"),
         (pickle, "loads"),
-        (weights, "resolve"),
+        (folder, "resolve"),
         (engine, "resolve"),
         (engine, "load_weights"),
         (files, "read_tokenizer"),
