@@ -166,7 +166,7 @@ def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """The kernels themselves where GPU rows run without a GPU."""
     if request.path.name.startswith("bench_gpu_"):
         from m3fast.kernels import dispatch
-        from m3fast.runner.cpu import gpu as gpurunner
+        from m3fast.runner import gpu as gpurunner
 
         if request.config.stash[BENCH].device.type == "cpu":
             monkeypatch.setattr(dispatch, "interpreter", True)

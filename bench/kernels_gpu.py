@@ -188,7 +188,7 @@ def _interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     gpu.let_scalars_count_loops()
     from m3fast.kernels import dispatch
-    from m3fast.runner.cpu import gpu as gpurunner
+    from m3fast.runner import gpu as gpurunner
 
     dispatch.interpreter = True
     gpurunner.BUCKETS = (8, 32)  # the largest is run first: minutes to interpret

@@ -11,7 +11,7 @@ import torch
 from bench import kernels_gpu, report
 from bench.kernels_gpu import Node
 
-from m3fast.runner.cpu import gpu as gpurunner
+from m3fast.runner import gpu as gpurunner
 from m3fast.runner.cpu import Runner
 
 NODES = [Node("copy", 10.0, 12.0), Node("gemm", 12.5, 18.5), Node("gemm", 18.5, 20.5)]

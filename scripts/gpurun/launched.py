@@ -43,7 +43,7 @@ def engine(first: int, parts: int) -> int:
 
     from m3fast import Engine
     from m3fast.errors import NonFiniteError
-    from m3fast.runner.cpu import gpu
+    from m3fast.runner import gpu
 
     driver.zero_memory()
     gpu.BUCKETS = (32, 64, 128, 256)  # kernels know no bucket, and the CPU multiplies

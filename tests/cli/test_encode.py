@@ -23,7 +23,7 @@ from m3fast.cli import main
 from m3fast.cli.corpus import Corpus
 from m3fast.cli.parts import Parts
 from m3fast.cli.store import pack_strings, read_ids, read_npz, to_arrays, unpack_strings
-from m3fast.engine.engine import engine as engine_module
+from m3fast.engine import engine as engine_module
 from m3fast.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

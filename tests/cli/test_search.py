@@ -12,7 +12,7 @@ from checkpoints import make_checkpoint
 
 import m3fast
 from m3fast.cli import main
-from m3fast.engine.engine import engine as engine_module
+from m3fast.engine import engine as engine_module
 from m3fast.scoring import all_scores, hybrid_scores
 
 TEXTS = [

@@ -15,7 +15,7 @@ import torch
 from checkpoints import TEXTS, make_checkpoint
 
 from m3fast import Engine, InputError
-from m3fast.runner.cpu import cpu
+from m3fast.runner import cpu
 
 
 @pytest.fixture(scope="module")

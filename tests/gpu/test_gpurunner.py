@@ -23,7 +23,7 @@ from m3fast.errors import NonFiniteError
 from m3fast.kernels import dispatch
 from m3fast.kernels.gpu import layernorm
 from m3fast.model import heads, mcls
-from m3fast.runner.cpu import gpu
+from m3fast.runner import gpu
 from m3fast.runner.base import Outputs
 from m3fast.runner.gpu import GpuRunner
 from m3fast.runner.graphs import Graphs

@@ -3,7 +3,7 @@ import pytest
 import torch
 from launch import driver, instructions, machinecode, runtime, shipped
 
-from m3fast.runner.cpu import gpu
+from m3fast.runner import gpu
 from m3fast.runner.base import Outputs
 
 

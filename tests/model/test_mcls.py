@@ -22,7 +22,7 @@ from m3fast.cli.corpus import Corpus
 from m3fast.cli.encode import _manifest
 from m3fast.model.heads import pooled_rows, word_rows
 from m3fast.model.mcls import insert_cls, plain_limit
-from m3fast.runner.cpu import cpu
+from m3fast.runner import cpu
 from m3fast.text.tokenizer import Tokenizer
 from m3fast.types import TokenIds
 from m3fast.verify.plain import engine_vectors, plain_vectors

@@ -162,8 +162,8 @@ def test_nothing_of_a_request_reaches_the_loader(server, monkeypatch):
 
         return spy
 
-    from m3fast.checkpoint.weights import folder
-    from m3fast.engine.engine import engine
+    from m3fast.checkpoint import folder
+    from m3fast.engine import engine
     from m3fast.text import files
 
     for owner, name in (

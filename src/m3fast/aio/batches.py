@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m3fast.aio.lanes import Part
-from m3fast.engine.engine import pipeline
+from m3fast.engine import pipeline
 from m3fast.engine.assembly import is_finite, ragged_index
 from m3fast.errors import NonFiniteError
 from m3fast.kernels.normalize import vectors_of_rows

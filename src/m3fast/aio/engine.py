@@ -20,7 +20,7 @@ import torch
 from m3fast.aio.batches import Batch, Request
 from m3fast.aio.lanes import Job, Lanes, Part
 from m3fast.aio.types import Answer, BatchRecord, Lane, Limits, Load, Stages
-from m3fast.engine.engine import pipeline
+from m3fast.engine import pipeline
 from m3fast.errors import (
     ComputeError,
     DeadlineError,

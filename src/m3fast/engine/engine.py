@@ -18,7 +18,7 @@ from m3fast.checkpoint.config import ModelConfig, Pooling
 from m3fast.checkpoint.folder import again, resolve
 from m3fast.checkpoint.sentence import Sentence
 from m3fast.checkpoint.weights import load_weights
-from m3fast.engine.engine import pipeline
+from m3fast.engine import pipeline
 from m3fast.engine.assembly import Window, join
 from m3fast.engine.plan import plan_batches
 from m3fast.errors import EngineClosedError, InputError, NonFiniteError, ProcessError

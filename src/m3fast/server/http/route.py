@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from m3fast.server.http.errors import malformed
 from m3fast.server.http.middleware import call_of
-from m3fast.server.schemas.requests import requests
+from m3fast.server.schemas import requests
 from m3fast.server.schemas.responses import TeiError
 
 if TYPE_CHECKING:
