@@ -7,8 +7,10 @@ from typing import Any
 
 from griffe import Extension, Object
 
+NAMES = r"((?:[a-z_]\w*|\w+Error)(?:, [a-z_]\w*)*): "
 # "    a, b: text; c: text" and the lines that go on with it.
-ENTRY = re.compile(r"^( *)(\w+(?:, \w+)*): (.*(?:\n\1 +\S.*)*)", re.M)
+ENTRY = re.compile(rf"^( *){NAMES}(.*(?:\n\1 +\S.*)*)", re.M)
+NEXT = re.compile(rf";\s+{NAMES}")
 SECTION = re.compile(r"^( *)(?:Args|Attributes|Raises):\n((?:\1 +\S.*\n?)+)", re.M)
 
 
@@ -23,7 +25,7 @@ def split(docstring: str) -> str:
 
     def entries(found: re.Match[str]) -> str:
         indent, names, text = found.groups()
-        parts = [names, *re.split(r";\s+(\w+(?:, \w+)*): ", text)]
+        parts = [names, *NEXT.split(text)]
         pairs = zip(parts[::2], parts[1::2], strict=True)
         return "\n".join(f"{indent}{n}: {t}" for names, t in pairs for n in names.split(", "))
 
