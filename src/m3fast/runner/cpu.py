@@ -1,4 +1,4 @@
-"""One model on one device: a packed batch goes in, the outputs asked for come out."""
+"""The runner of a CPU, and what a GPU's shares with it: a batch is packed, computed, returned."""
 
 from __future__ import annotations
 
