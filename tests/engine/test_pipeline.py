@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
-from test_engine import same
+from nearness import same
 
 from m3fast import Engine, InputError
 
