@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
+from nearness import same
 from servers import PATIENCE
-from test_engine import same
 
 from m3fast import Engine, InputError
 from m3fast.aio.engine import AsyncEngine, Limits

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
+from nearness import same
 
 from m3fast import Engine, InputError
 from m3fast.runner import cpu, forward
@@ -26,17 +27,6 @@ def path(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def engine(path) -> Engine:
     return Engine.from_pretrained(path, device="cpu", dtype="float32", max_length=512)
-
-
-def same(a, b, tolerance: float = 0.0) -> None:
-    np.testing.assert_allclose(a.dense, b.dense, rtol=0, atol=tolerance)
-    np.testing.assert_array_equal(a.sparse.indptr, b.sparse.indptr)
-    np.testing.assert_array_equal(a.sparse.indices, b.sparse.indices)
-    np.testing.assert_allclose(a.sparse.values, b.sparse.values, rtol=0, atol=tolerance)
-    np.testing.assert_array_equal(a.colbert.offsets, b.colbert.offsets)
-    np.testing.assert_allclose(a.colbert.values, b.colbert.values, rtol=0, atol=tolerance)
-    np.testing.assert_array_equal(a.n_tokens, b.n_tokens)
-    np.testing.assert_array_equal(a.truncated, b.truncated)
 
 
 def test_shapes_and_types(engine) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
-from test_engine import same
+from nearness import same
 
 from m3fast import Engine, InputError
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, TINY_VOCAB, make_checkpoint, overflowing
-from nearness import as_near, lexical_weights, near
-from test_engine import same
+from nearness import as_near, lexical_weights, near, same
 
 from m3fast import AsyncEngine, Engine
 from m3fast.errors import NonFiniteError
