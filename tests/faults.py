@@ -75,7 +75,7 @@ def started(app: Any = None, load: Any = tiny, **settings: Any) -> Generator[Sta
 
     server = Server(wait if app else load, Settings(port=0, **settings), reports)
     found = Started(server, reports)
-    server._gate.app = app
+    server._startup.app = app
 
     def main() -> None:
         found.code = server.run()

@@ -28,7 +28,7 @@ from m3fast.errors import ComputeError
 from m3fast.server.app import create_app
 from m3fast.server.http import listen
 from m3fast.server.http.protocol import limited
-from m3fast.server.http.starting import Gate
+from m3fast.server.http.startup import StartupApp
 from m3fast.server.telemetry.record import RequestRecord
 from m3fast.server.telemetry.telemetry import Telemetry
 
@@ -105,7 +105,7 @@ class Server:
             listen.close(self._sockets)
             raise
         self._state = ServerState()
-        self._gate = Gate()
+        self._startup = StartupApp()
         self._stopping, self._drained = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._app: FastAPI | None = None
@@ -173,7 +173,7 @@ class Server:
         settings = self.settings
         most = listen.room_for(CONNECTIONS_PER_REQUEST * settings.max_requests)
         config = uvicorn.Config(
-            self._gate,
+            self._startup,
             http=limited(settings, most, self._refused),
             ws="none",
             lifespan="off",
@@ -210,7 +210,7 @@ class Server:
         app = self._app = create_app(inner, settings, telemetry)
         service = app.state.service
         async with app.router.lifespan_context(app):
-            self._gate.app = app
+            self._startup.app = app
             while not service.warm:
                 if service.failure:
                     raise ComputeError(f"model: {service.failure}")

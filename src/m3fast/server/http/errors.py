@@ -1,6 +1,6 @@
-"""What went wrong, in the shape that the clients of each family of routes expect.
+"""Error responses, in the shape that the clients of each family of routes expect.
 
-    openai, native   {"error": {"message", "type", "param", "code"}}
+    openai, own      {"error": {"message", "type", "param", "code"}}
     rerank           the same and, as Cohere has it, {"id", "message"}
     tei              {"error", "error_type"}
 
@@ -29,7 +29,7 @@ from m3fast.errors import (
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-Family = Literal["openai", "tei", "rerank", "native"]
+Family = Literal["openai", "tei", "rerank", "own"]
 
 TEI_PATHS = frozenset(
     ("/", "/embed", "/embed_sparse", "/embed_all", "/rerank", "/similarity", "/tokenize", "/info")
@@ -94,7 +94,7 @@ def family_of(path: str, method: str = "POST") -> Family:
         return "tei"
     if path in ("/v1/rerank", "/v2/rerank"):
         return "rerank"
-    return "openai" if path.startswith("/v1/") else "native"
+    return "openai" if path.startswith("/v1/") else "own"
 
 
 def retry_after(seconds: float) -> tuple[tuple[bytes, bytes], ...]:

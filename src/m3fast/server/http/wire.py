@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from starlette.types import Send
 
-    from m3fast.server.http.middleware import Call
+    from m3fast.server.http.context import RequestContext
 
 # Bytes of an array that are turned into JSON on the event loop, about half a millisecond's; base64
 # is faster by an order of magnitude.
@@ -43,7 +43,7 @@ class Reply:
     ) -> None:
         self.body, self.status, self.headers = body, status, headers
 
-    async def __call__(self, call: Call, send: Send) -> None:
+    async def __call__(self, context: RequestContext, send: Send) -> None:
         headers = [*self.headers, (b"content-length", str(len(self.body)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
@@ -66,8 +66,8 @@ class Pieces:
     ) -> None:
         self.pieces, self.length, self.headers = pieces, length, headers
 
-    async def __call__(self, call: Call, send: Send) -> None:
-        loop, pool = asyncio.get_running_loop(), call.service.pool
+    async def __call__(self, context: RequestContext, send: Send) -> None:
+        loop, pool = asyncio.get_running_loop(), context.service.pool
         headers = list(self.headers)
         if self.length is not None:
             headers.append((b"content-length", str(self.length).encode()))

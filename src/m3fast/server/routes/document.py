@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from m3fast.server.http.middleware import OPEN
+from m3fast.server.http.middleware import WITHOUT_KEY
 from m3fast.server.routes.encoding import most_dimensions
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _mend(document: dict[str, Any], service: Service) -> None:
         for method, operation in operations.items():
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
-            if settings.api_keys and (method.upper(), path) not in OPEN:
+            if settings.api_keys and (method.upper(), path) not in WITHOUT_KEY:
                 operation["security"] = [{"key": []}]
     _limit(parts["schemas"], limits)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from m3fast.aio.engine import Lane
     from m3fast.engine.engine import Engine
-    from m3fast.server.http.middleware import Call
+    from m3fast.server.http.context import RequestContext
     from m3fast.server.schemas.requests import Cutting
     from m3fast.types import Embeddings
 
@@ -28,9 +28,9 @@ Result = TypeVar("Result")
 _PLACE = re.compile(r"^texts(?:\[(\d+)\])?")
 
 
-def model_of(call: Call, model: str | None) -> str:
+def model_of(context: RequestContext, model: str | None) -> str:
     """The served name that a request means."""
-    names = call.service.settings.served_names
+    names = context.service.settings.served_names
     if model is None:
         return names[0]
     if model not in names:
@@ -87,9 +87,9 @@ def prompt_of(engine: Engine, name: str | None, param: str) -> str | None:
     return name
 
 
-def check_list(call: Call, size: int, param: str) -> None:
+def check_list(context: RequestContext, size: int, param: str) -> None:
     """Problem unless a list of so many is allowed."""
-    most = call.service.settings.max_list
+    most = context.service.settings.max_list
     if size > most:
         raise Problem("validation", f"{param}: expected at most {most}, found {size}", param)
 
@@ -126,7 +126,11 @@ def truncation_of(engine: Engine, body: Cutting) -> tuple[int | None, bool | Non
 
 
 async def cut_texts(
-    call: Call, texts: list[str], most: int | None, param: str, place: Callable[[int], str]
+    context: RequestContext,
+    texts: list[str],
+    most: int | None,
+    param: str,
+    place: Callable[[int], str],
 ) -> list[Any]:
     """Texts cut to so many tokens each, as token ids: a limit of some of a request's texts.
 
@@ -135,14 +139,14 @@ async def cut_texts(
             even then is up to `encode`.
         param: the name of `most`; place: what the client calls texts[i].
     """
-    engine, limits = call.service.engine.engine, call.service.engine.limits
+    engine, limits = context.service.engine.engine, context.service.engine.limits
     limit, prompt = engine.max_length, engine.prompt(None)
     if not most or most > limit:
         return texts
     if most < 3:
         raise Problem("validation", f"{param}: expected 0 or at least 3, found {most}", param)
     # A token is a character at least, and 36 bytes in a list.
-    call.hold(36 * sum(min(len(text) + 2, most) for text in texts))
+    context.hold(36 * sum(min(len(text) + 2, most) for text in texts))
 
     def cut() -> list[list[int]]:
         with at_most(limits.text_characters, limits.request_characters):
@@ -151,7 +155,7 @@ async def cut_texts(
         return [ids[start:stop] for start, stop in pairwise(tokens.offsets.tolist())]
 
     try:
-        return await asyncio.get_running_loop().run_in_executor(call.service.pool, cut)
+        return await asyncio.get_running_loop().run_in_executor(context.service.pool, cut)
     except (InputError, TextSizeError) as error:
         raise _renamed(error, place) from None
 
@@ -174,7 +178,7 @@ def check_dimensions(
 
 
 async def encode(
-    call: Call,
+    context: RequestContext,
     texts: list[Any],
     place: Callable[[int], str],
     *,
@@ -197,14 +201,14 @@ async def encode(
     Raises:
         Problem: a timeout above the server's own, no memory; else what `AsyncEngine.encode` raises.
     """
-    service = call.service
-    record, settings = call.record, service.settings
+    service = context.service
+    record, settings = context.record, service.settings
     if timeout is not None and timeout > settings.timeout:
         raise Problem(
             "validation", f"timeout: expected at most {settings.timeout:g} s, found {timeout:g}",
             "timeout",
         )  # fmt: skip
-    call.hold(0)  # before the work, not after it
+    context.hold(0)  # before the work, not after it
     record.texts = len(texts)
     record.engine_ns = time.time_ns()
     try:
@@ -224,7 +228,7 @@ async def encode(
     except (InputError, TextSizeError, NonFiniteError) as error:
         raise _renamed(error, place) from error
     if (vectors := answer.embeddings.colbert) is not None:
-        call.hold(vectors.values.nbytes)
+        context.hold(vectors.values.nbytes)
     record.stages = answer.stages
     record.tokens = int(answer.embeddings.n_tokens.sum())
     return answer.embeddings
@@ -242,6 +246,6 @@ def _renamed(error: M3FastError, place: Callable[[int], str]) -> Problem:
     return Problem(kind, name + message[found.end() :], name.partition("[")[0])
 
 
-def usage(call: Call) -> dict[str, int]:
+def usage(context: RequestContext) -> dict[str, int]:
     """Tokens of the request, as OpenAI counts them."""
-    return {"prompt_tokens": call.record.tokens, "total_tokens": call.record.tokens}
+    return {"prompt_tokens": context.record.tokens, "total_tokens": context.record.tokens}
