@@ -16,19 +16,10 @@ from m3fast.kernels.maxsim import quantize_vectors
 from m3fast.scoring import combine
 from m3fast.server.http import tensors
 from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import dumps, listed, ragged_json, rows_json
 from m3fast.server.http.errors import Problem
+from m3fast.server.http.reply import INLINE_BASE64, Reply, StreamedReply, gathered, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.http.wire import (
-    INLINE_BASE64,
-    Pieces,
-    Reply,
-    dumps,
-    gathered,
-    listed,
-    ragged_json,
-    reply,
-    rows_json,
-)
 from m3fast.server.routes.encoding import (
     check_dimensions,
     check_heads,
@@ -95,7 +86,7 @@ async def encode_texts(body: EncodeRequest, context: RequestContext) -> Any:
         return Reply(b"".join(small), headers=headers)
     loop = asyncio.get_running_loop()
     arrays = await loop.run_in_executor(context.service.pool, _arrays, found, body.vector_dtype)
-    return Pieces(
+    return StreamedReply(
         gathered(tensors.pieces(arrays, name)), length=tensors.size(arrays, name), headers=headers
     )
 

@@ -9,17 +9,10 @@ from fastapi import APIRouter
 
 from m3fast.inputs import narrowed
 from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import base64_of, dumps, listed
 from m3fast.server.http.errors import Problem
+from m3fast.server.http.reply import INLINE_BASE64, INLINE_FLOATS, Reply, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.http.wire import (
-    INLINE_BASE64,
-    INLINE_FLOATS,
-    Reply,
-    base64_of,
-    dumps,
-    listed,
-    reply,
-)
 from m3fast.server.routes.encoding import (
     agreed,
     check_dimensions,

@@ -9,9 +9,10 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import dumps
 from m3fast.server.http.errors import Problem
+from m3fast.server.http.reply import JSON, Reply
 from m3fast.server.http.route import Route
-from m3fast.server.http.wire import JSON, Reply, dumps
 from m3fast.server.schemas.responses import Error, Status
 from m3fast.server.telemetry.metrics import CONTENT_TYPE
 

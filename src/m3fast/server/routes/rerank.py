@@ -8,8 +8,9 @@ import numpy as np
 from fastapi import APIRouter
 
 from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import dumps
+from m3fast.server.http.reply import Reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.http.wire import Reply, dumps
 from m3fast.server.routes.encoding import (
     agreed,
     check_list,

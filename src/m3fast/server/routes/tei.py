@@ -12,9 +12,10 @@ from fastapi import APIRouter
 from m3fast import scoring
 from m3fast._version import __version__
 from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import dumps, listed, ragged_json, rows_json
 from m3fast.server.http.errors import Problem
+from m3fast.server.http.reply import Reply, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.http.wire import Reply, dumps, listed, ragged_json, reply, rows_json
 from m3fast.server.routes.encoding import (
     check_dimensions,
     check_heads,
