@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 
 from m3fast.server.http.context import context_of
 from m3fast.server.http.errors import malformed
-from m3fast.server.schemas import requests
-from m3fast.server.schemas.responses import TeiError
+from m3fast.server.schemas.rerank import Document
+from m3fast.server.schemas.tei import Prompted, Similar, TeiError
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -56,7 +56,7 @@ class Route(APIRoute):
 
 def _names(model: type[BaseModel]) -> frozenset[str]:
     """Names of the fields of a model and of those inside it."""
-    inner = {"inputs": (requests.Similar, requests.Prompted), "documents": (requests.Document,)}
+    inner = {"inputs": (Similar, Prompted), "documents": (Document,)}
     found = set(model.model_fields)
     for name in model.model_fields:
         for other in inner.get(name, ()):

@@ -31,8 +31,8 @@ from m3fast.server.routes.encoding import (
     usage,
 )
 from m3fast.server.routes.ranking import computed, products
-from m3fast.server.schemas.requests import EncodeRequest, ScoreRequest
-from m3fast.server.schemas.responses import EncodeResponse, Error, ScoreResponse
+from m3fast.server.schemas.encode import EncodeRequest, EncodeResponse, ScoreRequest, ScoreResponse
+from m3fast.server.schemas.responses import Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

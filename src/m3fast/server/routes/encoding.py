@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from m3fast.errors import InputError, M3FastError, NonFiniteError, TextSizeError
 from m3fast.server.http.errors import Problem, problem_of
-from m3fast.server.schemas.requests import InputText
+from m3fast.server.schemas.openai import InputText
 from m3fast.text.tokenizer import at_most
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from m3fast.aio.engine import Lane
     from m3fast.engine.engine import Engine
     from m3fast.server.http.context import RequestContext
-    from m3fast.server.schemas.requests import Cutting
+    from m3fast.server.schemas.fields import Cutting
     from m3fast.types import Embeddings
 
 Result = TypeVar("Result")

@@ -24,8 +24,8 @@ from m3fast.server.routes.encoding import (
     truncation_of,
     usage,
 )
-from m3fast.server.schemas.requests import EmbeddingRequest
-from m3fast.server.schemas.responses import EmbeddingResponse, Error, Model, ModelList
+from m3fast.server.schemas.openai import EmbeddingRequest, EmbeddingResponse, Model, ModelList
+from m3fast.server.schemas.responses import Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

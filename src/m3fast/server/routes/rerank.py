@@ -20,8 +20,7 @@ from m3fast.server.routes.encoding import (
     usage,
 )
 from m3fast.server.routes.ranking import rank
-from m3fast.server.schemas.requests import RerankRequest
-from m3fast.server.schemas.responses import RerankError, RerankResponse
+from m3fast.server.schemas.rerank import RerankError, RerankRequest, RerankResponse
 
 router = APIRouter(route_class=Route, tags=["Rerank"])
 

@@ -25,15 +25,19 @@ from m3fast.server.routes.encoding import (
     texts_of,
 )
 from m3fast.server.routes.ranking import rank
-from m3fast.server.schemas.requests import (
+from m3fast.server.schemas.tei import (
     EmbedRequest,
+    Info,
     Prompted,
     SimilarityRequest,
+    SparseValue,
+    TeiError,
+    TeiRank,
     TeiRerankRequest,
+    Token,
     TokenizeRequest,
     TokensRequest,
 )
-from m3fast.server.schemas.responses import Info, SparseValue, TeiError, TeiRank, Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
