@@ -41,7 +41,7 @@ def waits(server, wire: Wire, sent: bytes) -> None:
 def nothing_left(server) -> None:
     """No request, task or token is left over."""
     eventually(lambda: server.service.active == 0)
-    eventually(lambda: not server.server._state.tasks)
+    eventually(lambda: not server.server.connections.tasks)
     engine = server.service.engine
     eventually(lambda: engine.load.requests == 0)
     if engine.state != "dead":
@@ -133,7 +133,7 @@ def test_a_client_that_does_not_take_its_response_is_cut() -> None:
             wire.send(request("/encode", body))
             eventually(lambda: server.records)
             nothing_left(server)
-            eventually(lambda: not server.server._state.connections)
+            eventually(lambda: not server.server.connections.open)
 
 
 # Bytes

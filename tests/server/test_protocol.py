@@ -167,7 +167,7 @@ def test_a_connection_is_used_again_and_again() -> None:
         for i in range(500):
             wire.send(request(f"/{i}", b"x" * i))
             assert wire.response()[2] == f"POST /{i} {i}".encode()
-        (connection,) = server.server._state.connections
+        (connection,) = server.server.connections.open
         assert connection.timeout_keep_alive_task is None, "uvicorn's own timer would cut it"
 
 
@@ -183,8 +183,8 @@ def test_a_client_that_does_not_read_is_cut(secure, tmp_path) -> None:
                 wire.socket = context.wrap_socket(wire.socket, server_hostname="127.0.0.1")
             wire.send(request(f"/big/{64 << 20}"))
             eventually(lambda: app.gone)
-            eventually(lambda: not server.server._state.connections)
-        eventually(lambda: not server.server._state.tasks)
+            eventually(lambda: not server.server.connections.open)
+        eventually(lambda: not server.server.connections.tasks)
 
 
 @pytest.mark.parametrize("how", ["big", "lump"])
@@ -215,7 +215,7 @@ def test_connections_are_limited() -> None:
             status, headers, _ = fifth.response()
             assert status == 503 and headers["retry-after"] == "1" and fifth.ended
         wires.pop().socket.close()
-        eventually(lambda: len(server.server._state.connections) == 3)
+        eventually(lambda: len(server.server.connections.open) == 3)
         with Wire(server.port) as again:
             again.send(request("/"))
             assert again.response()[0] == 200
@@ -268,7 +268,7 @@ def test_a_broken_chunk_is_refused_and_the_application_told(bad) -> None:
         wire.send(bad)
         assert wire.response()[0] == 400
         eventually(lambda: app.gone == ["/broken"])
-        assert server.server._state.connections, "told before the connection ends"
+        assert server.server.connections.open, "told before the connection ends"
         assert wire.ended and not app.seen
 
 
@@ -368,8 +368,8 @@ def test_who_was_not_asked_for_a_body_is_told_that_the_connection_ends() -> None
     with started(App()) as server, Wire(server.port) as wire:
         expect = ("Content-Length: 9", "Expect: 100-continue")
         wire.send(request("/early", None, *expect, method="POST"))
-        eventually(lambda: server.server._state.connections)
-        (connection,) = server.server._state.connections
+        eventually(lambda: server.server.connections.open)
+        (connection,) = server.server.connections.open
         assert wire.response()[0] == 200
         eventually(lambda: connection._lingers)
         assert wire.ended

@@ -231,7 +231,7 @@ def test_a_request_that_has_begun_to_arrive_is_the_last_of_its_connection() -> N
 
     with started(app) as server, Wire(server.port) as wire:
         wire.send(request("/")[:10])
-        connections = server.server._state.connections
+        connections = server.server.connections.open
         eventually(lambda: any(c._stage for c in list(connections)))
         server.server.stop()
         eventually(lambda: all(c._last for c in list(connections)))
@@ -257,7 +257,7 @@ def test_a_response_that_nobody_takes_does_not_hold_the_end() -> None:
     with started(drain_timeout=0.5) as server, Wire(server.port, receive_buffer=4096) as wire:
         texts = json.dumps({"texts": ["word " * 100] * 100, "colbert": True}).encode()
         wire.send(request("/encode", texts))
-        connections = server.server._state.connections
+        connections = server.server.connections.open
         eventually(lambda: any(c.transport.get_write_buffer_size() for c in list(connections)))
         assert server.stop() == 1
 

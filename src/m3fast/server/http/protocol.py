@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol, with an end to clients that are slow, greedy or silent.
+"""uvicorn's HTTP protocol with limits for clients that are slow, greedy or silent.
 
-uvicorn waits for as long as a client likes: for headers, for its taking a response, while it sends
-bytes that are no request. `check`, called several times a second for every connection, ends that.
+uvicorn itself waits without limit for headers, for a client that takes no response, and for bytes
+that are no request. `check`, called several times a second for every connection, ends those.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import fcntl
 import struct
 import termios
-from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar
 
 import httptools
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from m3fast.server.http.refusals import REFUSALS
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,39 +28,20 @@ if TYPE_CHECKING:
 
 # Between requests, in a request's line and headers, in its body.
 IDLE, HEAD, BODY = range(3)
-# What a refused client still sends is thrown away: it would not see the refusal if the connection
-# were closed with bytes unread. For so many seconds in all, and so many since the last byte.
+# What a refused client still sends is read and dropped: if the connection were closed with bytes
+# unread, the client would not see the refusal. Seconds in all, and seconds since the last byte.
 LINGER, QUIET = 20.0, 2.0
 # Connections beyond the limit that are told so; those beyond even these are cut.
 SPARE = 64
 # Requests that wait for the one before them on their connection.
 PIPELINE = 64
-REASONS = {
-    400: "request: expected HTTP/1.1, found something else",
-    408: "request: its headers did not come in time",
-    431: "request: its line and headers are too long",
-    503: "connections: no room for one more now",
-}
-
-
-def _refusal(status: int, message: str) -> bytes:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    body = orjson.dumps({"error": error})
-    retry = "retry-after: 1\r\n" if status == 503 else ""
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-REFUSALS = {status: _refusal(status, message) for status, message in REASONS.items()}
 
 
 class _Writer:
-    """A transport as a response needs it. What comes after its end is dropped: uvloop would raise,
-    and the application hears of the end an instant later."""
+    """A transport that drops what is written after its end.
+
+    uvloop would raise, and the application hears of the end a moment later.
+    """
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._write, self.is_closing = transport.write, transport.is_closing
@@ -251,7 +232,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return left > 0
 
     def _refuse(self, status: int) -> None:
-        """Say why, and hear no more. What was asked before is answered first, and nothing after."""
+        """Send the refusal after the answers to earlier requests, and read no more."""
         self._deaf = True
         type(self).refused(status)
         cycle = self.cycle
