@@ -74,13 +74,14 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._stage = IDLE
-        self._since = 0.0  # when the client's turn began, or its last byte came to be thrown away
+        self._since = 0.0  # when the client's turn began, or the last dropped byte came
         self._answered = 0.0  # when the last response was complete
-        self._begun = 0  # messages that began in the last chunk
-        self._fed = self._chunk = self._useful = 0  # bytes of a message, of the last chunk, of body
-        self._left, self._moved = 0, 0.0  # bytes of responses not taken, and since when so many
+        self._messages_begun = 0  # in the last chunk
+        self._message_bytes = self._body_bytes = 0  # of the current message
+        self._chunk_bytes = 0  # of the last chunk
+        self._untaken, self._untaken_since = 0, 0.0  # bytes of responses, and since when so many
         self._status = 0
-        self._deaf = self._lingers = self._last = self._upgrades = False
+        self._ignores_input = self._lingers = self._last = self._upgrades = False
 
     @property
     def busy(self) -> bool:
@@ -100,10 +101,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._lingers or (self._stage == BODY and not self.busy):
             self._since = self.loop.time()
-        if self._deaf:
+        if self._ignores_input:
             return
         was_idle = self._stage == IDLE
-        self._begun, self._chunk = 0, len(data)
+        self._messages_begun, self._chunk_bytes = 0, len(data)
         try:
             self._feed(data)
         except httptools.HttpParserError:
@@ -111,14 +112,15 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._stage == IDLE:
             return
-        if not self._begun:
-            self._fed += len(data)
+        if not self._messages_begun:
+            self._message_bytes += len(data)
         elif was_idle:
             self._since = self.loop.time()
-            # Where several began in it, how much of it is the last one's is not known.
-            self._fed = len(data) if self._begun == 1 else 0
+            # Where several began in this chunk, the last one's share of it is not known.
+            self._message_bytes = len(data) if self._messages_begun == 1 else 0
         # One limit for endless headers, and for chunked bodies that are mostly not body.
-        if self._fed - 16 * self._useful > self.settings.max_header * (1 + (self._stage == BODY)):
+        limit = self.settings.max_header * (1 + (self._stage == BODY))
+        if self._message_bytes - 16 * self._body_bytes > limit:
             self._refuse(431 if self._stage == HEAD else 400)
 
     def _feed(self, data: bytes) -> None:
@@ -147,17 +149,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._stage = HEAD
-        self._begun += 1
-        self._fed = self._useful = 0
+        self._messages_begun += 1
+        self._message_bytes = self._body_bytes = 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._stage == HEAD:  # nobody wants what may follow a chunked body
+        if self._stage == HEAD:  # what may follow a chunked body is dropped
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         limit = self.settings.max_header
-        if self._fed + self._chunk > limit:
+        if self._message_bytes + self._chunk_bytes > limit:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limit:
                 self._status = 431
@@ -175,7 +177,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        self._useful += len(body)
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -188,10 +190,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()  # `check` keeps the time
         self._since = self._answered = self.loop.time()
         if self._stage == BODY and self.expect_100_continue and not self.busy:
-            self._linger()  # nobody asked for the body: what comes may be the next request
+            self._linger()  # the body was not asked for: what comes may be the next request
 
     def shutdown(self) -> None:
-        """Take no request beyond the one that has begun to arrive."""
+        """Take no request but one that has begun to arrive."""
         self._last = True
         if self.busy:
             self.cycle.keep_alive = False
@@ -222,18 +224,18 @@ class LimitedProtocol(HttpToolsProtocol):
             # The kernel holds megabytes too, and asks for more only once a third of it is gone.
             file = self.transport.get_extra_info("socket").fileno()
             left += struct.unpack("i", fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)))[0]
-        if left and left == self._left:
-            if now - self._moved > self.settings.write_timeout:
+        if left and left == self._untaken:
+            if now - self._untaken_since > self.settings.write_timeout:
                 self.transport.abort()  # closing would wait for the client once more
         else:
-            self._left, self._moved = left, now
+            self._untaken, self._untaken_since = left, now
         if left and not self._lingers:
             self._since = now
         return left > 0
 
     def _refuse(self, status: int) -> None:
-        """Send the refusal after the answers to earlier requests, and read no more."""
-        self._deaf = True
+        """Answer earlier requests, then refuse; nothing more is read."""
+        self._ignores_input = True
         type(self).refused(status)
         cycle = self.cycle
         if self.busy and not cycle.more_body:
@@ -257,7 +259,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _linger(self) -> None:
-        self._deaf = self._lingers = True
+        self._ignores_input = self._lingers = True
         self._since = self._answered = self.loop.time()
         self.flow.resume_reading()
         if self.transport.can_write_eof():

@@ -162,10 +162,9 @@ async def cut_texts(
 
 def most_dimensions(engine: Engine, *, colbert: bool = False) -> int:
     """Width of the widest vectors."""
-    widths = [engine.runner.weights.dense_size]
-    if colbert and engine.runner.weights.colbert is not None:
-        widths.append(engine.runner.weights.colbert.weight.shape[0])
-    return min(max(widths), engine.options.truncate_dim or max(widths))
+    weights = engine.runner.weights
+    most = max(weights.dense_size, weights.colbert_size) if colbert else weights.dense_size
+    return min(most, engine.options.truncate_dim or most)
 
 
 def check_dimensions(
