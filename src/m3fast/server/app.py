@@ -85,7 +85,7 @@ def create_app(engine: AsyncEngine, settings: Settings, telemetry: Reports) -> F
 
 
 async def _warm_up(service: Service) -> None:
-    """What the first request would wait for otherwise."""
+    """Compute one batch, for which the first request would wait otherwise."""
     try:
         await asyncio.to_thread(service.engine.engine.warmup)
         await service.engine.encode("warm-up")
@@ -110,8 +110,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     path = request.scope["path"].rstrip("/")
     routes = (each for each in request.app.routes if isinstance(each, Route))
     if status == 404 and path in {each.path for each in routes}:
-        # As FastAPI's servers do. Without a host it holds behind a proxy, and it names one of our
-        # own paths, never another's words.
+        # A redirect, as FastAPI's servers have it: without a host, so that it holds behind a proxy,
+        # and to one of our own paths, so that it repeats no words of the client's.
         context_of(request.scope).record.route = path
         query = request.scope["query_string"].decode("latin-1")
         return Response(status_code=307, headers={"location": path + "?" * bool(query) + query})

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Route(APIRoute):
-    """Parses the body with one call of pydantic, from the bytes, and sends the reply."""
+    """Parses the body from its bytes with one call of pydantic, and sends the reply."""
 
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
         options["response_model"] = None

@@ -1,4 +1,4 @@
-"""Arrays as a safetensors file that is sent while it is read: no copy of it is made."""
+"""Arrays as a safetensors file, made in pieces, so that the whole file never exists."""
 
 from __future__ import annotations
 

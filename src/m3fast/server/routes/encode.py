@@ -20,16 +20,15 @@ from m3fast.server.http.encoders import dumps, listed, ragged_json, rows_json
 from m3fast.server.http.errors import Problem
 from m3fast.server.http.reply import INLINE_BASE64, Reply, StreamedReply, gathered, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.routes.encoding import (
+from m3fast.server.routes.checks import (
     check_dimensions,
     check_heads,
     check_list,
-    encode,
     model_of,
     prompt_of,
     texts_of,
-    usage,
 )
+from m3fast.server.routes.encoding import encode, usage
 from m3fast.server.routes.ranking import computed, products
 from m3fast.server.schemas.encode import EncodeRequest, EncodeResponse, ScoreRequest, ScoreResponse
 from m3fast.server.schemas.responses import Error
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(route_class=Route, tags=["m3fast"])
 BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-# Pairs of one request, in lists of full length.
+# Most pairs of a request, in lists of full length.
 MOST_PAIRS = 32
 # Token vectors converted at a time.
 ROWS = 4096

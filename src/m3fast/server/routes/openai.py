@@ -13,17 +13,16 @@ from m3fast.server.http.encoders import base64_of, dumps, listed
 from m3fast.server.http.errors import Problem
 from m3fast.server.http.reply import INLINE_BASE64, INLINE_FLOATS, Reply, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.routes.encoding import (
+from m3fast.server.routes.checks import (
     agreed,
     check_dimensions,
     check_list,
-    encode,
     model_of,
     prompt_of,
     texts_of,
     truncation_of,
-    usage,
 )
+from m3fast.server.routes.encoding import encode, usage
 from m3fast.server.schemas.openai import EmbeddingRequest, EmbeddingResponse, Model, ModelList
 from m3fast.server.schemas.responses import Error
 

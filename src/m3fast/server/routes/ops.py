@@ -19,7 +19,8 @@ from m3fast.server.telemetry.metrics import CONTENT_TYPE
 router = APIRouter(route_class=Route, tags=["Operations"])
 PAGE = Path(__file__).parent / "page" / "index.html"
 NO_STORE = (b"cache-control", b"no-store")
-# The page is one file, so its script and style stand in it; nothing comes from elsewhere.
+# The page stays one file, with its script and style in it: it is served whole, and the policy lets
+# it load nothing from elsewhere.
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "

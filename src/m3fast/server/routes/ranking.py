@@ -1,4 +1,4 @@
-"""Scores of texts that were encoded together, off the event loop where they take long."""
+"""Scores of texts that were encoded together; large ones are computed off the event loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from m3fast import scoring
 from m3fast.server.http.errors import Problem
-from m3fast.server.routes.encoding import check_heads, check_list, encode
+from m3fast.server.routes.checks import check_heads, check_list
+from m3fast.server.routes.encoding import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

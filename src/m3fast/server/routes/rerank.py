@@ -11,14 +11,8 @@ from m3fast.server.http.context import RequestContext
 from m3fast.server.http.encoders import dumps
 from m3fast.server.http.reply import Reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.routes.encoding import (
-    agreed,
-    check_list,
-    cut_texts,
-    model_of,
-    truncation_of,
-    usage,
-)
+from m3fast.server.routes.checks import agreed, check_list, model_of, truncation_of
+from m3fast.server.routes.encoding import cut_texts, usage
 from m3fast.server.routes.ranking import rank
 from m3fast.server.schemas.rerank import RerankError, RerankRequest, RerankResponse
 

@@ -16,14 +16,14 @@ from m3fast.server.http.encoders import dumps, listed, ragged_json, rows_json
 from m3fast.server.http.errors import Problem
 from m3fast.server.http.reply import Reply, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.routes.encoding import (
+from m3fast.server.routes.checks import (
     check_dimensions,
     check_heads,
     check_list,
-    encode,
     prompt_of,
     texts_of,
 )
+from m3fast.server.routes.encoding import encode
 from m3fast.server.routes.ranking import rank
 from m3fast.server.schemas.tei import (
     EmbedRequest,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from m3fast.types import Embeddings, SparseRows
 
-# /tokenize answers with an object per token, so it takes less than the other routes: characters.
+# Characters of /tokenize, which answers with an object per token and so takes less than others.
 MOST_CHARACTERS, INLINE_CHARACTERS = 1 << 18, 1 << 10
 MOST_NORMALISED = 2 * MOST_CHARACTERS
 router = APIRouter(route_class=Route, tags=["Text Embeddings Inference"])

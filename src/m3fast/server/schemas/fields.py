@@ -84,7 +84,7 @@ Dimensions = Annotated[
     Annotated[int, Field(ge=1, le=2**31 - 1, json_schema_extra={"x-limit": "dimensions"})] | None,
     Field(description="leading dimensions to keep; None for all"),
 ]
-# `encoding.prompt_of` checks the name.
+# `checks.prompt_of` checks the name.
 Prompt = Annotated[
     Annotated[str, Field(json_schema_extra={"x-limit": "prompts"})] | None,
     Field(description="a prompt of the model's, by name"),
