@@ -141,7 +141,7 @@ def test_the_document_says_so(server):
 
 
 def test_the_page_names_every_field():
-    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
     names = {place[-1] for model in set(MODELS.values()) for place in places(model, False)}
     assert names <= set(re.findall(r"[a-z0-9_]+", " ".join(re.findall(r"`([^`\n]+)`", text))))
 
