@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from faults import Spy, Wire, embed, request, spied, started
+from faults import Spy, spied, started
 from servers import PATIENCE, eventually, process, running, tiny
+from wire import Wire, embed, request
 
 from m3fast.server.telemetry.telemetry import Telemetry
 

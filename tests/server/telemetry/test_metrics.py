@@ -1,4 +1,4 @@
-"""The metrics: what each is counted from, what labels there can be, that servers do not share."""
+"""The metrics: what each counts, which labels it can have, and that no two servers share them."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Traces: the spans of a request, whose child they are, when they were, and that nothing waits."""
+"""Traces: the spans of a request, their parents and times, and that no request waits for them."""
 
 import json
 import os
