@@ -85,7 +85,7 @@ def create_app(engine: AsyncEngine, settings: Settings, telemetry: Reports) -> F
 
 
 async def _warm_up(service: Service) -> None:
-    """Compute one batch, for which the first request would wait otherwise."""
+    """Warm the kernels up and encode one text, so that no request waits for either."""
     try:
         await asyncio.to_thread(service.engine.engine.warmup)
         await service.engine.encode("warm-up")

@@ -93,7 +93,7 @@ class Settings:
         names = self.served_names
         good = bool(names) and all(0 < len(n) <= 256 and n.isprintable() for n in names)
         _expect(good, "served_names", "printable names", names)
-        # A key that no header can hold would lock everybody out; it is not shown.
+        # No header can hold such a key, so nobody could send it. The message does not show it.
         if not all(_plain(key, 512) for key in self.api_keys):
             raise InputError("api_keys: expected up to 512 printable ASCII characters, no spaces")
         for origin in self.cors_origins:

@@ -24,7 +24,7 @@ WATCH_AFTER = 0.02
 
 
 class RequestContext(Request):
-    """A Starlette request with this server's state: its record, its limits, its client's end.
+    """A Starlette request with its record, the limits on its body, and a watch on its client.
 
     Attributes:
         service: shared by all requests; record: of this request, for telemetry.

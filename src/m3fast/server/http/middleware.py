@@ -88,7 +88,7 @@ class RequestMiddleware:
         scheme, _, token = context.header_values.get(b"authorization", b"").partition(b" ")
         digest = hashlib.sha256(token.strip()).digest()
         known = False
-        for each in self.key_digests:  # all of them, so that time tells nothing
+        for each in self.key_digests:  # all of them, so that the time tells nothing of the key
             known |= hmac.compare_digest(digest, each)
         if scheme.lower() != b"bearer" or not known:
             raise Problem(

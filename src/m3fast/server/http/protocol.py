@@ -31,7 +31,7 @@ IDLE, HEAD, BODY = range(3)
 # What a refused client still sends is read and dropped: if the connection were closed with bytes
 # unread, the client would not see the refusal. Seconds in all, and seconds since the last byte.
 LINGER, QUIET = 20.0, 2.0
-# Connections beyond the limit that are told so; those beyond even these are cut.
+# Connections beyond the limit that get a 503; those beyond even these are cut.
 SPARE = 64
 # Requests that wait for the one before them on their connection.
 PIPELINE = 64
@@ -201,7 +201,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def check(self, now: float) -> None:
-        """End the connection if the client has kept us waiting for too long.
+        """End the connection if its client has been too slow.
 
         Args:
             now: the loop's time.
@@ -221,7 +221,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _stalled(self, now: float) -> bool:
         left = self.transport.get_write_buffer_size()
         if left:
-            # The kernel holds megabytes too, and asks for more only once a third of it is gone.
+            # The kernel buffers megabytes too, and takes more only once a third of them is gone.
             file = self.transport.get_extra_info("socket").fileno()
             left += struct.unpack("i", fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)))[0]
         if left and left == self._untaken:
@@ -247,7 +247,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.busy:
             cycle.disconnected = True
             cycle.message_event.set()
-        if self.busy or self._stage != BODY:  # else it has its response
+        if self.busy or self._stage != BODY:  # in a body it has had its response
             self.transport.write(REFUSALS[status])
         self._linger()
 

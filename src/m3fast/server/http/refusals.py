@@ -1,4 +1,4 @@
-"""Complete HTTP responses to what is no request that an application could be given."""
+"""HTTP responses to requests that never reach the application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays as a safetensors file, made in pieces, so that the whole file never exists."""
+"""Arrays as a safetensors file, made piece by piece."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class EmbeddingRequest(Cutting):
     """Of OpenAI and of those that extend it: vLLM, infinity, Jina, Voyage, Cohere."""
 
     model: Name | None = None
-    messages: Never = None  # before `input`, so that a chat is told of the chat
+    messages: Never = None  # before `input`: a chat is refused as one
     input: Annotated[
         str | Many[str] | Ids | Many[Ids] | Many[InputText],
         Field(
