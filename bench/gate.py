@@ -47,16 +47,8 @@ TESTS: dict[str, dict[str, Sequence[str]]] = {
         **dict.fromkeys(("encode", "latency", "scaling"), (RUNNER,)),
     },
 }  # fmt: skip
-# Tests of a file above that say nothing about whether what is timed is right: of memory, failures,
-# waits, and of what no row uses.
-ASIDE = {
-    RUNNER: ("test_out_of_memory_frees_and_splits", "test_a_first_batch_that_fails_is_started_over",
-             "test_a_failed_capture_leaves_nothing_behind", "test_no_memory_growth",
-             "test_peak_memory_of_32k_tokens", "test_submit_does_not_wait",
-             "test_no_compilation_after_warmup", "test_what_is_not_finite_is_refused",
-             "test_modules_behind_the_pooling", "test_mcls", "test_mcls_at_its_own_stretch",
-             "test_hidden_states"),
-}  # fmt: skip
+# Tests of a file above that say nothing about whether what is timed is right.
+ASIDE = {RUNNER: ("test_what_is_not_finite_is_refused",)}
 # Rows of a suite of two operations: the word that the file of their tests has in its name.
 OWN = {"test_add_layernorm": "layernorm", "test_embed_layernorm": "layernorm",
        "test_bias_gelu": "gelu"}  # fmt: skip

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from checkpoints import TEXTS as ALL_TEXTS
+from nearness import as_near, lexical_weights
 
 from m3fast import Engine
 from m3fast.kernels import dispatch
@@ -38,3 +41,21 @@ def random_ids(rng, vocab: int, texts: int, longest: int) -> list[list[int]]:
 
 def ids_of(rng, vocab: int, lengths) -> list[list[int]]:
     return [[0, *rng.integers(4, vocab, n - 2).tolist(), 2] for n in lengths]
+
+
+def as_near_as_the_cpu(path: Path, ids: list[list[int]]) -> None:
+    """bf16 on the GPU is as near to fp32 as bf16 on the CPU, twice over, text by text."""
+    exact, plain, found = (
+        Engine.from_pretrained(path, device=device, dtype=dtype).encode(ids)
+        for device, dtype in (("cpu", "float32"), ("cpu", "bfloat16"), ("cuda", "bfloat16"))
+    )
+    others = exact.dense @ exact.dense.T - 2 * np.eye(len(ids))
+    assert others.max() < 0.98, "texts must differ for a fault to show"
+    given = (exact, plain, found)
+    for parts, ends in (
+        ([x.dense for x in given], np.arange(len(ids) + 1)),
+        ([x.colbert.values for x in given], exact.colbert.offsets),
+        lexical_weights(*given),
+    ):
+        e, p, f = map(torch.from_numpy, parts)
+        as_near(f.bfloat16(), e, p, ends.tolist())

@@ -1,4 +1,4 @@
-"""The engine on GPU kernels against the CPU's, for what a checkpoint may ask: modules, mcls."""
+"""The engine on GPU kernels against the CPU's: modules behind the pooling, mcls, hidden states."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gpurunners import SHAPE, TEXTS, cpu_engine, encode
 from nearness import same
 
 from m3fast import Engine
+from m3fast.kernels import dispatch
 from m3fast.model import heads, mcls
 from m3fast.runner import buckets, gpu
 
@@ -72,3 +73,13 @@ def test_mcls_at_its_own_stretch(path, device, monkeypatch) -> None:
     found, expected = (encode(e, monkeypatch, texts, max_length=512) for e in (ours, plain))
     assert found.n_tokens.tolist() == [268, 1] and len(found.colbert[0]) == 266
     same(expected, found, 2e-5)
+
+
+def test_hidden_states(pair, monkeypatch) -> None:
+    ours, plain = pair
+    ids = torch.tensor([[0, 5, 6, 2, 1, 1], [1, 0, 9, 7, 8, 2], [0, 2, 1, 1, 1, 1]])
+    mask = ids != 1
+    found = ours.hidden_states(ids.to(ours.device), mask.to(ours.device)).cpu()
+    monkeypatch.setattr(dispatch, "interpreter", False)
+    expected = plain.hidden_states(ids, mask)
+    assert (found - expected).abs().max() < 1e-5 and (found[~mask] == 0).all()
