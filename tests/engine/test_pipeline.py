@@ -7,12 +7,15 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
 from nearness import same
 
 from m3fast import Engine, InputError
+from m3fast.engine import pipeline
+from m3fast.types import Selection, TokenIds
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +169,30 @@ def test_a_source_that_breaks_is_raised(engine, pair) -> None:
     for each in (engine, pair):
         with pytest.raises(OSError, match="the disk is gone"):
             list(each.encode_iter(broken()))
+
+
+def test_parts_are_split_where_half_the_tokens_are() -> None:
+    """Of tasks of several parts each text stays in its order, and `start` says where it stood."""
+    lengths = [[9, 2, 2], [1], [30], [3, 3]]
+    task = pipeline.Task([selection(some) for some in lengths], None, None, None)
+    with pytest.warns(RuntimeWarning, match="out of memory for 7 texts of 50 tokens"):
+        second, first = pipeline._halves(task)
+    assert (first.start, len(first), second.start, len(second)) == (0, 4, 4, 3)
+    assert [part.lengths.tolist() for part in first.parts] == lengths[:2]
+    assert [part.lengths.tolist() for part in second.parts] == lengths[2:]
+    with pytest.warns(RuntimeWarning):
+        second, first = pipeline._halves(second)
+    assert (first.start, second.start) == (4, 5) and len(second.parts) == 1
+    single = pipeline.Task([selection([4, 4, 4])], None, None, None)
+    with pytest.warns(RuntimeWarning):
+        second, first = pipeline._halves(single)
+    assert [part.order.tolist() for part in (*first.parts, *second.parts)] == [[0], [1, 2]]
+
+
+def selection(lengths: list[int]) -> Selection:
+    offsets = np.cumsum([0, *lengths])
+    tokens = TokenIds(np.zeros(offsets[-1], np.int32), offsets, np.zeros(len(lengths), bool))
+    return Selection(tokens, np.arange(len(lengths)))
 
 
 def test_devices_of_two_kinds(path) -> None:
