@@ -36,17 +36,9 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from m3fast.errors import TextSizeError
 from m3fast.text import cuts
-from m3fast.text.cuts import (
-    _ENDS,
-    _JOINT,
-    _SAFE,
-    _WIDE_JOINT,
-    Allowance,
-    TextCutter,
-    common_start,
-    size_bound,
-)
-from m3fast.text.tokenizer import at_most
+from m3fast.text.allowance import Allowance, at_most
+from m3fast.text.characters import ENDS, JOINT, SAFE, WIDE_JOINT, size_bound
+from m3fast.text.cuts import TextCutter, common_start
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -178,7 +170,7 @@ def test_every_end_in_what_is_written_out_is_safe(case: Case) -> None:
         ids = backend.encode(text, add_special_tokens=False).ids
         for size in draw.sample(range(20, 400), 6):
             # Asked for directly: most of these texts have other places, which come first.
-            out = cutter._nodes_hold and cutter._written_out(text, size, True)
+            out = cutter._nodes.hold and cutter._nodes.written_out(text, size, True)
             for starts in (cutter.starts(text, size, True), out or [text]):
                 prefixes = backend.encode_batch(starts, add_special_tokens=False)
                 shared = common_start([e.ids for e in prefixes])
@@ -186,7 +178,7 @@ def test_every_end_in_what_is_written_out_is_safe(case: Case) -> None:
                 assert safe, (text, starts[-1])
             written += bool(out)
         case.check([text], draw.choice([3, 8, 21]))
-    assert written > 20 or not cutter._nodes_hold
+    assert written > 20 or not cutter._nodes.hold
 
 
 LONG = {
@@ -326,7 +318,7 @@ def test_safe_letters_are_normalised_alone(name: str) -> None:
     else:
         make = {"Bert": normalizers.BertNormalizer}.get(name) or getattr(normalizers, name)
         normalizer = make()
-    letters = re.findall(f"[{_SAFE}]", "".join(map(chr, range(0x110000))))
+    letters = re.findall(f"[{SAFE}]", "".join(map(chr, range(0x110000))))
     alone = {c: normalizer.normalize_str(c) for c in letters}
     assert all(n.strip() if name == "Bert" else n and n == n.strip() for n in alone.values())
     draw = random.Random(0)
@@ -346,8 +338,8 @@ def test_wide_joints_are_not_looked_across(name: str) -> None:
     else:
         normal = getattr(normalizers, name)().normalize_str
     everything = "".join(map(chr, range(0x110000)))
-    letters = re.findall(f"[{_SAFE}]", everything)
-    ends = sorted({*re.findall(f"[{_ENDS}]", everything)} - {*letters})
+    letters = re.findall(f"[{SAFE}]", everything)
+    ends = sorted({*re.findall(f"[{ENDS}]", everything)} - {*letters})
     draw, pool = random.Random(3), letters + ends
     for end in ends * 60:
         left, right = "".join(draw.choices(pool, k=3)), draw.choice(letters)
@@ -357,8 +349,8 @@ def test_wide_joints_are_not_looked_across(name: str) -> None:
 
 
 def test_wide_joints_are_for_normalisers_that_keep_spaces() -> None:
-    assert TextCutter(unigram())._joint is _WIDE_JOINT
-    assert TextCutter(unigram(resaved=True))._joint is _JOINT  # it merges spaces
+    assert TextCutter(unigram())._nodes.joint is WIDE_JOINT
+    assert TextCutter(unigram(resaved=True))._nodes.joint is JOINT  # it merges spaces
 
 
 def test_a_search_can_be_given_up() -> None:
@@ -374,7 +366,7 @@ def test_safe_letters_meet_as_unicode_has_it() -> None:
         parts = unicodedata.decomposition(c).split()
         if len(parts) == 2 and "<" not in parts[0]:
             seconds.add(chr(int(parts[1], 16)))
-    for c in re.findall(f"[{_SAFE}]", "".join(map(chr, range(0x110000)))):
+    for c in re.findall(f"[{SAFE}]", "".join(map(chr, range(0x110000)))):
         assert unicodedata.category(c)[0] not in "MZC" or unicodedata.category(c) == "Cn"
         for form in ("NFD", "NFKD"):
             first = unicodedata.normalize(form, c)[0]
@@ -469,15 +461,15 @@ def test_a_node_has_no_piece_across() -> None:
     place = text.index("bcd", 100)  # between a and b
 
     def is_node(*pieces: str, **options: Any) -> bool:
-        return TextCutter(_by_hand(*pieces, **options))._is_node(text, place)
+        return TextCutter(_by_hand(*pieces, **options))._nodes.is_node(text, place)
 
     assert is_node("bcd", "xyz", "\u2581a", "xyza")
     assert not is_node("ab")
     assert not is_node("\u2581ab")
     assert not is_node("\u2581abcd")  # the longest, its last characters behind the place
     before = TextCutter(_by_hand("xyzab"))  # the longest, its first characters before the place
-    assert not before._is_node("c" * 90 + "xyzab" + "c" * 90, 94)
-    assert before._is_node("c" * 90 + "cyzab" + "c" * 90, 94)
+    assert not before._nodes.is_node("c" * 90 + "xyzab" + "c" * 90, 94)
+    assert before._nodes.is_node("c" * 90 + "cyzab" + "c" * 90, 94)
 
 
 def test_a_node_is_not_inside_an_added_token() -> None:
@@ -485,16 +477,16 @@ def test_a_node_is_not_inside_an_added_token() -> None:
         backend = _by_hand(normalizer=normalizers.Lowercase())
         backend.add_tokens([tokenizers.AddedToken(token, normalized=True)])
         cutter = TextCutter(backend)
-        assert not cutter._is_node("x" * 90 + "ab" + "x" * 90, 91)
-        assert cutter._is_node("x" * 90 + "ba" + "x" * 90, 91)
+        assert not cutter._nodes.is_node("x" * 90 + "ab" + "x" * 90, 91)
+        assert cutter._nodes.is_node("x" * 90 + "ba" + "x" * 90, 91)
 
 
 def test_a_node_needs_enough_characters_around_it() -> None:
     """The normaliser takes the control characters away, so z and y end up beside a."""
     cutter = TextCutter(_by_hand("zyab", normalizer=normalizers.Nmt()))
     gap = "\x01" * 30
-    assert not cutter._is_node("zy" + gap + "ab" + "c" * 90, 33)
-    assert not cutter._is_node("c" * 90 + "za" + gap + "yc", 91)
+    assert not cutter._nodes.is_node("zy" + gap + "ab" + "c" * 90, 33)
+    assert not cutter._nodes.is_node("c" * 90 + "za" + gap + "yc", 91)
 
 
 def test_a_window_is_as_long_as_the_longest_piece() -> None:
@@ -529,7 +521,7 @@ def test_a_window_is_as_long_as_the_longest_piece() -> None:
     ],
 )  # fmt: skip
 def test_split_points(text: str, place: int | None) -> None:
-    assert TextCutter(_by_hand())._last_split(text, len(text)) == place
+    assert TextCutter(_by_hand())._splits.last(text, len(text)) == place
 
 
 @pytest.mark.parametrize(
@@ -539,13 +531,13 @@ def test_split_points(text: str, place: int | None) -> None:
 def test_newlines_split_where_the_pipeline_says_so(pre_tokenizer: Any, place: int | None) -> None:
     backend = _by_hand("b\nc")
     backend.pre_tokenizer = pre_tokenizer
-    assert TextCutter(backend)._last_split("abab\ncd", 7) == place
+    assert TextCutter(backend)._splits.last("abab\ncd", 7) == place
 
 
 @pytest.mark.parametrize(("text", "place"), [("abab, cd", 4), ("字字。字", 2)])
 @only("bert", "byte-level")
 def test_stops_split_where_the_pipeline_says_so(case: Case, text: str, place: int) -> None:
-    assert case.ours._cutter._last_split(text, 4) == place
+    assert case.ours._cutter._splits.last(text, 4) == place
 
 
 def test_a_count_of_exactly_the_limit_is_not_taken_for_the_whole(tmp_path: Path) -> None:
