@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Texts = Sequence[str | Sequence[int]] | "CheckedTexts"
+    Texts: TypeAlias = "Sequence[str | Sequence[int]] | CheckedTexts"
 
 
 class CheckedTexts(list["str | NDArray[np.int32]"]):
