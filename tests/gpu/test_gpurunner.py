@@ -26,6 +26,7 @@ from m3fast.runner import gpu
 from m3fast.runner.base import Outputs
 from m3fast.runner.gpu import GpuRunner
 from m3fast.runner.graphs import Graphs
+from m3fast.types import Selection
 
 ALL = Outputs(True, True, True)
 SHAPE = dict(hidden=64, heads=2, ffn=96, layers=1, seed=8)
@@ -225,10 +226,10 @@ def test_out_of_memory_frees_and_splits(pair, monkeypatch) -> None:
     ours, plain = pair
     run = GpuRunner._run_exact
 
-    def limited(self, tokens, order, *rest):
-        if len(order) > 4:
+    def limited(self, parts, size, *rest):
+        if size.texts > 4:
             raise torch.OutOfMemoryError("as on a full device")
-        return run(self, tokens, order, *rest)
+        return run(self, parts, size, *rest)
 
     monkeypatch.setattr(GpuRunner, "_run_exact", limited)
     with pytest.warns(RuntimeWarning, match="out of memory for 7 texts"):
@@ -424,7 +425,7 @@ def test_submit_does_not_wait(big, rng, pooling) -> None:
     for lengths in ([20], [300] * 20, [500] * 20):
         tokens = ours.tokenise(ids_of(rng, TINY_VOCAB, lengths), 8192)
         for outputs in (ALL, *alone):
-            given = (tokens, np.arange(len(tokens)), outputs, options)
+            given = ([Selection(tokens, np.arange(len(tokens)))], outputs, options)
             before = [ours.runner.submit(*given)() for _ in range(2)][-1]  # captured
             torch.cuda.set_sync_debug_mode("error")
             try:
@@ -441,7 +442,7 @@ ORDERED = """
 import sys
 import torch
 from m3fast import Engine
-from m3fast.graphs import Graphs
+from m3fast.runner.graphs import Graphs
 from m3fast.kernels import native
 
 native.cuda_library = lambda *_: None  # torch sees what torch launches

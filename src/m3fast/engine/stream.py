@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from m3fast.engine import pipeline
 from m3fast.engine.assembly import Assembler
 from m3fast.engine.plan import plan_batches
+from m3fast.types import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -45,11 +46,12 @@ def stream(
             first += len(tokens)
             waiting.append(window)
             for order in plan_batches(window.lengths, engine.token_budget, max_texts):
-                yield pipeline.Task(tokens, order, call.outputs, call.options, window)
+                part = Selection(tokens, order)
+                yield pipeline.Task([part], call.outputs, call.options, window)
 
     for task, result in pipeline.run(engine.runners, tasks()):
-        task.owner.add(task.order, result)
-        progress(len(task.order))
+        task.owner.add(task.parts[0].order, result)
+        progress(len(task))
         while waiting and waiting[0].done:
             yield waiting.popleft().finish()
     while waiting:  # windows without a text, which made no batch

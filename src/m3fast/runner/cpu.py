@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,15 +17,15 @@ from m3fast.model.inference import inference
 from m3fast.model.mcls import cls_counts
 from m3fast.model.packing import pack_texts
 from m3fast.runner.base import BatchResult, HeadOptions, Outputs, dummy_texts
-from m3fast.types import TokenIds
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Sequence
 
     from m3fast.checkpoint.config import ModelConfig
     from m3fast.checkpoint.weights import Weights
     from m3fast.kernels.attention import AttentionPlan
-    from m3fast.types import PackedBatch, TokenIds
+    from m3fast.types import PackedBatch, Selection
+
 
 class Runner:
     """The encoder and heads of one checkpoint on one device, for any thread.
@@ -60,9 +59,9 @@ class Runner:
         return self._spaces[self._own.turn % len(self._spaces)]
 
     def submit(
-        self, tokens: TokenIds, order: NDArray[np.int64], outputs: Outputs, options: HeadOptions
+        self, parts: Sequence[Selection], outputs: Outputs, options: HeadOptions
     ) -> Callable[[], BatchResult]:
-        """Start on texts `order` of `tokens`; what comes back waits for the result.
+        """Start on one batch of the texts of all parts; what comes back waits for the result.
 
         Heads that are not in `outputs` are not computed.
 
@@ -70,7 +69,7 @@ class Runner:
             InputError: a token id that the model has no row for.
             torch.OutOfMemoryError: the device has no room for a batch of this size.
         """
-        result = self._run(pack_texts(tokens, order, self.config), outputs, options)
+        result = self._run(pack_texts(parts, self.config), outputs, options)
         return lambda: result
 
     def free(self) -> None:
@@ -82,7 +81,7 @@ class Runner:
 
     def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
         """Run once what a first call would otherwise wait for."""
-        self.submit(*dummy_texts(4, 4), outputs, options)()
+        self.submit(dummy_texts(4, 4), outputs, options)()
 
     def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Last hidden states [B, L, H] of a padded batch, 0 where the mask is, on this device.

@@ -26,27 +26,28 @@ from m3fast.kernels.attention import (
     attention_tiles,
     most_tiles,
 )
+from m3fast.kernels.packing import packed_size
 from m3fast.kernels.sparse import csr_views, sparse_csr
 from m3fast.model.encoder import Tokens, Workspace, encode
 from m3fast.model.heads import colbert_head, dense_head, pooled_rows, word_rows
 from m3fast.model.inference import inference
 from m3fast.model.mcls import CLS_EVERY, colbert_counts
-from m3fast.model.packing import pack_texts
+from m3fast.model.packing import as_arrays, pack_texts
 from m3fast.runner.base import BatchResult, Outputs, dummy_texts
 from m3fast.runner.cpu import Runner
 from m3fast.runner.graphs import Graphs
 from m3fast.runner.staging import Inputs, Results
-from m3fast.types import SparseRows, TokenIds
+from m3fast.types import SparseRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Sequence
 
     from m3fast.checkpoint.config import ModelConfig
     from m3fast.checkpoint.weights import Weights
     from m3fast.kernels.gpu.attention import AttentionConfig
+    from m3fast.kernels.packing import Size
     from m3fast.runner.base import HeadOptions
+    from m3fast.types import Selection
 
 # Tokens of padded batches; a batch of more is run as it is. An eager batch costs the host some ten
 # launches a layer, about 5 ms at 24 layers: so long take the kernels of 4,000 to 6,000 tokens. From
@@ -86,18 +87,16 @@ class GpuRunner(Runner):
             torch.cuda.synchronize(device)
 
     def submit(
-        self, tokens: TokenIds, order: NDArray[np.int64], outputs: Outputs, options: HeadOptions
+        self, parts: Sequence[Selection], outputs: Outputs, options: HeadOptions
     ) -> Callable[[], BatchResult]:
         """As `Runner.submit`, without waiting for the GPU."""
-        lengths = np.diff(tokens.offsets)[order]
-        total, texts = int(lengths.sum()), len(order)
-        bucket = next((b for b in BUCKETS if b >= total and _texts(b) >= texts), None)
+        size = packed_size(as_arrays(parts))
+        bucket = next((b for b in BUCKETS if b >= size.tokens and _texts(b) >= size.texts), None)
         space = self._space()
         with space.lock, inference(), torch.cuda.stream(self.stream):
             if bucket is None:
-                longest = int(lengths.max())
-                return self._run_exact(tokens, order, longest, outputs, options, space)
-            return self._run_bucket(bucket, tokens, order, outputs, options)
+                return self._run_exact(parts, size, outputs, options, space)
+            return self._run_bucket(bucket, parts, outputs, options)
 
     def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """As `Runner.hidden_states`, ordered after the caller's stream and before its next work."""
@@ -129,75 +128,68 @@ class GpuRunner(Runner):
         """
         for bucket in reversed(BUCKETS):
             config = self._attention(bucket)
-            batches: dict[int, tuple[TokenIds, NDArray[np.int64]]] = {}
+            batches: dict[int, list[Selection]] = {}
             shortest = -(-bucket // _texts(bucket))
             for length in (bucket, config.short // 2 + 1, shortest):
-                batch = _dummies(bucket, max(shortest, min(length, self.config.max_length)))
-                ends = batch[0].offsets.astype(np.int32)
+                batch = dummy_texts(bucket, max(shortest, min(length, self.config.max_length)))
+                ends = batch[0].tokens.offsets.astype(np.int32)
                 tiles = attention_tiles(ends, config.short, config.rows)
                 batches[self._inputs(bucket, len(tiles)).tiles] = batch
             for batch in batches.values():
                 for _ in range(3):  # eagerly, captured, replayed
-                    self.submit(*batch, outputs, options)()
+                    self.submit(batch, outputs, options)()
         for length in (32, 64, 128, 256):
-            batch = _dummies(2 * BUCKETS[-1], min(length, self.config.max_length))
-            self.submit(*batch, outputs, options)()
+            batch = dummy_texts(2 * BUCKETS[-1], min(length, self.config.max_length))
+            self.submit(batch, outputs, options)()
         if outputs.dense:  # alone it takes a kernel of its own, and a server may be asked for it
-            self.submit(*_dummies(BUCKETS[0], 2), Outputs(True, False, False), options)()
+            self.submit(dummy_texts(BUCKETS[0], 2), Outputs(True, False, False), options)()
 
     def _run_exact(
         self,
-        tokens: TokenIds,
-        order: NDArray[np.int64],
-        longest: int,
+        parts: Sequence[Selection],
+        size: Size,
         outputs: Outputs,
         options: HeadOptions,
         space: Workspace,
     ) -> Callable[[], BatchResult]:
-        lengths, texts = np.diff(tokens.offsets)[order], len(order)
-        total, rows = int(lengths.sum()), int(colbert_counts(lengths, options.pooling).sum())
+        total, texts, longest = size
         config = self._attention(longest)
         inputs = Inputs(total, texts, most_tiles(total, texts, config.short, config.rows))
         host = self._pinned(inputs.words)
-        batch = pack_texts(tokens, order, self.config, host.numpy())  # lays out as Inputs does
+        batch = pack_texts(parts, self.config, host.numpy(), inputs.packed)
         tiles = attention_tiles(batch.cu_seqlens, config.short, config.rows)
         inputs.split(host)[-1][: len(tiles)] = torch.from_numpy(tiles)
         words = host.to(self.device, non_blocking=True)
-        *parts, device_tiles = inputs.split(words)
+        *packed, device_tiles = inputs.split(words)
 
+        rows = int(colbert_counts(np.diff(batch.cu_seqlens), options.pooling).sum())
         results = self._results(texts, total, rows, outputs, options)
         out = torch.empty(results.words, device=self.device)
-        given = (*parts, device_tiles[: len(tiles)])
+        given = (*packed, device_tiles[: len(tiles)])
         self._compute(given, longest, outputs, options, results.split(out), space)
         return self._fetch_aside(out, results, texts)
 
     def _run_bucket(
         self,
         bucket: int,
-        tokens: TokenIds,
-        order: NDArray[np.int64],
+        parts: Sequence[Selection],
         outputs: Outputs,
         options: HeadOptions,
     ) -> Callable[[], BatchResult]:
         if self._words is None or self._out is None:
             self._words, self._out = self._prepare(options)
-        batch = pack_texts(tokens, order, self.config)
-        texts, total = batch.n_texts, batch.n_tokens
-        config = self._attention(bucket)
+        room, config = self._inputs(bucket), self._attention(bucket)
+        host = self._pinned(room.words)
+        batch = pack_texts(parts, self.config, host.numpy(), room.packed)
         found = attention_tiles(batch.cu_seqlens, config.short, config.rows)
         inputs = self._inputs(bucket, len(found))
-        room = inputs.texts
-        host = self._pinned(inputs.words).zero_()
-        ids, positions, owners, cu_seqlens, tiles = inputs.split(host)
-        ids[:total] = torch.from_numpy(batch.ids)
-        positions[:total] = torch.from_numpy(batch.positions)
-        owners.fill_(room)[:total] = torch.from_numpy(batch.texts)
-        cu_seqlens.fill_(total)[: texts + 1] = torch.from_numpy(batch.cu_seqlens)
+        tiles = inputs.split(host)[-1]
         tiles[: len(found)] = torch.from_numpy(found)
+        tiles[len(found) :] = 0
 
         words = self._words[: inputs.words]
-        words.copy_(host, non_blocking=True)
-        results = self._results(room, bucket, bucket, outputs, options)
+        words.copy_(host[: inputs.words], non_blocking=True)
+        results = self._results(inputs.texts, bucket, bucket, outputs, options)
         out = self._out[: results.words]
         self.graphs.run(
             (bucket, inputs.tiles, outputs, options),
@@ -209,8 +201,8 @@ class GpuRunner(Runner):
         rows = int(colbert_counts(np.diff(batch.cu_seqlens), options.pooling).sum())
         used = replace(results, rows=rows)  # they come last
         if used.words <= INLINE_WORDS:
-            return self._fetch(out[: used.words], used, texts)
-        return self._fetch_aside(out[: used.words].clone(), used, texts)
+            return self._fetch(out[: used.words], used, batch.n_texts)
+        return self._fetch_aside(out[: used.words].clone(), used, batch.n_texts)
 
     def _compute(
         self,
@@ -307,11 +299,11 @@ class GpuRunner(Runner):
         # torch keeps pinned memory and hands it out again once copies from it are done.
         return torch.empty(words, dtype=torch.int32, pin_memory=self._on_gpu)
 
-    def _inputs(self, bucket: int, tiles: int) -> Inputs:
-        """Room for a bucket's tokens and texts, and for so many tiles or up to twice as many."""
+    def _inputs(self, bucket: int, tiles: int | None = None) -> Inputs:
+        """Room for a bucket's tokens and texts, and for any tiles, or so many to twice as many."""
         config, texts = self._attention(bucket), _texts(bucket)
         most = most_tiles(bucket, texts, config.short, config.rows)
-        return Inputs(bucket, texts, tile_class(tiles, most))
+        return Inputs(bucket, texts, most if tiles is None else tile_class(tiles, most))
 
     def _prepare(self, options: HeadOptions) -> tuple[torch.Tensor, torch.Tensor]:
         """Room for the inputs and for the results of every bucket, and the largest run once.
@@ -319,7 +311,7 @@ class GpuRunner(Runner):
         That gives the workspace its size before any graph knows its addresses.
         """
         tokens = BUCKETS[-1]
-        words = max(self._inputs(bucket, bucket).words for bucket in BUCKETS)
+        words = max(self._inputs(bucket).words for bucket in BUCKETS)
         heads = self.weights
         width = heads.colbert.weight.shape[0] if heads.colbert is not None else 0
         results = Results(_texts(tokens), tokens, tokens, heads.dense_size, True, width)
@@ -327,8 +319,8 @@ class GpuRunner(Runner):
         self._out = torch.zeros(results.words, device=self.device)
         outputs = Outputs(dense=True, sparse=bool(width), colbert=bool(width))
         try:
-            shortest = tokens // _texts(tokens)
-            self._run_bucket(tokens, *dummy_texts(tokens, shortest), outputs, options)
+            shortest = -(-tokens // _texts(tokens))
+            self._run_bucket(tokens, dummy_texts(tokens, shortest), outputs, options)
         except BaseException:  # the next batch starts over
             self._words = self._out = None
             raise
@@ -337,13 +329,6 @@ class GpuRunner(Runner):
 
 def _texts(bucket: int) -> int:
     return min(bucket // 2, MOST_TEXTS)
-
-
-def _dummies(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:
-    """As `dummy_texts`, but the rest is a text too."""
-    given, order = dummy_texts(tokens + length - 1, length)
-    offsets = given.offsets.clip(max=tokens)
-    return TokenIds(given.ids[:tokens], offsets, given.truncated), order
 
 
 def tile_class(count: int, most: int) -> int:
