@@ -3,7 +3,7 @@ import pytest
 import torch
 from launch import driver, instructions, machinecode, runtime, shipped
 
-from m3fast.runner import gpu
+from m3fast.runner import buckets
 from m3fast.runner.base import Outputs
 
 
@@ -42,7 +42,7 @@ def test_nothing_compiles_after_warmup(pooling, dtype, known, monkeypatch):
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     if pooling != "cls":  # all buckets once: to move so many zeros takes seconds
-        monkeypatch.setattr(gpu, "BUCKETS", gpu.BUCKETS[:10:3])
+        monkeypatch.setattr(buckets, "BUCKETS", buckets.BUCKETS[:10:3])
     only = [runtime.ALL] + [Outputs(*row) for row in np.eye(3, dtype=bool).tolist()]
     with (
         driver.active(90),

@@ -40,6 +40,10 @@ class HeadOptions:
     truncate_dim: int | None
     dropped: tuple[int, ...]
 
+    def width(self, full: int) -> int:
+        """What `truncate_dim` leaves of so many dimensions."""
+        return full if self.truncate_dim is None else min(full, self.truncate_dim)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:

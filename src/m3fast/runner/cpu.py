@@ -1,4 +1,4 @@
-"""One model on one device: a packed batch goes in, the outputs asked for come out."""
+"""The runner of a CPU, and what a GPU's shares with it: a batch is packed, computed, returned."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 
 from m3fast.kernels.padding import pad_rows, unpad
 from m3fast.model.encoder import Tokens, Workspace, encode
-from m3fast.model.heads import colbert_head, dense_head, pooled_rows, sparse_head, word_rows
+from m3fast.model.heads import sparse_head
 from m3fast.model.inference import inference
 from m3fast.model.mcls import cls_counts
 from m3fast.model.packing import pack_texts
 from m3fast.runner.base import BatchResult, HeadOptions, Outputs, dummy_texts
+from m3fast.runner.forward import forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,22 +121,15 @@ class Runner:
             n_cls = 0
             if options.pooling == "mcls":
                 n_cls = int(cls_counts(np.diff(batch.cu_seqlens)).sum())
-            rows = pooled_rows(cu_seqlens, options.pooling, len(ids), n_cls)
-            only = None if outputs.sparse or outputs.colbert else rows
-            head = self.weights.sparse if outputs.sparse else None
-            hidden, weights = encode(self.config, self.weights, tokens, space, only, head)
-            vectors = (options.normalize, options.truncate_dim)
-            dense, sparse, colbert = None, None, None
-            if outputs.dense:
-                rows = rows if only is None else None
-                given = (hidden, rows, cu_seqlens, options.pooling, *vectors)
-                dense = dense_head(*given, modules=self.weights.modules).cpu()
+            dense, weights, colbert = forward(
+                self.config, self.weights, tokens, texts, cu_seqlens, outputs, options, space,
+                n_cls=n_cls,
+            )  # fmt: skip
+            sparse = None
             if weights is not None:
                 sparse = sparse_head(weights, batch, options.dropped, self.config.vocab_size)
-            if outputs.colbert and self.weights.colbert is not None:
-                head = self.weights.colbert
-                words = word_rows(texts, cu_seqlens, options.pooling, len(ids) - n_cls)
-                colbert = colbert_head(hidden, head, texts, cu_seqlens, *vectors, rows=words).cpu()
-            return BatchResult(dense, sparse, colbert)
-
-
+            return BatchResult(
+                None if dense is None else dense.cpu(),
+                sparse,
+                None if colbert is None else colbert.cpu(),
+            )

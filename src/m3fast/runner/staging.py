@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from m3fast.kernels.packing import Layout, aligned
-from m3fast.kernels.sparse import csr_entries
+from m3fast.kernels.sparse import csr_entries, csr_views
+from m3fast.runner.base import BatchResult
+from m3fast.types import SparseRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +79,23 @@ class Results:
             check,
             colbert.view(self.rows, self.colbert),
         ]
+
+    def read(self, buffer: torch.Tensor, texts: int, vocab_size: int) -> BatchResult:
+        """The first texts' outputs out of a buffer on the CPU: vectors as views, rows copied."""
+        dense, csr, check, colbert = self.split(buffer)
+        rows = None
+        if self.sparse:
+            indptr, indices, values = (v.numpy() for v in csr_views(csr, self.tokens, self.texts))
+            count = int(indptr[texts])
+            rows = SparseRows(
+                indptr[: texts + 1].astype(np.int64),
+                indices[:count].copy(),
+                values[:count].copy(),
+                vocab_size,
+            )
+        return BatchResult(
+            dense[:texts] if self.dense else None,
+            rows,
+            colbert if self.colbert else None,
+            bool(check.isfinite().all()),
+        )
