@@ -116,7 +116,7 @@ def test_a_window_of_ends_bounds_text_without_nodes(tmp_path: Path) -> None:
 
 
 @only("spaced-token")
-def test_what_cannot_be_proven_safe_is_tokenised_whole(case: Case) -> None:
+def test_what_cannot_be_proven_safe_is_tokenized_whole(case: Case) -> None:
     text = "the fox is not one " * 1_000
     with Spy(case) as spy:
         case.check([text], 64)
@@ -130,7 +130,7 @@ UNCUT |= {"unknown": "\U0010fffd", "tags": "<s>", "jamo": "\u1100"}
 
 @pytest.mark.parametrize("text", UNCUT.values(), ids=UNCUT)
 @only("resaved", "m3", "m3-resaved")
-def test_what_cannot_be_cut_is_refused_before_it_is_tokenised(case: Case, text: str) -> None:
+def test_what_cannot_be_cut_is_refused_before_it_is_tokenized(case: Case, text: str) -> None:
     text *= 100_000
     with Spy(case) as spy, at_most(1 << 16, 1 << 20):
         if "m3" not in case.path.name and text[0] == "a":
@@ -155,7 +155,7 @@ def test_what_a_text_may_cost_grows_with_max_length(case: Case) -> None:
 
 @only("unigram", "byte-level", "m3")
 def test_the_texts_of_a_call_are_charged_together(case: Case) -> None:
-    """In normalised characters of what is tokenised, each text's once."""
+    """In normalised characters of what is tokenized, each text's once."""
     with at_most(1 << 19, 30_000):
         case.check(["the quick brown fox " * 1_000] * 40, 100)  # 20,000 characters of each
         case.check(["the fox " * 40] * 90, 300)

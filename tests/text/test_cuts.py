@@ -58,7 +58,7 @@ long_texts = st.builds(
 @every
 @given(data=st.data())
 @settings(max_examples=25)
-def test_ids_equal_full_tokenisation(case: Case, data: st.DataObject) -> None:
+def test_ids_equal_full_tokenization(case: Case, data: st.DataObject) -> None:
     texts = data.draw(st.lists(long_texts, min_size=1, max_size=3))
     case.check(texts, data.draw(st.sampled_from([3, 4, 9, 20, 50])))
 

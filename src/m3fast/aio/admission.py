@@ -50,7 +50,7 @@ def check_tokens(
             f"texts: expected token ids below {config.vocab_size}, found {int(tokens.ids.max())}"
         )
     width = engine.runner.weights.colbert_size if call.outputs.colbert else 0
-    size = 4 * len(tokens.ids) * min(width, call.options.truncate_dim or width)
+    size = 4 * len(tokens.ids) * call.options.width(width)
     if size > limits.output_bytes:
         raise InputError(
             f"colbert: expected at most {limits.output_bytes} bytes of vectors in a "

@@ -1,4 +1,4 @@
-"""What an async engine is told and what it tells."""
+"""The limits of an async engine, its answers and its records of batches."""
 
 from __future__ import annotations
 

@@ -58,17 +58,13 @@ class Assembler:
     @classmethod
     def for_call(cls, runner: Runner, tokens: TokenIds, call: Call, first: int = 0) -> Self:
         """Room for what `call` asks of these texts, of which the first has this index in it."""
-        weights, cut, outputs = runner.weights, call.options.truncate_dim, call.outputs
-
-        def width(full: int) -> int:
-            return full if cut is None else min(full, cut)
-
+        weights, options, outputs = runner.weights, call.options, call.outputs
         return cls(
             tokens,
-            width(weights.dense_size) if outputs.dense else None,
-            width(weights.colbert_size) if outputs.colbert else None,
+            options.width(weights.dense_size) if outputs.dense else None,
+            options.width(weights.colbert_size) if outputs.colbert else None,
             runner.config.vocab_size if outputs.sparse else None,
-            call.options.pooling,
+            options.pooling,
             first,
         )
 

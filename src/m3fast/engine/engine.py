@@ -107,7 +107,9 @@ class Engine(EngineBase):
         tokenizer = Tokenizer.from_dir(path)
         pooling = pooling or config.pooling
         if pooling == "mcls" and tokenizer.cls_id is None:
-            raise InputError(f"pooling: 'mcls' needs a CLS token, which {path}'s tokenizer has not")
+            raise InputError(
+                f"pooling: expected a tokenizer with a CLS token for 'mcls', found {path}'s without"
+            )
         runners = load_runners(path, config, devices, as_dtype, colbert_dim)
         normal = not sentence.keeps_length if normalize is None else bool(normalize)
         options = HeadOptions(pooling, normal, truncate_dim, tuple(sorted(tokenizer.dropped_ids)))

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from m3fast.text.characters import JOINT, SAFE_WORDS, WIDE_JOINT
-from m3fast.text.splits import splits
+from m3fast.text.splits import is_splitting
 
 if TYPE_CHECKING:
     import tokenizers
@@ -47,7 +47,7 @@ class UnigramNodes:
         keeping = all(n["type"] in _KEEPING_NORMALIZERS for n in points.normalizers)
         self.joint = WIDE_JOINT if keeping else JOINT
         # What parts two words of normalised text, whatever stands beside it.
-        marks = any(s["type"] == "Metaspace" and splits(s) for s in points.splitters)
+        marks = any(s["type"] == "Metaspace" and is_splitting(s) for s in points.splitters)
         self._spaces = (" ", "\u2581") if marks else (" ",)
 
     def last(self, text: str, size: int) -> int | None:

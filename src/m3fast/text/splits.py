@@ -54,7 +54,7 @@ class SplitPoints:
     ) -> re.Pattern[str] | None:
         """Kind 1 as a pattern of zero width; None where a stage or an added token forbids it."""
         normalizers, splitters = self.normalizers, self.splitters
-        words = {s["type"] for s in splitters if s["type"] in _SPLITTERS and splits(s)}
+        words = {s["type"] for s in splitters if s["type"] in _SPLITTERS and is_splitting(s)}
         bert = any(n["type"] == "BertNormalizer" for n in normalizers)
         content = "".join(added)
         if (
@@ -100,6 +100,6 @@ def _is_local(normalizer: dict[str, Any]) -> bool:
     return normalizer["type"] in _LOCAL_NORMALIZERS
 
 
-def splits(splitter: dict[str, Any]) -> bool:
+def is_splitting(splitter: dict[str, Any]) -> bool:
     """True unless its settings keep a Metaspace or ByteLevel from splitting."""
     return splitter.get("split", True) and splitter.get("use_regex", True)
