@@ -32,9 +32,11 @@ T* at(uintptr_t address) {
 // `value` as the array that it must be already.
 template <class T>
 Array<T> array_of(const char* name, const char* dtype, py::handle value) {
-  if (!Array<T>::check_(value) || py::reinterpret_borrow<py::array>(value).ndim() != 1)
+  if (!Array<T>::check_(value) || py::reinterpret_borrow<py::array>(value).ndim() != 1) {
+    const py::object found = py::getattr(value, "dtype", py::type::handle_of(value));
     throw py::type_error(std::string(name) + ": expected a contiguous numpy array of " + dtype +
-                         ", found " + std::string(py::str(py::type::handle_of(value))));
+                         ", found " + std::string(py::str(found)));
+  }
   return py::reinterpret_borrow<Array<T>>(value);
 }
 
@@ -42,10 +44,12 @@ Array<T> array_of(const char* name, const char* dtype, py::handle value) {
 std::vector<Part> parts_of(const py::tuple& parts) {
   std::vector<Part> found;
   for (py::handle part : parts) {
-    const auto its = py::cast<std::tuple<py::object, py::object, py::object>>(part);
-    const auto ids = array_of<int32_t>("ids", "int32", std::get<0>(its));
-    const auto offsets = array_of<int64_t>("offsets", "int64", std::get<1>(its));
-    const auto order = array_of<int64_t>("order", "int64", std::get<2>(its));
+    if (!py::isinstance<py::tuple>(part) || py::len(part) != 3)
+      throw py::type_error("parts: expected tuples (ids, offsets, order)");
+    const auto its = py::reinterpret_borrow<py::tuple>(part);
+    const auto ids = array_of<int32_t>("ids", "int32", its[0]);
+    const auto offsets = array_of<int64_t>("offsets", "int64", its[1]);
+    const auto order = array_of<int64_t>("order", "int64", its[2]);
     found.push_back({ids.data(), ids.size(), offsets.data(), offsets.size() - 1, order.data(),
                      order.size()});
   }
@@ -64,8 +68,12 @@ py::tuple pack_parts(const py::tuple& parts, std::optional<int32_t> pad_id, int6
   const std::vector<Part> texts = parts_of(parts);
   M3_CHECK(ids.size() == positions.size() && ids.size() == owners.size() && cu_seqlens.size() > 0,
            "out: expected ids, positions and texts of one size, and cu_seqlens");
-  const PackRoom room{ids.mutable_data(),    positions.mutable_data(), owners.mutable_data(),
-                      cu_seqlens.mutable_data(), ids.size(),           cu_seqlens.size() - 1};
+  const PackRoom room{ids.mutable_data(),
+                      positions.mutable_data(),
+                      owners.mutable_data(),
+                      cu_seqlens.mutable_data(),
+                      ids.size(),
+                      cu_seqlens.size() - 1};
   PackSize size;
   {
     py::gil_scoped_release unlocked;

@@ -1,5 +1,5 @@
-// Ragged token ids of many callers -> packed ids, positions, text indices and cu_seqlens, in one
-// pass over the tokens.
+// Ragged token ids of one or more callers -> packed ids, positions, text indices and cu_seqlens, in
+// one pass over the tokens.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -17,7 +17,7 @@ struct Part {
   int64_t packed;
 };
 
-// Of all parts together.
+// Of all parts together; `longest` text in tokens.
 struct PackSize {
   int64_t tokens, texts, longest;
 };
@@ -29,14 +29,15 @@ struct PackRoom {
   int64_t n_tokens, n_texts;
 };
 
-// Throws for offsets that are none, an entry of `order` without a text, and more tokens than 32-bit
-// offsets hold.
+// Throws where offsets fall or do not fit the ids, an entry of `order` has no text, or there are
+// more tokens than 32-bit offsets hold.
 PackSize pack_size(const std::vector<Part>&);
 
 // Packs the texts of all parts end to end. With a pad id, positions are those of XLM-R:
 // cumsum(id != pad) * (id != pad) + pad; without, 0, 1, 2, ... Throws as `pack_size`, for too
 // little room, and for an id outside [0, vocab_size), naming its text, counted through all parts.
-// Room that is left becomes tokens of id 0 at position 0 that belong to no text, and empty texts.
+// Room to spare is filled with tokens of id 0 at position 0 that belong to no text, and with empty
+// texts.
 PackSize pack(const std::vector<Part>&, std::optional<int32_t> pad_id, int64_t vocab_size,
               const PackRoom&);
 

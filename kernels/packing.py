@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    # ids int32 [all tokens], offsets int64 [texts + 1], order int64 [N]: the texts to pack.
+    # ids, offsets, order: see `pack_parts`.
     Part = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]
 
 Buffer = TypeVar("Buffer", NDArray[np.int32], "torch.Tensor")
@@ -23,10 +23,10 @@ Buffer = TypeVar("Buffer", NDArray[np.int32], "torch.Tensor")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the arrays of packed texts lie in one int32 buffer: each begins at 16 bytes' multiple.
+    """How an int32 buffer is divided among the arrays of packed texts, each aligned to 16 bytes.
 
     Attributes:
-        tokens, texts: that there is room for.
+        tokens, texts: room for so many.
     """
 
     tokens: int
@@ -49,12 +49,12 @@ class Layout:
 
 
 def aligned(entries: int) -> int:
-    """So many 4-byte entries or up to three more, a multiple of 16 bytes."""
+    """The number of 4-byte entries, rounded up to a multiple of 16 bytes."""
     return -entries // 4 * -4
 
 
 class Size(NamedTuple):
-    """Of texts to be packed; `longest` in tokens."""
+    """How many tokens and texts are to be packed, and the tokens of the longest text."""
 
     tokens: int
     texts: int
@@ -109,7 +109,11 @@ def pack(
 
 
 def packed_size(parts: Sequence[Part]) -> Size:
-    """What `pack_parts` makes of these parts; raises as it does, but for ids."""
+    """The size of what `pack_parts` makes of these parts.
+
+    Raises:
+        TypeError, ValueError: as `pack_parts`, but ids are not looked at.
+    """
     if lib := native.library():
         return Size(*lib.packed_size(tuple(parts)))
     lengths = _lengths(parts)
@@ -130,14 +134,14 @@ def pack_parts(
     count (XLM-R and RoBERTa). With `pad_id` None positions are 0, 1, 2, … (BERT).
 
     Args:
-        parts: whose texts are packed one part after the other. Each is ids int32 [all tokens],
-            offsets int64 [texts + 1], where text i owns ids[offsets[i]:offsets[i + 1]], and order
-            int64 [N_i], the texts to pack in the order to pack them: contiguous numpy arrays.
+        parts: one or more callers' texts, packed one part after the other. A part is three
+            contiguous numpy arrays: ids int32 [all tokens]; offsets int64 [texts + 1], text i owns
+            ids[offsets[i]:offsets[i + 1]]; order int64 [N_i], the texts to pack, in that order.
         pad_id: the pad token, or None for positions from 0.
         vocab_size: ids are in [0, vocab_size).
         out: int32 [layout.entries or more] to write into, as pinned memory for an upload.
-        layout: of `out`; None for one without room to spare. What room is left is filled too, with
-            tokens of id 0 at position 0 that belong to no text, and texts without tokens.
+        layout: of `out`; None for one without room to spare. Room to spare is filled with tokens of
+            id 0 at position 0 that belong to no text, and with texts without tokens.
 
     Raises:
         TypeError: a wrong dtype.

@@ -18,7 +18,8 @@ from gpurun.steps import ROOT, Step
 PYTHON = sys.executable
 FOUND = 86  # compute-sanitizer's exit where it found something
 # Where most of the seconds are, in parts that take about as long each.
-SPLIT = {"test_gpurunner": 4, "test_attention": 3, "test_maxsim": 3, "test_sparse": 2}
+SPLIT = {"test_attention": 3, "test_maxsim": 3, "test_sparse": 2,
+         "test_gpurunner_device": 2, "test_gpurunner_memory": 2}  # fmt: skip
 FIRST = "tests/gpu/test_first.py"
 SLACK = 1.5  # of a suite's estimate: what comes last is cut off, not what comes first
 

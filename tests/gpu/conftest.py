@@ -149,3 +149,64 @@ def gap():
         return (a - b).abs().max().item() if a.numel() else 0.0
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint for the tests of the whole runner."""
+    from checkpoints import make_checkpoint
+    from gpurunners import SHAPE
+
+    return make_checkpoint(tmp_path_factory.mktemp("model"), **SHAPE)
+
+
+@pytest.fixture(scope="session")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BGE-M3's width and heads, four layers."""
+    from checkpoints import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("big")
+    return make_checkpoint(
+        folder, hidden=1024, heads=16, ffn=4096, layers=4, positions=8194, seed=9, deep=True
+    )
+
+
+@pytest.fixture
+def pair(path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """GPU kernels and CPU; buckets that a few texts fill, and one text more than the last holds."""
+    from gpurunners import cpu_engine
+
+    from m3fast import Engine
+    from m3fast.runner import buckets
+    from m3fast.runner.gpu import GpuRunner
+
+    monkeypatch.setattr(buckets, "BUCKETS", (16, 48, 64))
+    ours = Engine.from_pretrained(path, device=str(device), dtype="float32")
+    assert isinstance(ours.runner, GpuRunner)
+    return ours, cpu_engine(path, monkeypatch)
+
+
+@pytest.fixture
+def tall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 16 tokens for LayerNorm: of one, nine tenths of the time goes to interpreting it."""
+    from m3fast.kernels import dispatch
+    from m3fast.kernels.gpu import layernorm
+
+    if dispatch.interpreter:
+        config = layernorm.LayerNormConfig(rows=16, warps=1)
+        monkeypatch.setattr(layernorm, "_config", lambda *_: config)
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Bucket and tiles of each padded batch."""
+    from m3fast.runner.graphs import Graphs
+
+    found, run = [], Graphs.run
+
+    def noted(self: Any, key: Any, work: Any) -> None:
+        found.append(key[:2])
+        run(self, key, work)
+
+    monkeypatch.setattr(Graphs, "run", noted)
+    return found

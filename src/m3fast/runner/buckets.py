@@ -31,7 +31,7 @@ def most_texts(bucket: int) -> int:
 
 
 def shortest_texts(bucket: int) -> int:
-    """The least length of which texts that fill the bucket are not too many for it."""
+    """The least length at which texts that fill the bucket are not too many for it."""
     return -(-bucket // most_texts(bucket))
 
 

@@ -113,7 +113,7 @@ def most_dimensions(engine: Engine, *, colbert: bool = False) -> int:
     """Width of the widest vectors."""
     weights = engine.runner.weights
     most = max(weights.dense_size, weights.colbert_size) if colbert else weights.dense_size
-    return min(most, engine.options.truncate_dim or most)
+    return engine.options.width(most)
 
 
 def check_dimensions(
