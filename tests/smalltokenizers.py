@@ -30,6 +30,8 @@ SENTENCES = [
     "हिन्दी पाठ परीक्षण के लिए हिन्दी पाठ है",
     "abababab aaaa acgtacgt 0123456789 https://example.com/a?b=c",
 ]
+WORDS = [word for sentence in SENTENCES for word in sentence.split()]
+UNBROKEN = [sentence.replace(" ", "") for sentence in SENTENCES]
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 ODD = [
     *("\u0301", "\u200d", "\u3000", "\u00a0", "  ", "\n", "\r\n", "\t", "\u2581", "😀", "\u0e33"),
@@ -94,6 +96,21 @@ def unigram(resaved: bool = False, added: bool = False) -> tokenizers.Tokenizer:
         backend.add_tokens([AddedToken("字典", normalized=True), AddedToken("学习机", rstrip=True)])
         backend.add_tokens([AddedToken("dog", single_word=True), AddedToken("ไทย", lstrip=True)])
     frame(backend, "<s>", "</s>")
+    return backend
+
+
+SPLIT = pre_tokenizers.Split("q", "isolated")
+
+
+def by_hand(
+    *pieces: str, normalizer: Any = None, byte_fallback: bool = False
+) -> tokenizers.Tokenizer:
+    """A Unigram of a few letters and these pieces."""
+    vocab = [(p, -1.0) for p in ("<unk>", "\u2581", *"abcdxyz", *pieces)]
+    backend = tokenizers.Tokenizer(models.Unigram(vocab, 0, byte_fallback))
+    backend.pre_tokenizer = metaspace()
+    if normalizer is not None:
+        backend.normalizer = normalizer
     return backend
 
 

@@ -1,8 +1,9 @@
-"""What a caller hands in: checked at the boundary, cut into windows."""
+"""Checks of what a caller hands in, and texts cut into windows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -10,11 +11,15 @@ import torch
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    Texts = Sequence[str | Sequence[int]]
+    Texts: TypeAlias = "Sequence[str | Sequence[int]] | CheckedTexts"
+
+
+class CheckedTexts(list["str | NDArray[np.int32]"]):
+    """Texts, or int32 ids in place of some, that `Tokenizer.check` has found to be well formed."""
 
 
 def check_positive(name: str, value: int) -> None:
@@ -23,8 +28,14 @@ def check_positive(name: str, value: int) -> None:
         raise InputError(f"{name}: expected a positive integer, found {value!r}")
 
 
-def check_padded(ids: Any, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [B, L] as int32 or int64 and a bool mask of their shape, all true for None."""
+def check_padded(
+    ids: Any, mask: Any, vocab_size: int, max_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [B, L] as int32 or int64 and a bool mask of their shape, all true for None.
+
+    Raises:
+        InputError: a wrong type, dtype or shape, an id beyond the vocabulary, a row too long.
+    """
     for name, value in (("input_ids", ids), ("attention_mask", ids if mask is None else mask)):
         if not isinstance(value, torch.Tensor):
             raise InputError(f"{name}: expected a tensor, found {type(value).__name__}")
@@ -32,12 +43,21 @@ def check_padded(ids: Any, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
             raise InputError(f"{name}: expected integers, found {value.dtype}")
         if value.ndim != 2 or value.shape != ids.shape:
             raise InputError(f"{name}: expected shape [B, L], found {list(value.shape)}")
-    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
-    return ids if ids.dtype == torch.int32 else ids.long(), mask.ne(0)
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).ne(0)
+    ids = ids if ids.dtype == torch.int32 else ids.long()
+    used = ids[mask]
+    low, high = (int(v) for v in used.aminmax()) if len(used) else (0, 0)
+    if not 0 <= low <= high < vocab_size:
+        raise InputError(f"input_ids: expected 0 to {vocab_size - 1}, found {low} to {high}")
+    if ids.shape[1] > max_length:
+        raise InputError(
+            f"input_ids: expected at most {max_length} columns, found {ids.shape[1]}"
+        )
+    return ids, mask
 
 
 def check_texts(texts: Any, name: str = "texts") -> Texts:
-    """A single str as a list of one; the tokenizer checks each element.
+    """A single str as a list of one; `Tokenizer.check` looks at each element.
 
     Args:
         texts: a str, a list or tuple, or a column of texts, of which a list is made: a pandas or
@@ -57,6 +77,42 @@ def check_texts(texts: Any, name: str = "texts") -> Texts:
         hint = "; for an iterator use encode_iter" if hasattr(texts, "__next__") else ""
         raise InputError(f"{name}: expected a str or a list of str, found {_found(texts)}{hint}")
     return values
+
+
+def check_text(i: int, text: Any, id_limit: int) -> str | NDArray[np.int32]:
+    """texts[i] as a str, or its ids as an array of our own.
+
+    Raises:
+        InputError: neither Unicode text nor ids below `id_limit`.
+    """
+    if isinstance(text, str):
+        try:
+            _ = text.isascii() or text.encode()
+        except UnicodeEncodeError as error:
+            found = f"a lone surrogate U+{ord(text[error.start]):04X} at {error.start}"
+            raise InputError(f"texts[{i}]: expected Unicode text, found {found}") from None
+        return text
+    wanted = f"texts[{i}]: expected a str or a sequence of token ids, found"
+    if not isinstance(text, Sequence | np.ndarray) or isinstance(text, bytes | bytearray):
+        raise InputError(f"{wanted} {type_name(text)}")
+    try:
+        ids: NDArray[Any] = np.asarray(text)
+    except (ValueError, OverflowError):  # ragged lists, integers beyond any id
+        ids = np.empty((0, 0))
+    if ids.size == 0 and ids.ndim == 1:
+        raise InputError(f"{wanted} an empty {type_name(text)}")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise InputError(f"{wanted} a {type_name(text)} that is not a flat one of ids")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= id_limit:
+        bad = low if low < 0 else high
+        raise InputError(f"texts[{i}]: expected ids from 0 to {id_limit - 1}, found {bad}")
+    return ids.astype(np.int32)
+
+
+def type_name(value: object) -> str:
+    """What a value is called in a message."""
+    return "None" if value is None else type(value).__name__
 
 
 def narrowed(values: NDArray[Any], dtype: str, name: str) -> NDArray[Any]:
@@ -111,10 +167,10 @@ def _numpy_kind(value: Any) -> str | None:
 
 
 def windows(
-    texts: Iterable[str | Sequence[int]], max_length: int, most_texts: int, most_characters: int
-) -> Iterator[Texts]:
+    texts: Iterable[Any], max_length: int, most_texts: int, most_characters: int
+) -> Iterator[list[Any]]:
     """Consecutive texts, as many as are worked on together."""
-    window: list[str | Sequence[int]] = []
+    window: list[Any] = []
     characters = 0
     for text in texts:
         window.append(text)

@@ -245,9 +245,9 @@ def _as_slice(rows: int | slice, n: int) -> slice:
     if isinstance(rows, slice):
         start, stop, step = rows.indices(n)
         if step != 1:
-            raise ValueError(f"rows: a slice with step 1 was expected, got step {step}")
+            raise ValueError(f"rows: expected a slice with step 1, found step {step}")
         return slice(start, max(start, stop))
     index = rows + n if rows < 0 else rows
     if not 0 <= index < n:
-        raise IndexError(f"row {rows} of {n}")
+        raise IndexError(f"rows: expected one of {n}, found {rows}")
     return slice(index, index + 1)

@@ -94,7 +94,7 @@ def test_what_is_not_finite_is_refused(tmp_path, device, monkeypatch, only) -> N
 
 @pytest.mark.usefixtures("tall")
 def test_streaming_and_windows(pair, monkeypatch) -> None:
-    """Texts of several windows, tokenised ahead, joined in order."""
+    """Texts of several windows, tokenized ahead, joined in order."""
     ours, plain = pair
     monkeypatch.setattr("m3fast.engine.engine.GPU_WINDOW_TEXTS", 3)
     monkeypatch.setattr(ours, "device", torch.device("cuda"))  # windows as on a GPU

@@ -63,7 +63,7 @@ def test_submit_does_not_wait(big, rng, pooling) -> None:
     options = ours.call().options
     alone = [Outputs(*(i == j for j in range(3))) for i in range(3)]
     for lengths in ([20], [300] * 20, [500] * 20):
-        tokens = ours.tokenise(ids_of(rng, TINY_VOCAB, lengths), 8192)
+        tokens = ours.tokenize(ids_of(rng, TINY_VOCAB, lengths), 8192)
         for outputs in (ALL, *alone):
             given = ([Selection(tokens, np.arange(len(tokens)))], outputs, options)
             before = [ours.runner.submit(*given)() for _ in range(2)][-1]  # captured

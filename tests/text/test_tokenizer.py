@@ -35,11 +35,6 @@ from m3fast.text.tokenizer import Tokenizer
 most = only(*SMALL, "m3", "granite")
 
 
-@pytest.fixture(scope="module")
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(write(request.param, tmp_path_factory.mktemp(request.param)))
-
-
 @most
 def test_empty_and_blank_texts(case: Case) -> None:
     case.check(["", " ", "   ", "\n", "\t \n", "a", "\0"], 8)

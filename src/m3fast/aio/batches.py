@@ -12,36 +12,46 @@ import numpy as np
 
 from m3fast.aio.lanes import Part
 from m3fast.engine import pipeline
-from m3fast.engine.assembly import is_finite, ragged_index
+from m3fast.engine.assembly import is_finite
 from m3fast.errors import NonFiniteError
 from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.model.mcls import colbert_counts
 from m3fast.runner.base import BatchResult, HeadOptions, Outputs
-from m3fast.types import Selection, TokenIds
+from m3fast.types import Selection
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
-    from numpy.typing import NDArray
 
     from m3fast.aio.lanes import Job
-    from m3fast.engine.assembly import Window
-    from m3fast.engine.engine import Call
+    from m3fast.engine.assembly import Assembler
+    from m3fast.engine.options import Call
     from m3fast.types import Embeddings
 
 
 class Request:
-    """One call on its way: what to compute, what has come of it, who waits for it."""
+    """One call on its way: what to compute, what has come of it, who waits for it.
 
-    def __init__(self, tokens: TokenIds, call: Call, window: Window) -> None:
-        self.call, self.window = call, window
-        # Longest texts first, so that a batch holds texts of like length; their ids in that order
-        # too, so that texts which run together lie together.
-        self.order = np.argsort(-window.lengths, kind="stable")
-        self.tokens = tokens if len(tokens) == 1 else _reordered(tokens, self.order)
+    Attributes:
+        order: the texts as they are to run: longest first, so that a batch holds like lengths.
+        lengths: tokens of each text in that order.
+        began: when its first batch did.
+        lock: of the assembler: two devices may have a part each.
+    """
+
+    def __init__(self, assembler: Assembler, call: Call) -> None:
+        self.assembler, self.call = assembler, call
+        self.order = np.argsort(-assembler.lengths, kind="stable")
+        self.lengths: list[int] = assembler.lengths[self.order].tolist()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[tuple[Embeddings, float]] = self.loop.create_future()
         self.began = 0.0
-        self.lock = threading.Lock()  # of the window: two devices may have a part each
+        self.lock = threading.Lock()
+
+    def texts(self, start: int, stop: int) -> Selection:
+        """Texts start to stop, as they are to run; their ids stay where they are."""
+        return Selection(self.assembler.tokens, self.order[start:stop])
 
     def settle(self, result: Embeddings | Exception, when: float) -> None:
         """Wake the caller up, from any thread."""
@@ -57,7 +67,7 @@ class Request:
             self.future.set_result((result, when))
 
 
-class Batch:
+class SharedBatch:
     """Parts of requests as the runner takes them, and back.
 
     Attributes:
@@ -66,9 +76,7 @@ class Batch:
 
     def __init__(self, parts: list[Part[Request]]) -> None:
         self.parts = parts
-        self.tokens = _joined(parts)
-        self.starts = np.cumsum([0, *(part.stop - part.start for part in parts)])
-        self.missing = len(self.tokens)
+        self.missing = self._texts = sum(part.stop - part.start for part in parts)
 
     def task(self) -> pipeline.Task:
         """Whatever one of the requests wants is computed for all."""
@@ -81,20 +89,21 @@ class Batch:
         options = calls[0].options
         if any(call.options != options for call in calls):
             options = replace(options, normalize=False, truncate_dim=None)
-        whole = Selection(self.tokens, np.arange(len(self.tokens)))
-        return pipeline.Task([whole], outputs, options, self)
+        texts = [part.job.payload.texts(part.start, part.stop) for part in self.parts]
+        return pipeline.Task(texts, outputs, options, self)
 
-    def parts_of(self, texts: NDArray[np.int64]) -> list[Part[Request]]:
-        """The parts, or pieces of parts, that these consecutive texts of the batch are."""
-        first, end = int(texts[0]), int(texts[-1]) + 1
-        offsets = self.tokens.offsets
+    def parts_of(self, task: pipeline.Task) -> Sequence[Part[Request]]:
+        """The parts, or pieces of parts, that the texts of `task` are, one per part of it."""
+        if len(task) == self._texts:
+            return self.parts
+        first, end, at = task.start, task.start + len(task), 0
         found: list[Part[Request]] = []
-        for part, at in zip(self.parts, self.starts.tolist(), strict=False):
-            lo, hi = max(first, at), min(end, at + part.stop - part.start)
-            if lo < hi:
-                shift = part.start - at
-                tokens = int(offsets[hi] - offsets[lo])
-                found.append(Part(part.job, lo + shift, hi + shift, tokens))
+        for part in self.parts:
+            shift = part.start - at
+            at += part.stop - part.start
+            start, stop = max(first + shift, part.start), min(end + shift, part.stop)
+            if start < stop:
+                found.append(Part(part.job, start, stop, sum(part.job.lengths[start:stop])))
         return found
 
     def put(
@@ -103,29 +112,30 @@ class Batch:
         """Give each request its rows of the texts of `task`; those that cannot take theirs."""
         refused: list[tuple[Job[Request], NonFiniteError]] = []
         finite = is_finite(result)  # once for all; where it is not so, each looks at its own
-        (texts,) = task.parts
-        lengths = texts.lengths
-        counts = colbert_counts(lengths, task.options.pooling)
-        ends = np.concatenate([[0], np.cumsum(counts)]).tolist()
+        parts = self.parts_of(task)
+        rows: list[int] = []
+        if result.colbert is not None:
+            lengths = [n for part in parts for n in part.job.lengths[part.start : part.stop]]
+            counts = colbert_counts(np.array(lengths), task.options.pooling)
+            rows = [0, *np.cumsum(counts).tolist()]
         at = 0
-        for part in self.parts_of(texts.order):
-            request, end = part.job.payload, at + part.stop - part.start
+        for part, texts in zip(parts, task.parts, strict=True):
+            request, end = part.job.payload, at + len(texts)
             if not part.job.closed:
                 outputs, options = request.call.outputs, request.call.options
-                same = options == task.options
-                dense = result.dense[at:end] if outputs.dense and result.dense is not None else None
-                sparse = colbert = None
+                dense = sparse = colbert = None
+                if outputs.dense and result.dense is not None:
+                    dense = result.dense[at:end]
                 if outputs.sparse and result.sparse is not None:
                     sparse = result.sparse.view(at, end)
                 if outputs.colbert and result.colbert is not None:
-                    colbert = result.colbert[ends[at] : ends[end]]
-                if not same:
+                    colbert = result.colbert[rows[at] : rows[end]]
+                if options != task.options:
                     dense, colbert = (_finished(v, options) for v in (dense, colbert))
-                order = request.order[part.start : part.stop]
-                rows = BatchResult(dense, sparse, colbert, finite=finite)
+                own = BatchResult(dense, sparse, colbert, finite=finite)
                 try:
                     with request.lock:
-                        request.window.add(order, rows)
+                        request.assembler.add(texts.order, own)
                 except NonFiniteError as error:
                     refused.append((part.job, error))
             at = end
@@ -136,29 +146,3 @@ def _finished(vectors: torch.Tensor | None, options: HeadOptions) -> torch.Tenso
     if vectors is None:
         return None
     return vectors_of_rows(vectors, None, options.normalize, options.truncate_dim)
-
-
-def _reordered(tokens: TokenIds, order: NDArray[np.int64]) -> TokenIds:
-    lengths = np.diff(tokens.offsets)[order]
-    return TokenIds(
-        tokens.ids[ragged_index(tokens.offsets, order)],
-        np.concatenate([[0], np.cumsum(lengths)]),
-        tokens.truncated[order],
-    )
-
-
-def _joined(parts: list[Part[Request]]) -> TokenIds:
-    """Token ids of all texts of a batch."""
-    ids: list[NDArray[np.int32]] = []
-    lengths: list[NDArray[np.int64]] = []
-    for part in parts:
-        tokens = part.job.payload.tokens
-        offsets = tokens.offsets[part.start : part.stop + 1]
-        ids.append(tokens.ids[offsets[0] : offsets[-1]])
-        lengths.append(np.diff(offsets))
-    sizes = np.concatenate(lengths)
-    return TokenIds(
-        ids[0] if len(ids) == 1 else np.concatenate(ids),
-        np.concatenate([[0], np.cumsum(sizes)]),
-        np.zeros(len(sizes), np.bool_),
-    )

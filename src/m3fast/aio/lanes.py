@@ -108,7 +108,7 @@ class Lanes(Generic[P]):
         self._last_query = -math.inf
 
     def reserve(self, tokens: int, *, query: bool) -> None:
-        """Hold room for a request whose texts are still to be tokenised.
+        """Hold room for a request whose texts are still to be tokenized.
 
         Raises:
             InputError: more than the queue ever holds.

@@ -1,4 +1,4 @@
-"""What an async engine is told and what it tells."""
+"""The limits of an async engine, its answers and its records of batches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Limits:
         queue_tokens: most tokens admitted and not yet answered.
         timeout: seconds a request may take unless it says otherwise; None for no limit.
         request_texts: most texts per request.
-        text_characters: most normalised characters tokenised to find where a text can be cut; at
+        text_characters: most normalised characters tokenized to find where a text can be cut; at
             least 64 for each token of max_length.
-        request_characters: most normalised characters tokenised for one request.
+        request_characters: most normalised characters tokenized for one request.
         output_bytes: most bytes of vectors (float32) that one request may ask for.
         cpu_batches: most batches computed side by side on a CPU, each with its share of the
             threads: while many wait that is faster than all threads on one. None for up to 4.
-        tokenizer_threads: threads that tokenise texts too long for the event loop.
+        tokenizer_threads: threads that tokenize texts too long for the event loop.
         stall: seconds after which a batch that has not ended counts as a dead device.
     """
 

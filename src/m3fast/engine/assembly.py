@@ -1,12 +1,12 @@
-"""Results of batches -> one Embeddings in input order, each output written once.
+"""The results of batches put together: one Embeddings in input order, each output written once.
 
-Whatever leaves the engine goes through a `Window`, which takes nothing that is not finite.
+Whatever leaves the engine goes through an `Assembler`, which takes nothing that is not finite.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from m3fast.checkpoint.config import Pooling
+    from m3fast.engine.options import Call
     from m3fast.runner.base import BatchResult
+    from m3fast.runner.cpu import Runner
     from m3fast.types import TokenIds
 
 
-class Window:
-    """Texts that are planned together: takes in their batches, gives rows in input order."""
+class Assembler:
+    """Takes in the results of batches of some texts, gives their rows in input order."""
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class Window:
             first: index in the call of the first of them.
         """
         self.tokens, self._first = tokens, first
-        self.lengths = lengths = np.diff(tokens.offsets)
+        self.lengths = lengths = tokens.lengths
         self._missing = len(lengths)
         self._offsets = np.concatenate([[0], np.cumsum(colbert_counts(lengths, pooling))])
         self._dense = self._colbert = None
@@ -52,6 +54,19 @@ class Window:
             self._dense = np.empty((len(lengths), dense_dim), np.float32)
         if colbert_dim is not None:
             self._colbert = np.empty((int(self._offsets[-1]), colbert_dim), np.float32)
+
+    @classmethod
+    def for_call(cls, runner: Runner, tokens: TokenIds, call: Call, first: int = 0) -> Self:
+        """Room for what `call` asks of these texts, of which the first has this index in it."""
+        weights, options, outputs = runner.weights, call.options, call.outputs
+        return cls(
+            tokens,
+            options.width(weights.dense_size) if outputs.dense else None,
+            options.width(weights.colbert_size) if outputs.colbert else None,
+            runner.config.vocab_size if outputs.sparse else None,
+            options.pooling,
+            first,
+        )
 
     def add(self, order: NDArray[np.int64], result: BatchResult) -> None:
         """Take in the batch made of texts `order`.

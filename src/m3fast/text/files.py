@@ -1,4 +1,4 @@
-"""A checkpoint folder's tokenizer files -> a `tokenizers.Tokenizer` and its special tokens."""
+"""Reads a checkpoint folder's tokenizer files: the tokenizer itself and its special tokens."""
 
 from __future__ import annotations
 

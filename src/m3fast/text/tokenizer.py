@@ -1,53 +1,37 @@
-"""Texts -> token ids, equal to transformers' own, from any number of threads at once.
+"""A checkpoint's tokenizer: texts to token ids, equal to transformers', from any thread.
 
 The `tokenizers.Tokenizer` inside is set up once and never changed again: truncation is done here,
 so that concurrent callers never meet a borrowed tokenizer, and a text much longer than max_length
-is tokenised no further than needed (see textcut).
+is tokenized no further than needed (see `m3fast.text.cuts`).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from m3fast.errors import InputError
-from m3fast.text.cuts import Allowance, TextCutter, common_start
+from m3fast.inputs import CheckedTexts, check_text, type_name
+from m3fast.text.allowance import Allowance, allowance_of_call
+from m3fast.text.cuts import TextCutter, common_start
 from m3fast.text.files import TokenizerFiles, read_tokenizer
 from m3fast.types import TokenIds
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import tokenizers
     from numpy.typing import NDArray
 
+    from m3fast.inputs import Texts
+
 _DROPPED = ("cls_token", "eos_token", "pad_token", "unk_token")
-# Characters and texts tokenised at once. A token costs about 140 bytes until its id is copied.
+# Characters and texts tokenized at once. A token costs about 140 bytes until its id is copied.
 _BATCH_CHARS, _BATCH_TEXTS = 1 << 20, 1024
-# Normalised characters allowed per text and per call, see `at_most`; None for any number.
-_ALLOWED: ContextVar[tuple[int, int] | None] = ContextVar("allowed", default=None)
-# A text of max_length tokens may have so many per token: sixteen times what most languages take.
-_PER_TOKEN = 64
-
-
-@contextmanager
-def at_most(per_text: int, per_call: int) -> Generator[None]:
-    """`Tokenizer.encode` raises TextSizeError for what would cost more normalised characters.
-
-    Held by the context, not an argument, as callers reach `encode` by way of the engine's own.
-    """
-    token = _ALLOWED.set((per_text, per_call))
-    try:
-        yield
-    finally:
-        _ALLOWED.reset(token)
 
 
 class Tokenizer:
@@ -83,8 +67,8 @@ class Tokenizer:
         """
         return cls(read_tokenizer(path))
 
-    def encode(self, texts: Sequence[str | Sequence[int]], max_length: int) -> TokenIds:
-        """Tokenise texts, cut on the right to max_length tokens with the special tokens kept.
+    def encode(self, texts: Texts, max_length: int) -> TokenIds:
+        """Tokenize texts, cut on the right to max_length tokens with the special tokens kept.
 
         The ids are those of transformers' `tokenizer(text, truncation=True, max_length=...)`.
         Token ids given in place of a text are used as they are; longer than max_length, they are
@@ -96,30 +80,34 @@ class Tokenizer:
 
         Raises:
             InputError: max_length is too small, or texts[i] is neither text nor token ids of
-                this vocabulary; nothing has been tokenised then.
+                this vocabulary; nothing has been tokenized then.
             TextSizeError: within `at_most`, more than that.
         """
         limit = self._check_limit(max_length)
         given = self.check(texts)
-        allowance = None
-        if (allowed := _ALLOWED.get()) is not None:
-            most_text = max(allowed[0], _PER_TOKEN * limit)
-            allowance = Allowance(self._cutter, most_text, allowed[1])
+        allowance = allowance_of_call(self._cutter, limit)
         parts: list[tuple[NDArray[np.int32], list[int], list[bool]]] = []
         done = 0
         for batch in _batches(given, limit):
             parts.append(self._rows(batch, limit, allowance, done))
             done += len(batch)
+        ids = [ids for ids, _, _ in parts] or [np.empty(0, np.int32)]
         lengths = chain.from_iterable(lengths for _, lengths, _ in parts)
         return TokenIds(
-            np.concatenate([np.empty(0, np.int32), *(ids for ids, _, _ in parts)]),
+            ids[0] if len(ids) == 1 else np.concatenate(ids),
             np.fromiter(accumulate(lengths, initial=0), np.int64, len(given) + 1),
             np.fromiter(chain.from_iterable(cut for _, _, cut in parts), np.bool_, len(given)),
         )
 
-    def check(self, texts: Sequence[str | Sequence[int]]) -> list[str | list[int]]:
-        """The texts as a list, or the error that `encode` would raise for them."""
-        return [self._check(i, text) for i, text in enumerate(texts)]
+    def check(self, texts: Texts) -> CheckedTexts:
+        """The texts in the type that `encode` takes on trust; one that is of it is returned.
+
+        Raises:
+            InputError: texts[i] is neither text nor token ids of this vocabulary.
+        """
+        if isinstance(texts, CheckedTexts):
+            return texts
+        return CheckedTexts(check_text(i, text, self._id_limit) for i, text in enumerate(texts))
 
     def spans(
         self, text: str, *, special: bool = True
@@ -132,7 +120,8 @@ class Tokenizer:
         Raises:
             InputError: as `encode` for this text.
         """
-        found = self._backend.encode(self.check([text])[0], add_special_tokens=special)
+        self.check([text])
+        found = self._backend.encode(text, add_special_tokens=special)
         return [
             (number, piece, None if added else (start, stop))
             for number, piece, (start, stop), added in zip(
@@ -167,25 +156,30 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=False)
 
     def _rows(
-        self, texts: list[str | list[int]], limit: int, allowance: Allowance | None, first: int
+        self, texts: CheckedTexts, limit: int, allowance: Allowance | None, first: int
     ) -> tuple[NDArray[np.int32], list[int], list[bool]]:
         """Ids end to end, lengths, and which texts were cut, of texts[first:] of a call."""
         begin, end = self._prefix, self._suffix
-        keep = limit - len(begin) - len(end)
+        keep, tail = limit - len(begin) - len(end), max(1, len(end))
         strings = {first + i: t for i, t in enumerate(texts) if isinstance(t, str)}
         contents = self._contents(strings, keep, allowance)
-        rows: list[list[int]] = []
+        rows: list[list[int] | NDArray[np.int32]] = []
         cut: list[bool] = []
         for i, text in enumerate(texts, first):
             if isinstance(text, str):
                 rows.append(begin + contents[i][:keep] + end)
                 cut.append(len(contents[i]) > keep)
             else:
-                tail = max(1, len(end))
                 cut.append(len(text) > limit)
-                rows.append(text[: limit - tail] + text[-tail:] if cut[-1] else text)
+                if cut[-1]:
+                    text = np.concatenate([text[: limit - tail], text[-tail:]])
+                rows.append(text)
         lengths = [len(row) for row in rows]
-        return np.fromiter(chain.from_iterable(rows), np.int32, sum(lengths)), lengths, cut
+        if len(strings) == len(texts):
+            ids = np.fromiter(chain.from_iterable(rows), np.int32, sum(lengths))
+        else:
+            ids = np.concatenate([np.asarray(row, np.int32) for row in rows])
+        return ids, lengths, cut
 
     def _contents(
         self, texts: dict[int, str], keep: int, allowance: Allowance | None
@@ -194,7 +188,7 @@ class Tokenizer:
         found: dict[int, list[int]] = {}
         sizes = {i: _first_size(text, keep) for i, text in texts.items()}
         most = None if allowance is None else allowance.most_text
-        windows = 2  # rounds in which a text may be tokenised to all the ends of a window
+        windows = 2  # rounds in which a text may be tokenized to all the ends of a window
         while sizes:
             starts = {
                 i: self._cutter.starts(texts[i], n, windows > 0, most) for i, n in sizes.items()
@@ -227,49 +221,21 @@ class Tokenizer:
     def _check_limit(self, max_length: int) -> int:
         least = max(3, len(self._prefix) + len(self._suffix) + 1)
         if not isinstance(max_length, int | np.integer):
-            raise InputError(f"max_length: expected an int, found {_name(max_length)}")
+            raise InputError(f"max_length: expected an int, found {type_name(max_length)}")
         if max_length < least:
             raise InputError(f"max_length: expected at least {least}, found {max_length}")
         return operator.index(max_length)
 
-    def _check(self, i: int, text: Any) -> str | list[int]:
-        """texts[i] as a str, or as a list of ids."""
-        if isinstance(text, str):
-            try:
-                _ = text.isascii() or text.encode()
-            except UnicodeEncodeError as error:
-                found = f"a lone surrogate U+{ord(text[error.start]):04X} at {error.start}"
-                raise InputError(f"texts[{i}]: expected Unicode text, found {found}") from None
-            return text
-        wanted = f"texts[{i}]: expected a str or a sequence of token ids, found"
-        if not isinstance(text, Sequence | np.ndarray) or isinstance(text, bytes | bytearray):
-            raise InputError(f"{wanted} {_name(text)}")
-        try:
-            ids: NDArray[Any] = np.asarray(text)
-        except (ValueError, OverflowError):  # ragged lists, integers beyond any id
-            ids = np.empty((0, 0))
-        if ids.size == 0 and ids.ndim == 1:
-            raise InputError(f"{wanted} an empty {_name(text)}")
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise InputError(f"{wanted} a {_name(text)} that is not a flat one of ids")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self._id_limit:
-            bad = low if low < 0 else high
-            raise InputError(
-                f"texts[{i}]: expected ids from 0 to {self._id_limit - 1}, found {bad}"
-            )
-        flat: list[int] = ids.tolist()
-        return flat
 
 
-def _batches(texts: list[str | list[int]], limit: int) -> Iterator[list[str | list[int]]]:
-    """Consecutive texts, as many as are tokenised at once."""
-    batch: list[str | list[int]] = []
+def _batches(texts: CheckedTexts, limit: int) -> Iterator[CheckedTexts]:
+    """Consecutive texts, as many as are tokenized at once."""
+    batch = CheckedTexts()
     chars = 0
     for text in texts:
         if batch and (chars > _BATCH_CHARS or len(batch) == _BATCH_TEXTS):
             yield batch
-            batch, chars = [], 0
+            batch, chars = CheckedTexts(), 0
         batch.append(text)
         chars += min(len(text), _first_size(text, limit)) if isinstance(text, str) else 0
     if batch:
@@ -306,7 +272,3 @@ def _cleaned(text: str) -> str:
     for ending in ("n't", "'m", "'s", "'ve", "'re"):
         text = text.replace(f" {ending}", ending)
     return text
-
-
-def _name(value: object) -> str:
-    return "None" if value is None else type(value).__name__

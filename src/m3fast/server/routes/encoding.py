@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from m3fast.errors import InputError, M3FastError, NonFiniteError, TextSizeError
 from m3fast.server.http.errors import Problem, problem_of
-from m3fast.text.tokenizer import at_most
+from m3fast.text.allowance import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Callable
