@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from m3fast.errors import InputError
-from m3fast.flag.base import FlagBase
+from m3fast.flag.resources import FlagBase
 from m3fast.flag.pool import serve
 from m3fast.flag.scores import check_sentence_pairs, lexical_matching_score
 from m3fast.inputs import check_positive, check_texts, narrowed
