@@ -167,9 +167,9 @@ def test_a_text_that_is_not_finite_is_named_whichever_process_had_it(tmp_path) -
 def test_what_workers_raise_and_how_they_end() -> None:
     pool = Pool(["a", "b", "c"], echo, None)
     assert pool.map(list(range(7)), {"what": "x"}) == [
-        (0, ["x", 0, 1, 2]), (3, ["x", 3, 4, 5]), (6, ["x", 6]),
+        ["x", 0, 1, 2], ["x", 3, 4, 5], ["x", 6],
     ]  # fmt: skip
-    assert pool.map([], {"what": "x"}) == [(0, ["x"])]
+    assert pool.map([], {"what": "x"}) == [["x"]]
     with pytest.raises(OverloadedError, match="no room") as failed:
         pool.map([1], {"what": "raise"})
     assert failed.value.retry_after == 2.5
@@ -180,7 +180,7 @@ def test_what_workers_raise_and_how_they_end() -> None:
     # A call that has ended drops what of it has not begun.
     with ThreadPoolExecutor(1) as threads:
         slow = threads.submit(pool.map, [0] * 30, {"what": "slow"})
-        assert pool.map([5], {"what": "x"}) == [(0, ["x", 5])]
+        assert pool.map([5], {"what": "x"}) == [["x", 5]]
         assert len(slow.result()) == 3
     with pytest.raises(M3FastError, match="a worker process died with exit code 3"):
         pool.map([1], {"what": "exit"})
