@@ -21,7 +21,7 @@ from checkpoints import TEXTS, TINY_WIDTH, make_checkpoint
 import m3fast
 from m3fast.cli import main
 from m3fast.cli.corpus import Corpus
-from m3fast.cli.parts import Parts
+from m3fast.cli.part_files import Parts
 from m3fast.cli.store import pack_strings, read_ids, read_npz, to_arrays, unpack_strings
 from m3fast.engine import engine as engine_module
 from m3fast.errors import InputError
@@ -251,7 +251,7 @@ def test_killed_run_goes_on(
         "import sys, time\n"
         "import m3fast.engine.engine\n"
         "from m3fast.cli import main\n"
-        "from m3fast.cli.parts import Parts\n"
+        "from m3fast.cli.part_files import Parts\n"
         "m3fast.engine.engine.WINDOW_TEXTS = 16\n"
         "save = Parts.save\n"
         "def save_and_wait(self, arrays):\n"

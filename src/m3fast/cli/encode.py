@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import m3fast
 from m3fast.cli.corpus import STDIN, Corpus, need_pyarrow
-from m3fast.cli.parts import Parts
+from m3fast.cli.part_files import Parts
 from m3fast.cli.store import LAYOUT, join, read_array, to_arrays, write_npz
 from m3fast.errors import InputError, NonFiniteError
 

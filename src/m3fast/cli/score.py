@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import m3fast
 from m3fast.cli.corpus import check_text, json_object, text_lines
+from m3fast.cli.mode_weights import parse_weights
 from m3fast.cli.table import table
-from m3fast.cli.weights import parse_weights
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:

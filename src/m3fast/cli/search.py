@@ -12,9 +12,9 @@ import numpy as np
 
 import m3fast
 from m3fast.cli.corpus import Corpus, Record, check_text
+from m3fast.cli.mode_weights import parse_weights
 from m3fast.cli.store import read_npz
 from m3fast.cli.table import fit, table, terminal_columns
-from m3fast.cli.weights import parse_weights
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:

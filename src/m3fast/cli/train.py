@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from m3fast.cli.outputs import NEEDED, can_plot, check_plot
+from m3fast.cli.output_files import NEEDED, can_plot, check_plot
 from m3fast.errors import InputError
 from m3fast.train import read_config, train
 from m3fast.train.config import LOSSES

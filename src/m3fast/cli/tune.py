@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from m3fast.cli.tuned import Case
+    from m3fast.cli.tune_cases import Case
 
 
 DROP = 1.25  # times the best, after a round: noise is far less
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--seconds: expected a number above 0, found {args.seconds:g}")
         end = time.monotonic() + USED * args.seconds
     device = _device(args.device)
-    from m3fast.cli.tuned import CASES, Sizes, brief
+    from m3fast.cli.tune_cases import CASES, Sizes, brief
 
     unknown = [op for op in args.op if op not in CASES]
     if unknown:
@@ -81,7 +81,7 @@ def restricted(device: torch.device, tokens: int = 32) -> list[Case]:
 
     For each case launch = case.prepare(), and launch(config) for each of case.configs.
     """
-    from m3fast.cli.tuned import CASES, Sizes, brief
+    from m3fast.cli.tune_cases import CASES, Sizes, brief
 
     sizes = replace(Sizes(), tokens=tokens, few=tokens, documents=2)
     return brief([case for op in CASES for case in CASES[op](device, sizes)])

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from m3fast._version import __version__
-from m3fast.cli import evalarguments, servearguments, trainarguments
+from m3fast.cli.arguments import eval, serve, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,16 +131,16 @@ def parser() -> Parser:
     command("score", "score pairs of query and passage", SCORE, _score, _engine)
     command(
         "eval", "measure how well a model retrieves, per language and mode",
-        evalarguments.EPILOG, evalarguments.add, _progress, _engine,
+        eval.EPILOG, eval.add, _progress, _engine,
     )  # fmt: skip
     command(
         "train", "fine-tune a model on queries and passages",
-        trainarguments.EPILOG, trainarguments.add, _progress,
+        train.EPILOG, train.add, _progress,
     )  # fmt: skip
     command("verify", "check a model's results on this machine", VERIFY, _verify)
     command(
         "serve", "answer over HTTP: OpenAI's, TEI's, Cohere's and native routes",
-        servearguments.EPILOG, servearguments.add,
+        serve.EPILOG, serve.add,
     )  # fmt: skip
     command("tune", "measure the GPU kernels' configs on this GPU", TUNE, _tune)
     command("env", "show versions, devices and active kernels", ENV, _json)
