@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from m3fast.cli import tune
-from m3fast.cli.tune_cases import BRIEF, CASES, Sizes, brief
+from m3fast.cli.tune import BRIEF, brief
+from m3fast.cli.tune_cases import CASES, Sizes
 from m3fast.kernels import tuning
 
 # fp16 in the place of bf16, which the interpreter cannot multiply.
