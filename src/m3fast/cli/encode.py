@@ -93,7 +93,7 @@ def _check_output(path: str, corpus: Corpus, overwrite: bool) -> Path:
         if corpus.path != STDIN and output.samefile(corpus.path):
             raise InputError(f"output: expected another file than the input, found {path!r}")
         if not overwrite:
-            raise InputError(f"output: {path!r} exists; pass --overwrite to replace it")
+            raise InputError(f"output: expected no such file or --overwrite, found {path!r}")
     return output
 
 

@@ -59,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
 def _given(args: argparse.Namespace) -> list[Pair]:
     queries, passages = args.query, args.passage
     if not queries or not passages:
-        raise InputError("--query, --passage: expected one of each at least, or --pairs")
+        raise InputError(
+            "--query, --passage: expected one of each at least, or --pairs, found "
+            f"{len(queries)} and {len(passages)}"
+        )
     if len(queries) == 1:
         queries = queries * len(passages)
     if len(queries) != len(passages):
@@ -74,7 +77,7 @@ def _given(args: argparse.Namespace) -> list[Pair]:
 def _read(path: str, args: argparse.Namespace) -> Iterator[Pair]:
     kind = Path(path).suffix.lower()
     if args.query or args.passage:
-        raise InputError("--pairs: expected no --query and --passage beside it")
+        raise InputError("--pairs: expected no --query and no --passage beside it, found some")
     if kind not in (".jsonl", ".tsv"):
         raise InputError(f"--pairs: expected .jsonl or .tsv, found {path!r}")
     with open(path, "rb") as file:

@@ -94,7 +94,7 @@ def _stored(
     found, meta = stored
     missing = [m for m in MODES if flags[m] and getattr(found, m) is None]
     if missing:
-        raise InputError(f"--vectors: expected {missing} in {path}, which was made without")
+        raise InputError(f"--vectors: expected {missing} in {path}, found none")
     if meta.get("model") != str(Path(model)):
         raise InputError(f"--model: expected {meta.get('model')!r} as in {path}, found {model!r}")
     records = corpus.records()

@@ -133,7 +133,7 @@ def _device(name: str) -> torch.device:
     if device.type != "cuda":
         raise InputError(f"--device: expected 'cuda[:n]', found {name!r}")
     if reason := dispatch.why_not(device):
-        raise InputError(f"tune: expected a GPU that runs the Triton kernels, but {reason}")
+        raise InputError(f"tune: expected a GPU that runs the Triton kernels, found that {reason}")
     torch.cuda.set_device(device)
     return device
 
