@@ -1,4 +1,4 @@
-"""`m3fast encode`: a file of texts to a file of vectors, in memory that does not grow."""
+"""`m3fast encode`: turns a file of texts into a file of vectors, in memory that does not grow."""
 
 from __future__ import annotations
 

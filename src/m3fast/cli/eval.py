@@ -1,4 +1,4 @@
-"""`m3fast eval`: retrieval figures of a model per language and mode."""
+"""`m3fast eval`: measures how well a model retrieves, per language and mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`m3fast score`: scores of pairs of query and passage, as compute_score gives them."""
+"""`m3fast score`: scores pairs of query and passage, as compute_score does."""
 
 from __future__ import annotations
 

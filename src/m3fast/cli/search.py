@@ -1,4 +1,4 @@
-"""`m3fast search`: the texts of a file, ranked for queries, in memory that does not grow."""
+"""`m3fast search`: ranks the texts of a file for queries, in memory that does not grow."""
 
 from __future__ import annotations
 

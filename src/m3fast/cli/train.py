@@ -1,4 +1,4 @@
-"""`m3fast train`: fine-tune a model by the M3-Embedding paper's recipe."""
+"""`m3fast train`: fine-tunes a model by the M3-Embedding paper's recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`m3fast verify`: the check of `m3fast.verify`, as tables or JSON."""
+"""`m3fast verify`: prints what the check of `m3fast.verify` found, as tables or JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`BGEM3FlagModel` with FlagEmbedding 1.4.2's names, arguments, keys, types and shapes.
+"""`BGEM3FlagModel`, with FlagEmbedding 1.4.2's names, arguments, keys, types and shapes.
 
 The reference is `FlagEmbedding.inference.embedder.encoder_only.m3.M3Embedder`. Departures on
 purpose are listed in docs/flagembedding.md.

@@ -1,4 +1,4 @@
-"""What a `BGEM3FlagModel` holds: its arguments, an engine for each device, worker processes."""
+"""What a `BGEM3FlagModel` holds: its arguments, an engine per device, worker processes."""
 
 from __future__ import annotations
 

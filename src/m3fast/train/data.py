@@ -1,4 +1,4 @@
-"""Training files, and batches of texts of like length from them.
+"""Reads training files and makes batches of texts of like length from them.
 
 A line is a JSON object in FlagEmbedding's format, `{"query": str, "pos": [str, ...], "neg": [str,
 ...]}` with `neg` optional, or `{"text": str}` for a text that only the outside teacher is learnt

@@ -1,4 +1,4 @@
-"""The packed encoder once more, in operations that autograd can follow.
+"""The encoder and its heads for training, in operations that autograd can follow.
 
 Weights are those of `m3fast.checkpoint.weights`, the arithmetic is that of `m3fast.model`; a test
 holds the two together. Tokens are packed but for attention, which pads the texts of one part to

@@ -1,4 +1,4 @@
-"""One batch's losses and gradients, in parts of it where it is larger than memory allows.
+"""Losses and gradients of one batch, in parts where it is larger than memory allows.
 
 A batch of more than `sub_batch_tokens` is encoded part by part without gradients; the losses over
 all of it give the gradient of each output; then each part is encoded once more and takes its
