@@ -12,7 +12,7 @@ import pytest
 from encoderuns import IDS
 
 import m3fast
-from m3fast.cli.store import pack_strings, read_ids, read_npz, to_arrays, unpack_strings
+from m3fast.cli.store import pack_strings, read_ids, read_npz, stored_arrays, unpack_strings
 from m3fast.errors import InputError
 
 
@@ -28,7 +28,7 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
     engine = m3fast.Engine.from_pretrained()
     found = engine.encode(["one", "two"])
     meta = {"model": "m3fast-tiny", "vocab_size": engine.config.vocab_size}
-    arrays: dict[str, Any] = to_arrays(found, None, "float32")
+    arrays: dict[str, Any] = stored_arrays(found, None, "float32")
     arrays |= {"ids": np.array(["a", "long id"]), "meta": np.array(json.dumps(meta))}
     old = tmp_path / "old.npz"
     np.savez(old, **arrays)

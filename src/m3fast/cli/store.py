@@ -30,7 +30,7 @@ OFFSETS = ("ids_offsets", "sparse_indptr", "colbert_offsets")
 LAYOUT = 2  # of part files; a run does not go on with parts of another layout
 
 
-def to_arrays(found: Embeddings, ids: Sequence[str] | None, colbert_dtype: str) -> Arrays:
+def stored_arrays(found: Embeddings, ids: Sequence[str] | None, colbert_dtype: str) -> Arrays:
     """`Embeddings.to_arrays` in the dtype of the file, and ids of N texts if they have some."""
     arrays = found.to_arrays()
     if found.colbert is not None:
