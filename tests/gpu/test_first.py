@@ -22,8 +22,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import make_checkpoint
-from nearness import as_near, off, plain_attention
-from test_engine import same
+from nearness import as_near, off, plain_attention, same
 
 from m3fast import Engine
 from m3fast.kernels import dispatch, native, reference
