@@ -105,15 +105,13 @@ def _json_pair(where: str, line: str) -> Pair:
 def _scores(
     engine: Engine, pairs: list[Pair], weights: Sequence[float]
 ) -> dict[str, list[float]]:
-    from m3fast.scoring import all_scores, combine
+    from m3fast.scoring import all_scores, combine, distinct_texts
 
-    # A query with a hundred candidates is encoded once.
-    queries = {text: i for i, text in enumerate(dict.fromkeys(query for query, _ in pairs))}
-    passages = {text: i for i, text in enumerate(dict.fromkeys(text for _, text in pairs))}
+    queries, passages, rows = distinct_texts(pairs)
     found = all_scores(
-        engine.encode(list(queries), show_progress=False),
-        engine.encode(list(passages), show_progress=False),
-        [(queries[query], passages[passage]) for query, passage in pairs],
+        engine.encode(queries, show_progress=False),
+        engine.encode(passages, show_progress=False),
+        rows,
     )
     every = combine(found, list(weights)) if len(found) == 3 else found
     return {name: values.tolist() for name, values in every.items()}

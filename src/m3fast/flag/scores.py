@@ -12,7 +12,7 @@ from m3fast.errors import InputError
 from m3fast.flag.pool import serve
 from m3fast.flag.resources import Resources, no_kwargs
 from m3fast.inputs import check_positive
-from m3fast.scoring import SCORES, all_scores, check_weights, combine
+from m3fast.scoring import SCORES, all_scores, check_weights, combine, distinct_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,14 +95,11 @@ class PairScores(Resources):
         engine = self._engine(device)
         scores: dict[str, list[float]] = {key: [] for key in SCORES}
         for start in range(0, len(pairs), batch_size):
-            chunk = pairs[start : start + batch_size]
-            # A query with a hundred candidates, or the reverse, is encoded once.
-            queries = {q: i for i, q in enumerate(dict.fromkeys(q for q, _ in chunk))}
-            passages = {p: i for i, p in enumerate(dict.fromkeys(p for _, p in chunk))}
+            queries, passages, rows = distinct_texts(pairs[start : start + batch_size])
             found = all_scores(
-                _encode_all(engine, list(queries), max_query_length),
-                _encode_all(engine, list(passages), max_passage_length),
-                [(queries[q], passages[p]) for q, p in chunk],
+                _encode_all(engine, queries, max_query_length),
+                _encode_all(engine, passages, max_passage_length),
+                rows,
             )
             for key, values in combine(found, weights).items():
                 scores[key] += values.tolist()
