@@ -48,32 +48,17 @@ __all__ = [
     "__version__",
 ]
 
-_HOME = {
-    "BGEM3FlagModel": "flag",
-    "AsyncEngine": "aio",
-    "Limits": "aio",
-    "Engine": "engine",
-    "CheckpointError": "errors",
-    "ComputeError": "errors",
-    "DeadlineError": "errors",
-    "DeviceMemoryError": "errors",
-    "EngineClosedError": "errors",
-    "InputError": "errors",
-    "M3FastError": "errors",
-    "NonFiniteError": "errors",
-    "OverloadedError": "errors",
-    "ProcessError": "errors",
-    "TextSizeError": "errors",
-    "Embeddings": "types",
-    "SparseRows": "types",
-    "TokenVectors": "types",
-}
+# Rooms that names are looked for in, the quickest to import first.
+_ROOMS = ("errors", "types", "engine", "flag", "aio")
 
 
 def __getattr__(name: str) -> Any:
     # PEP 562: torch costs seconds to import, so it waits until something needs it.
-    if name in _HOME:
-        return getattr(importlib.import_module(f"m3fast.{_HOME[name]}"), name)
+    if name in __all__:
+        for room in _ROOMS:
+            module = importlib.import_module(f"m3fast.{room}")
+            if name in vars(module):
+                return getattr(module, name)
     raise AttributeError(f"module 'm3fast' has no attribute {name!r}")
 
 

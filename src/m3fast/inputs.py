@@ -56,14 +56,16 @@ def check_padded(
     return ids, mask
 
 
-def check_texts(texts: Any, name: str = "texts") -> Texts:
+def check_texts(
+    texts: Any, name: str = "texts", iterator_hint: str = "for an iterator use encode_iter"
+) -> Texts:
     """A single str as a list of one; `Tokenizer.check` looks at each element.
 
     Args:
         texts: a str, a list or tuple, or a column of texts, of which a list is made: a pandas or
             polars Series, an Arrow array, a numpy array [N] of strings or objects. What is missing
             in a column stays missing (None, NaN, NA), it never becomes a text.
-        name: of the argument, in messages.
+        name: of the argument, in messages; iterator_hint: what to do with an iterator instead.
 
     Raises:
         InputError: anything else.
@@ -74,7 +76,7 @@ def check_texts(texts: Any, name: str = "texts") -> Texts:
         return texts  # pyright: ignore[reportUnknownVariableType]
     values = _column(texts)
     if values is None:
-        hint = "; for an iterator use encode_iter" if hasattr(texts, "__next__") else ""
+        hint = f"; {iterator_hint}" if hasattr(texts, "__next__") else ""
         raise InputError(f"{name}: expected a str or a list of str, found {_found(texts)}{hint}")
     return values
 

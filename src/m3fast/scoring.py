@@ -157,6 +157,18 @@ def check_pairs(
     return rows
 
 
+def distinct_texts(
+    pairs: Sequence[tuple[str, str]],
+) -> tuple[list[str], list[str], list[tuple[int, int]]]:
+    """Queries and passages of text pairs, each once, and the pairs as row numbers of these.
+
+    So a query with a hundred candidates is encoded once.
+    """
+    queries = {q: i for i, q in enumerate(dict.fromkeys(q for q, _ in pairs))}
+    passages = {p: i for i, p in enumerate(dict.fromkeys(p for _, p in pairs))}
+    return list(queries), list(passages), [(queries[q], passages[p]) for q, p in pairs]
+
+
 SCORES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -227,6 +227,20 @@ class Embeddings:
             self.n_tokens[start:stop],
             self.truncated[start:stop],
         )
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Its arrays by name, as .npz files and `/encode` hold them; what is None has none."""
+        arrays: dict[str, NDArray[Any]] = {"n_tokens": self.n_tokens, "truncated": self.truncated}
+        if self.dense is not None:
+            arrays["dense"] = self.dense
+        if self.sparse is not None:
+            arrays["sparse_indptr"] = self.sparse.indptr
+            arrays["sparse_indices"] = self.sparse.indices
+            arrays["sparse_values"] = self.sparse.values
+        if self.colbert is not None:
+            arrays["colbert_values"] = self.colbert.values
+            arrays["colbert_offsets"] = self.colbert.offsets
+        return arrays
 
 
 def join_offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

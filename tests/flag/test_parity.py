@@ -87,7 +87,7 @@ def same_dict(a, b) -> None:
 @pytest.mark.parametrize("colbert", [True, False])
 def test_encode(models, dense, sparse, colbert) -> None:
     if not (dense or sparse or colbert):
-        pytest.skip("nothing asked for is an error, tested in test_flag")
+        pytest.skip("nothing asked for is an error, tested in test_model")
     options = dict(return_dense=dense, return_sparse=sparse, return_colbert_vecs=colbert)
     theirs, ours = (m.encode(TEXTS, **options) for m in models)
     assert_same(theirs, ours)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from m3fast.cli import tune
-from m3fast.cli.tuned import BRIEF, CASES, Sizes, brief
+from m3fast.cli.tune import BRIEF, brief
+from m3fast.cli.tune_cases import CASES, Sizes
 from m3fast.kernels import tuning
 
 # fp16 in the place of bf16, which the interpreter cannot multiply.
@@ -22,7 +23,7 @@ SMALL = Sizes(tokens=64, few=3, hidden=128, ffn=256, documents=2, queries=(32,))
 
 def _cases(op: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     if device.type == "cpu":
-        monkeypatch.setattr("m3fast.cli.tuned.HALVES", (torch.float16,))
+        monkeypatch.setattr("m3fast.cli.tune_cases.HALVES", (torch.float16,))
     cases = list(CASES[op](device, SMALL))
     return [c for c in cases if device.type != "cpu" or "bfloat16" not in str(c.key)]
 
@@ -165,7 +166,7 @@ class Clock:
         monkeypatch.setattr(tuning, "tune", self.tune)
         monkeypatch.setattr(tune, "_device", lambda name: torch.device("cpu"))
         for name in ("attention", "layernorm", "gelu", "maxsim", "sparse"):
-            monkeypatch.setattr(f"m3fast.cli.tuned._{name}", lambda *given: None)
+            monkeypatch.setattr(f"m3fast.cli.tune_cases._{name}", lambda *given: None)
 
     def tune(self, op: str, key: Any, configs: Any, *rest: Any, **more: Any) -> dict[str, Any]:
         done = 0

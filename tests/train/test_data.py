@@ -14,7 +14,7 @@ from training import write_lines
 
 from m3fast.errors import InputError
 from m3fast.train import DataFile, TrainConfig
-from m3fast.train.data import Batch, Batches, Examples
+from m3fast.train.data import Batches, Examples, TextBatch
 
 ROW = {"query": "q", "pos": ["p"]}
 
@@ -133,7 +133,7 @@ def test_broken_teachers(tmp_path: Path, content: bytes, message: str) -> None:
     assert str(error.value).startswith(f"{teacher}: ") and message in str(error.value)
 
 
-def drain(batches: Batches, file: Examples, seen: int) -> list[Batch]:
+def drain(batches: Batches, file: Examples, seen: int) -> list[TextBatch]:
     """The next batches, until they hold as many queries as the file has rows."""
     found, count = [], 0
     while count < seen * len(file.rows):

@@ -50,7 +50,7 @@ def dicts(side: Side) -> list[dict[int, float]]:
     """Lexical weights as FlagEmbedding makes them: the largest of each id that is a word."""
     found: list[dict[int, float]] = [{} for _ in range(len(side.dense))]
     for weight, i, text in zip(
-        side.tokens.tolist(), side.ids.tolist(), side.texts.tolist(), strict=True
+        side.token_weights.tolist(), side.ids.tolist(), side.texts.tolist(), strict=True
     ):
         if i not in DROPPED and weight > found[text].get(i, 0):
             found[text][i] = weight
@@ -149,7 +149,7 @@ def test_queries_of_no_words_score_nothing() -> None:
 def test_gradients_of_the_scores(name: str, seed: int) -> None:
     q = random_side([4, 3], seed, kind=torch.float64)
     p = random_side([5, 2, 6], seed + 10, kind=torch.float64)
-    attribute = "tokens" if name == "sparse" else "vectors"
+    attribute = "token_weights" if name == "sparse" else "vectors"
     # Away from relu's corner, where the gradient of a weight that is 0 is one-sided.
     left, right = ((getattr(s, attribute) + 0.3).detach() for s in (q, p))
 

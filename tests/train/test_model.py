@@ -16,7 +16,7 @@ from m3fast import Engine
 from m3fast.errors import CheckpointError
 from m3fast.model.packing import pack_texts
 from m3fast.text.tokenizer import Tokenizer
-from m3fast.train.model import Model, Outputs
+from m3fast.train.model import HeadOutputs, Model
 from m3fast.types import PackedBatch, Selection
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def packed(tokenizer: Tokenizer, model: Model, order: np.ndarray) -> PackedBatch
 
 
 def assert_same(
-    tokenizer: Tokenizer, batch: PackedBatch, out: Outputs, order: np.ndarray, engine: Engine
+    tokenizer: Tokenizer, batch: PackedBatch, out: HeadOutputs, order: np.ndarray, engine: Engine
 ) -> None:
     found = engine.encode(TEXTS)
     assert found.sparse is not None and found.colbert is not None
@@ -78,7 +78,8 @@ def assert_same(
         np.testing.assert_allclose(out.dense[i], found.dense[text], atol=1e-5)
         np.testing.assert_allclose(out.vectors[span][1:], found.colbert[text], atol=1e-5)
         words: dict[int, float] = {}
-        for token, weight in zip(batch.ids[span].tolist(), out.tokens[span].tolist(), strict=True):
+        ids, token_weights = batch.ids[span].tolist(), out.token_weights[span].tolist()
+        for token, weight in zip(ids, token_weights, strict=True):
             if token not in tokenizer.dropped_ids and weight > 0:
                 words[token] = max(weight, words.get(token, 0))
         assert_same_words(words, weights[text])
@@ -97,7 +98,7 @@ def test_equals_the_engine(
     model = Model(path, CPU, recompute)
     order = np.random.default_rng(0).permutation(len(TEXTS))
     batch = packed(tokenizer, model, order)
-    out = Outputs(*(t.detach() for t in vars_of(model.encode(batch, False))))
+    out = HeadOutputs(*(t.detach() for t in vars_of(model.encode(batch, False))))
     assert_same(tokenizer, batch, out, order, engine)
     # One text, and texts of one length, which need no mask.
     for alone in (np.array([3]), np.array([1, 1, 1])):
@@ -109,8 +110,8 @@ def test_equals_the_engine(
             torch.testing.assert_close(again.dense[i], out.dense[place], atol=1e-5, rtol=0)
 
 
-def vars_of(out: Outputs) -> tuple[torch.Tensor, ...]:
-    return out.dense, out.tokens, out.vectors
+def vars_of(out: HeadOutputs) -> tuple[torch.Tensor, ...]:
+    return out.dense, out.token_weights, out.vectors
 
 
 def test_bf16_is_near_fp32(path: Path, tokenizer: Tokenizer) -> None:

@@ -15,7 +15,7 @@ from training import pairs, small_model, texts_of, write_lines
 from m3fast.text.tokenizer import Tokenizer
 from m3fast.train import DataFile, TrainConfig
 from m3fast.train.config import LOSSES, PAPER
-from m3fast.train.data import Batch, Batches
+from m3fast.train.data import Batches, TextBatch
 from m3fast.train.model import Model
 from m3fast.train.step import _parts, _repeated, _side, forward_backward
 
@@ -28,7 +28,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
+def batch(tmp_path_factory: pytest.TempPathFactory) -> TextBatch:
     rows = pairs("de", "en")[:30]
     folder = tmp_path_factory.mktemp("data")
     vectors = np.random.default_rng(0).standard_normal((len(texts_of(rows)), 24))
@@ -42,7 +42,7 @@ def config(**values: Any) -> TrainConfig:
 
 
 def gradients(
-    path: Path, batch: Batch, weights: dict[str, float] = WEIGHTS, **values: Any
+    path: Path, batch: TextBatch, weights: dict[str, float] = WEIGHTS, **values: Any
 ) -> tuple[dict[str, float], dict[str, torch.Tensor], int]:
     made = config(**values)
     model = Model(path, torch.device("cpu"), made.recompute_layers)
@@ -61,7 +61,7 @@ def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 @pytest.mark.parametrize("positions", [0.0, 1.0])
 @pytest.mark.parametrize("tokens", [1, 60, 300])
-def test_parts_equal_the_whole(path: Path, batch: Batch, tokens: int, positions: float) -> None:
+def test_parts_equal_the_whole(path: Path, batch: TextBatch, tokens: int, positions: float) -> None:
     """As many parts as texts, several, a few; at random positions each text keeps its own."""
     if positions and tokens == 300:
         return
@@ -81,14 +81,14 @@ def test_parts_equal_the_whole(path: Path, batch: Batch, tokens: int, positions:
 
 
 @pytest.mark.parametrize("tokens", [100, 10**6])
-def test_recomputed_layers_change_nothing(path: Path, batch: Batch, tokens: int) -> None:
+def test_recomputed_layers_change_nothing(path: Path, batch: TextBatch, tokens: int) -> None:
     losses, kept, _ = gradients(path, batch, sub_batch_tokens=tokens)
     again, recomputed, _ = gradients(path, batch, sub_batch_tokens=tokens, recompute_layers=True)
     assert losses == again
     assert_close(kept, recomputed)
 
 
-def test_texts_alone_in_parts(path: Path, batch: Batch) -> None:
+def test_texts_alone_in_parts(path: Path, batch: TextBatch) -> None:
     texts = replace(batch, queries=[], passages=batch.queries + batch.passages)
     losses, whole, _ = gradients(path, texts)
     assert list(losses) == ["teacher_cosine", "teacher_kl"]
@@ -98,7 +98,7 @@ def test_texts_alone_in_parts(path: Path, batch: Batch) -> None:
     assert_close(whole, parts)
 
 
-def test_order_of_texts_does_not_matter(path: Path, batch: Batch) -> None:
+def test_order_of_texts_does_not_matter(path: Path, batch: TextBatch) -> None:
     n = len(batch.queries)
     order = np.random.default_rng(3).permutation(n)
     others = n + np.random.default_rng(4).permutation(len(batch.passages) - n)
@@ -119,7 +119,7 @@ def test_order_of_texts_does_not_matter(path: Path, batch: Batch) -> None:
 
 
 def test_a_repeated_passage_is_no_negative() -> None:
-    batch = Batch(["a", "b", "c", "d"], ["P", "Q", "P", "c", "Q", "b", "d", "d"], 0, None)
+    batch = TextBatch(["a", "b", "c", "d"], ["P", "Q", "P", "c", "Q", "b", "d", "d"], 0, None)
     assert _repeated(batch).int().tolist() == [
         [0, 0, 1, 0, 0, 0, 0, 0],  # its positive again
         [0, 0, 0, 0, 1, 1, 0, 0],  # its positive again, the query itself
@@ -130,12 +130,12 @@ def test_a_repeated_passage_is_no_negative() -> None:
 
 def test_a_repeated_passage_changes_no_loss(path: Path) -> None:
     """Its own positive once more among the negatives of the only query leaves the losses."""
-    once = Batch(["the quick dog"], ["the lazy dog", "a fox"], 0, None)
+    once = TextBatch(["the quick dog"], ["the lazy dog", "a fox"], 0, None)
     twice = replace(once, passages=[*once.passages, "the lazy dog", "the quick dog"])
     assert gradients(path, twice)[0] == pytest.approx(gradients(path, once)[0], rel=1e-5)
 
 
-def test_weights_choose_what_is_computed(path: Path, batch: Batch) -> None:
+def test_weights_choose_what_is_computed(path: Path, batch: TextBatch) -> None:
     none = dict.fromkeys(LOSSES, 0.0)
     losses, grads, _ = gradients(path, batch, none | {"teacher_kl": 1.0})
     assert list(losses) == ["teacher_cosine", "teacher_kl"]
@@ -148,7 +148,7 @@ def test_weights_choose_what_is_computed(path: Path, batch: Batch) -> None:
 
 
 def test_a_batch_without_any_word(path: Path) -> None:
-    empty = Batch(["", ""], ["", "a dog", ""], 0, None)
+    empty = TextBatch(["", ""], ["", "a dog", ""], 0, None)
     losses, grads, _ = gradients(path, empty)
     assert all(np.isfinite(list(losses.values())))
     assert all(grad.isfinite().all() for grad in grads.values())
@@ -200,7 +200,7 @@ def test_a_text_of_full_length_stays(path: Path) -> None:
     assert parts[0].batch.positions.tolist() == list(range(c.position_offset, c.n_positions))
 
 
-def test_every_position_is_trained(path: Path, batch: Batch) -> None:
+def test_every_position_is_trained(path: Path, batch: TextBatch) -> None:
     """Draws reach the first and the last; and a step trains those drawn, and no other."""
     texts = [text for text in TEXTS if "<pad>" not in text]
     c, _, drawn = positions_of(path, texts, 60, 1.0, *range(200))

@@ -12,18 +12,18 @@ import torch
 from checkpoints import TINY_CONFIG, make_checkpoint
 
 import m3fast
-from m3fast.cli import main, verify
+from m3fast.cli import main
 from m3fast.kernels.linear import linear
 from m3fast.model import encoder
 from m3fast.scoring import all_scores
-from m3fast.verify import goldens
+from m3fast.verify import check, goldens
 
 LEXICAL = Path(__file__).parents[3] / "shared/data/tokenizer/bge_m3_reference_lexical_weights.json"
 
 
 @pytest.fixture(autouse=True)
 def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "TEXTS", verify.TEXTS[:7])
+    monkeypatch.setattr(check, "TEXTS", check.TEXTS[:7])
 
 
 def report(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`m3fast encode`: a file of texts to a file of vectors, in memory that does not grow."""
+"""`m3fast encode`: turns a file of texts into a file of vectors, in memory that does not grow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import m3fast
 from m3fast.cli.corpus import STDIN, Corpus, need_pyarrow
-from m3fast.cli.parts import Parts
-from m3fast.cli.store import LAYOUT, join, read_array, to_arrays, write_npz
+from m3fast.cli.part_files import Parts
+from m3fast.cli.store import LAYOUT, join, read_array, stored_arrays, write_npz
 from m3fast.errors import InputError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"m3fast: {kept}", file=sys.stderr)
             raise
         if not parts.files:
-            parts.save(to_arrays(nothing, None, args.colbert_dtype))
+            parts.save(stored_arrays(nothing, None, args.colbert_dtype))
         _finish(parts, engine, args.model)
         counts = [(int(read_array(p, "n_tokens").sum()), int(read_array(p, "truncated").sum()))
                   for p in parts.files]
@@ -93,7 +93,7 @@ def _check_output(path: str, corpus: Corpus, overwrite: bool) -> Path:
         if corpus.path != STDIN and output.samefile(corpus.path):
             raise InputError(f"output: expected another file than the input, found {path!r}")
         if not overwrite:
-            raise InputError(f"output: {path!r} exists; pass --overwrite to replace it")
+            raise InputError(f"output: expected no such file or --overwrite, found {path!r}")
     return output
 
 
@@ -150,7 +150,7 @@ def _encode(
         windows = _counted(engine.encode_iter(texts(), **flags, show_progress=False), parts.n_texts)
         for window in windows:
             row_ids = [i for i in (ids.popleft() for _ in range(len(window))) if i is not None]
-            held.append(to_arrays(window, row_ids or None, args.colbert_dtype))
+            held.append(stored_arrays(window, row_ids or None, args.colbert_dtype))
             progress.update(len(window))
             n_texts = sum(len(arrays["n_tokens"]) for arrays in held)
             n_bytes = sum(array.nbytes for arrays in held for array in arrays.values())

@@ -1,4 +1,4 @@
-"""`m3fast env`: what this machine has, and which path each operation takes on it, and why."""
+"""`m3fast env`: versions and devices of this machine, and the path that each operation takes."""
 
 from __future__ import annotations
 

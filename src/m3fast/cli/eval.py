@@ -1,4 +1,4 @@
-"""`m3fast eval`: retrieval figures of a model per language and mode."""
+"""`m3fast eval`: measures how well a model retrieves, per language and mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import m3fast
-from m3fast.cli.outputs import check_output, check_plot
+from m3fast.cli.output_files import check_output, check_plot
 from m3fast.cli.table import table
 from m3fast.errors import InputError
 from m3fast.evaluate import (

@@ -1,4 +1,4 @@
-"""Part files as one parquet file: columns as in `m3fast encode --help`."""
+"""Joins the part files of `m3fast encode` into one parquet file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`m3fast score`: scores of pairs of query and passage, as compute_score gives them."""
+"""`m3fast score`: scores pairs of query and passage, as compute_score does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import m3fast
 from m3fast.cli.corpus import check_text, json_object, text_lines
+from m3fast.cli.mode_weights import parse_weights
 from m3fast.cli.table import table
-from m3fast.cli.weights import parse_weights
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
 def _given(args: argparse.Namespace) -> list[Pair]:
     queries, passages = args.query, args.passage
     if not queries or not passages:
-        raise InputError("--query, --passage: expected one of each at least, or --pairs")
+        raise InputError(
+            "--query, --passage: expected one of each at least, or --pairs, found "
+            f"{len(queries)} and {len(passages)}"
+        )
     if len(queries) == 1:
         queries = queries * len(passages)
     if len(queries) != len(passages):
@@ -74,7 +77,7 @@ def _given(args: argparse.Namespace) -> list[Pair]:
 def _read(path: str, args: argparse.Namespace) -> Iterator[Pair]:
     kind = Path(path).suffix.lower()
     if args.query or args.passage:
-        raise InputError("--pairs: expected no --query and --passage beside it")
+        raise InputError("--pairs: expected no --query and no --passage beside it, found some")
     if kind not in (".jsonl", ".tsv"):
         raise InputError(f"--pairs: expected .jsonl or .tsv, found {path!r}")
     with open(path, "rb") as file:
@@ -102,15 +105,13 @@ def _json_pair(where: str, line: str) -> Pair:
 def _scores(
     engine: Engine, pairs: list[Pair], weights: Sequence[float]
 ) -> dict[str, list[float]]:
-    from m3fast.scoring import all_scores, combine
+    from m3fast.scoring import all_scores, combine, distinct_texts
 
-    # A query with a hundred candidates is encoded once.
-    queries = {text: i for i, text in enumerate(dict.fromkeys(query for query, _ in pairs))}
-    passages = {text: i for i, text in enumerate(dict.fromkeys(text for _, text in pairs))}
+    queries, passages, rows = distinct_texts(pairs)
     found = all_scores(
-        engine.encode(list(queries), show_progress=False),
-        engine.encode(list(passages), show_progress=False),
-        [(queries[query], passages[passage]) for query, passage in pairs],
+        engine.encode(queries, show_progress=False),
+        engine.encode(passages, show_progress=False),
+        rows,
     )
     every = combine(found, list(weights)) if len(found) == 3 else found
     return {name: values.tolist() for name, values in every.items()}

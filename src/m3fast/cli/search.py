@@ -1,4 +1,4 @@
-"""`m3fast search`: the texts of a file, ranked for queries, in memory that does not grow."""
+"""`m3fast search`: ranks the texts of a file for queries, in memory that does not grow."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 
 import m3fast
 from m3fast.cli.corpus import Corpus, Record, check_text
+from m3fast.cli.mode_weights import parse_weights
 from m3fast.cli.store import read_npz
 from m3fast.cli.table import fit, table, terminal_columns
-from m3fast.cli.weights import parse_weights
 from m3fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _stored(
     found, meta = stored
     missing = [m for m in MODES if flags[m] and getattr(found, m) is None]
     if missing:
-        raise InputError(f"--vectors: expected {missing} in {path}, which was made without")
+        raise InputError(f"--vectors: expected {missing} in {path}, found none")
     if meta.get("model") != str(Path(model)):
         raise InputError(f"--model: expected {meta.get('model')!r} as in {path}, found {model!r}")
     records = corpus.records()

@@ -1,4 +1,4 @@
-"""`m3fast serve`: answer over HTTP."""
+"""`m3fast serve`: turns the command line into settings and runs the server."""
 
 from __future__ import annotations
 

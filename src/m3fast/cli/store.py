@@ -1,4 +1,4 @@
-"""Embeddings as named arrays, and .npz files of them: joined part by part, and read back.
+"""The .npz files of `m3fast encode`: embeddings as named arrays, written part by part and read.
 
 The layout stands in `m3fast encode --help`.
 """
@@ -30,20 +30,13 @@ OFFSETS = ("ids_offsets", "sparse_indptr", "colbert_offsets")
 LAYOUT = 2  # of part files; a run does not go on with parts of another layout
 
 
-def to_arrays(found: Embeddings, ids: Sequence[str] | None, colbert_dtype: str) -> Arrays:
-    """The arrays of N texts; an output that was not computed has none."""
-    arrays: Arrays = {"n_tokens": found.n_tokens, "truncated": found.truncated}
-    if ids is not None:
-        arrays["ids_values"], arrays["ids_offsets"] = pack_strings(ids)
-    if found.dense is not None:
-        arrays["dense"] = found.dense
-    if found.sparse is not None:
-        arrays["sparse_indptr"] = found.sparse.indptr
-        arrays["sparse_indices"] = found.sparse.indices
-        arrays["sparse_values"] = found.sparse.values
+def stored_arrays(found: Embeddings, ids: Sequence[str] | None, colbert_dtype: str) -> Arrays:
+    """`Embeddings.to_arrays` in the dtype of the file, and ids of N texts if they have some."""
+    arrays = found.to_arrays()
     if found.colbert is not None:
         arrays["colbert_values"] = narrowed(found.colbert.values, colbert_dtype, "--colbert-dtype")
-        arrays["colbert_offsets"] = found.colbert.offsets
+    if ids is not None:
+        arrays["ids_values"], arrays["ids_offsets"] = pack_strings(ids)
     return arrays
 
 

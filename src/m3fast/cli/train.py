@@ -1,10 +1,10 @@
-"""`m3fast train`: fine-tune a model by the M3-Embedding paper's recipe."""
+"""`m3fast train`: fine-tunes a model by the M3-Embedding paper's recipe."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from m3fast.cli.outputs import NEEDED, can_plot, check_plot
+from m3fast.cli.output_files import NEEDED, can_plot, check_plot
 from m3fast.errors import InputError
 from m3fast.train import read_config, train
 from m3fast.train.config import LOSSES

@@ -1,4 +1,4 @@
-"""`m3fast tune`: times the configs of the GPU kernels on this GPU and writes the best ones down."""
+"""`m3fast tune`: times the configs of the GPU kernels on this GPU and saves the best."""
 
 from __future__ import annotations
 
@@ -12,19 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from m3fast.cli.tune_cases import CASES, Case, Sizes
 from m3fast.errors import InputError
 from m3fast.kernels import dispatch, tuning
 from m3fast.runner.device import pick_device
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
-
-    from m3fast.cli.tuned import Case
-
+    from collections.abc import Callable, Mapping, Sequence
 
 DROP = 1.25  # times the best, after a round: noise is far less
 USED = 0.95  # of --seconds: the rest is for what has begun
+# What matters most, first: the op, and what its key holds.
+BRIEF: tuple[tuple[str, Mapping[str, str | int]], ...] = (
+    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "longer"}),
+    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "32"}),
+    ("maxsim", {"dtype": "torch.bfloat16", "tokens": 32}),
+    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "64"}),
+    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "128"}),
+    ("layernorm", {}),
+    ("sparse_csr", {}),
+    ("gelu", {}),
+    ("maxsim", {"dtype": "torch.bfloat16"}),
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,8 +45,6 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--seconds: expected a number above 0, found {args.seconds:g}")
         end = time.monotonic() + USED * args.seconds
     device = _device(args.device)
-    from m3fast.cli.tuned import CASES, Sizes, brief
-
     unknown = [op for op in args.op if op not in CASES]
     if unknown:
         raise InputError(f"--op: expected one of {', '.join(CASES)}, found {unknown[0]!r}")
@@ -81,10 +89,20 @@ def restricted(device: torch.device, tokens: int = 32) -> list[Case]:
 
     For each case launch = case.prepare(), and launch(config) for each of case.configs.
     """
-    from m3fast.cli.tuned import CASES, Sizes, brief
-
     sizes = replace(Sizes(), tokens=tokens, few=tokens, documents=2)
     return brief([case for op in CASES for case in CASES[op](device, sizes)])
+
+
+def brief(cases: Sequence[Case]) -> list[Case]:
+    """Those of `cases` that BRIEF names, in its order, each once."""
+    found: list[Case] = []
+    for op, key in BRIEF:
+        found += [
+            case
+            for case in cases
+            if case.op == op and key.items() <= case.key.items() and case not in found
+        ]
+    return found
 
 
 def _mixed(configs: Sequence[Any]) -> list[Any]:
@@ -115,7 +133,7 @@ def _device(name: str) -> torch.device:
     if device.type != "cuda":
         raise InputError(f"--device: expected 'cuda[:n]', found {name!r}")
     if reason := dispatch.why_not(device):
-        raise InputError(f"tune: expected a GPU that runs the Triton kernels, but {reason}")
+        raise InputError(f"tune: expected a GPU that runs the Triton kernels, found that {reason}")
     torch.cuda.set_device(device)
     return device
 

@@ -1,1 +1,1 @@
-"""`python -m m3fast.demo`: the main job on a small multilingual corpus, in tables and a picture."""
+"""`python -m m3fast.demo`: encodes and ranks a small corpus, in tables and a picture."""

@@ -1,4 +1,4 @@
-"""The demo's texts, how they are ranked and how well: nothing here prints."""
+"""The demo's texts, their rankings, and how good these are."""
 
 from __future__ import annotations
 

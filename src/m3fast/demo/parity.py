@@ -1,4 +1,4 @@
-"""How far the engine is from plain torch: transformers' encoder, one text at a time, float32."""
+"""The distance of the engine's outputs from transformers' encoder in plain torch, float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture: a MaxSim alignment as a heat map, both texts' lexical weights along its edges."""
+"""The demo's picture: a MaxSim alignment as a heat map, lexical weights along its edges."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from m3fast.plotting import INK, MODES, MUTED, literal, new_figure, save_png, unframed
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-INK, MUTED, BAR, MARK = "#1f2430", "#6b7280", "#d97706", "#e11d48"
+BAR, MARK = MODES["sparse"], "#e11d48"
 CELL, FONT = 0.21, 8.5  # inches per token, points
 
 
@@ -39,18 +41,13 @@ def draw(query: TokenRow, passage: TokenRow, title: str, note: str, file: Path) 
         title: what is shown; note: a line in small print.
         file: where it goes; replaced only once the picture is whole.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     similarity = query.vectors @ passage.vectors.T  # [query tokens, passage tokens]
     n, m = similarity.shape
     width, height = max(6.0, CELL * m), max(1.6, CELL * n)
     left, right, top = 0.8 + _inches(query.tokens), 2.0, 2.1
     bottom = max(0.7, 0.5 + _inches(passage.tokens))
     size = (left + width + right, top + height + bottom)
-    # A Figure of its own, not pyplot: no global backend is chosen.
-    figure: Any = Figure(figsize=size, dpi=130, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size, 130)
 
     def box(x: float, y: float, w: float, h: float, **kwargs: Any) -> Any:
         return figure.add_axes((x / size[0], y / size[1], w / size[0], h / size[1]), **kwargs)
@@ -59,8 +56,8 @@ def draw(query: TokenRow, passage: TokenRow, title: str, note: str, file: Path) 
     image = heat.imshow(similarity, cmap="YlGnBu", aspect="auto", vmin=min(0.0, similarity.min()))
     best = similarity.argmax(axis=1)
     heat.scatter(best, np.arange(n), s=26, facecolors="none", edgecolors=MARK, linewidths=1.4)
-    heat.set_xticks(range(m), _plain(passage.tokens), rotation=90, fontsize=FONT)
-    heat.set_yticks(range(n), _plain(query.tokens), fontsize=FONT)
+    heat.set_xticks(range(m), list(map(literal, passage.tokens)), rotation=90, fontsize=FONT)
+    heat.set_yticks(range(n), list(map(literal, query.tokens)), fontsize=FONT)
     heat.set_xlabel("passage tokens", color=MUTED)
     heat.set_ylabel("query tokens", color=MUTED)
 
@@ -73,8 +70,7 @@ def draw(query: TokenRow, passage: TokenRow, title: str, note: str, file: Path) 
     above.tick_params(labelbottom=False, labelsize=FONT - 1)
     beside.tick_params(labelleft=False, labelsize=FONT - 1)
     for axes in (above, beside, heat):
-        axes.tick_params(length=0, colors=INK)
-        axes.spines[:].set_visible(False)
+        unframed(axes, INK)
     bar = figure.colorbar(image, cax=box(left + width + 1.2, bottom, 0.14, height))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=FONT - 1, length=0)
@@ -88,16 +84,9 @@ def draw(query: TokenRow, passage: TokenRow, title: str, note: str, file: Path) 
     )
     for down, text, points, colour in lines:
         figure.text(0.2 / size[0], 1 - down / size[1], text, fontsize=points, color=colour)
-    partial = file.with_name(f".{file.name}.part")
-    figure.savefig(partial, format="png")
-    partial.replace(file)
+    save_png(figure, file)
 
 
 def _inches(tokens: list[str]) -> float:
     # A letter is about 0.6 em wide in matplotlib's own font.
     return max(map(len, tokens)) * 0.62 * FONT / 72
-
-
-def _plain(tokens: list[str]) -> list[str]:
-    # A dollar sign would start a formula; ▁ marks a word's start.
-    return [token.replace("$", r"\$") for token in tokens]

@@ -1,4 +1,4 @@
-"""What the demo prints: rich tables, plain text 100 columns wide when the output is piped."""
+"""The demo's tables: rich on a terminal, plain text 100 columns wide in a pipe."""
 
 from __future__ import annotations
 

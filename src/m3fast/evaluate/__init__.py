@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from m3fast.evaluate.dataset import Dataset, Texts, cross
-from m3fast.evaluate.datasets import builtin, load_dataset, pick
+from m3fast.evaluate.loading import builtin, load_dataset, pick
 from m3fast.evaluate.run import Evaluation, Result, evaluate, hybrid_weights, n_texts
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What an evaluation runs on: queries, documents, and which of these answer which of those."""
+"""A dataset: queries, documents, and judgements of which document answers which query."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines and JSON of files, .gz too; what is wrong is one error that names file and line."""
+"""Reads lines and JSON of files, .gz too; an error names file and line."""
 
 from __future__ import annotations
 

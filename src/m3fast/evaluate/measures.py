@@ -1,4 +1,4 @@
-"""Measures of rankings, by ir-measures (that is trec_eval, and for MRR MS MARCO's code)."""
+"""Measures of rankings, computed by ir-measures (trec_eval; for MRR, MS MARCO's code)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encode, rank, measure: each text once, whatever the number of modes and measures."""
+"""An evaluation: encodes each text once, ranks in every mode, and measures the rankings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQuAD's and XQuAD's JSON: each distinct paragraph a document, each question a query."""
+"""Reads SQuAD's and XQuAD's JSON: each distinct paragraph a document, each question a query."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drop-in for FlagEmbedding: `BGEM3FlagModel` and what only it needs."""
+"""The drop-in for FlagEmbedding: `BGEM3FlagModel`."""
 
 from m3fast.flag.model import BGEM3FlagModel
 

@@ -1,7 +1,7 @@
-"""`BGEM3FlagModel` with FlagEmbedding 1.4.2's names, arguments, keys, types and shapes.
+"""`BGEM3FlagModel`, with FlagEmbedding 1.4.2's names, arguments, keys, types and shapes.
 
 The reference is `FlagEmbedding.inference.embedder.encoder_only.m3.M3Embedder`. Departures on
-purpose are listed in the README.
+purpose are listed in docs/flagembedding.md.
 """
 
 from __future__ import annotations
@@ -14,27 +14,21 @@ import numpy as np
 import torch
 
 from m3fast.errors import InputError
-from m3fast.flag.base import FlagBase
 from m3fast.flag.pool import serve
-from m3fast.flag.scores import check_sentence_pairs, lexical_matching_score
+from m3fast.flag.resources import no_kwargs
+from m3fast.flag.scores import PairScores
 from m3fast.inputs import check_positive, check_texts, narrowed
 from m3fast.kernels.sparse import fill_dicts
-from m3fast.scoring import SCORES, all_scores, check_weights, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from m3fast.engine.engine import Engine
     from m3fast.flag.pool import Pool
-    from m3fast.types import Embeddings, SparseRows
+    from m3fast.inputs import Texts
+    from m3fast.types import SparseRows
 
 Encoded = dict[str, Any]
-Pairs = list[tuple[str, str]] | tuple[str, str]
 
 
-class BGEM3FlagModel(FlagBase):
+class BGEM3FlagModel(PairScores):
     """Drop-in for FlagEmbedding's class of the same name.
 
     On a CPU everything is float32, as there, unless `use_bf16=True`. On CUDA, `use_bf16` wins over
@@ -132,7 +126,7 @@ class BGEM3FlagModel(FlagBase):
             InputError: an argument is not as described.
         """
         one = isinstance(sentences, str)
-        texts: list[Any] = list(check_texts(sentences, "sentences"))
+        texts: list[Any] = list(_check_sentences(sentences))
         if instruction is not None:
             template = "{}{}" if instruction_format is None else instruction_format
             for i, text in enumerate(texts):
@@ -175,11 +169,11 @@ class BGEM3FlagModel(FlagBase):
     ) -> Encoded:
         """Encode on one device; arguments and result as in `encode`."""
         kwargs.pop("convert_to_numpy", None)  # the reference takes it and ignores it
-        _no_kwargs(kwargs)
+        no_kwargs(kwargs)
         check_positive("batch_size", batch_size)
         engine = self._engine(device)
         found = engine.encode(
-            sentences,
+            _check_sentences(sentences),
             dense=bool(return_dense),
             sparse=bool(return_sparse),
             colbert=bool(return_colbert_vecs),
@@ -209,106 +203,6 @@ class BGEM3FlagModel(FlagBase):
         fill_dicts(dicts, rows.indptr, rows.indices, self._id_names, values)
         return dicts
 
-    def compute_score(
-        self,
-        sentence_pairs: Pairs,
-        batch_size: int | None = None,
-        max_query_length: int | None = None,
-        max_passage_length: int | None = None,
-        weights_for_different_modes: Sequence[float] | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any] | list[Any]:
-        """Scores of (query, passage) pairs in every mode.
-
-        Args:
-            sentence_pairs: P pairs, or one pair.
-            batch_size: pairs worked on at a time.
-            max_query_length, max_passage_length: tokens per text.
-            weights_for_different_modes: (dense, sparse, colbert), default (1, 1, 1).
-
-        Returns:
-            Lists of P floats under `colbert`, `sparse`, `dense`, `sparse+dense`,
-            `colbert+sparse+dense`; plain floats for one pair; `[]` for an empty list. MaxSim is
-            taken over real tokens only, the value that `colbert_score` gives.
-        """
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size if batch_size is None else batch_size,
-            "max_query_length": (
-                self.query_max_length if max_query_length is None else max_query_length
-            ),
-            "max_passage_length": (
-                self.passage_max_length if max_passage_length is None else max_passage_length
-            ),
-            "weights_for_different_modes": weights_for_different_modes,
-            **kwargs,
-        }
-        pairs, one_pair = check_sentence_pairs(sentence_pairs)
-        if one_pair or len(self.target_devices) == 1 or not pairs:
-            return self.compute_score_single_device(
-                sentence_pairs, device=self.target_devices[0], **options
-            )
-        self._check_open()
-        pool = self.start_multi_process_pool(type(self)._compute_score_multi_process_worker)
-        try:
-            return self.compute_score_multi_process(pairs, pool, **options)
-        finally:
-            self.stop_multi_process_pool(pool)
-
-    def compute_score_single_device(
-        self,
-        sentence_pairs: Pairs,
-        batch_size: int = 256,
-        max_query_length: int = 512,
-        max_passage_length: int = 512,
-        weights_for_different_modes: Sequence[float] | None = None,
-        device: str | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any] | list[Any]:
-        """Score on one device; arguments and result as in `compute_score`."""
-        _no_kwargs(kwargs)
-        pairs, one_pair = check_sentence_pairs(sentence_pairs)
-        given = weights_for_different_modes
-        weights = list(check_weights((1.0, 1.0, 1.0) if given is None else given).values())
-        check_positive("batch_size", batch_size)
-        if not pairs:
-            return []
-        engine = self._engine(device)
-        scores: dict[str, list[float]] = {key: [] for key in SCORES}
-        for start in range(0, len(pairs), batch_size):
-            chunk = pairs[start : start + batch_size]
-            # A query with a hundred candidates, or the reverse, is encoded once.
-            queries = {q: i for i, q in enumerate(dict.fromkeys(q for q, _ in chunk))}
-            passages = {p: i for i, p in enumerate(dict.fromkeys(p for _, p in chunk))}
-            found = all_scores(
-                _encode_all(engine, list(queries), max_query_length),
-                _encode_all(engine, list(passages), max_passage_length),
-                [(queries[q], passages[p]) for q, p in chunk],
-            )
-            for key, values in combine(found, weights).items():
-                scores[key] += values.tolist()
-        return {key: values[0] for key, values in scores.items()} if one_pair else scores
-
-    def colbert_score(self, q_reps: NDArray[Any], p_reps: NDArray[Any]) -> torch.Tensor:
-        """Mean over query tokens of the best product with a passage token, a 0-d tensor.
-
-        Args:
-            q_reps: [n_q, D]; p_reps: [n_p, D], as in `colbert_vecs`.
-        """
-        products = torch.from_numpy(q_reps) @ torch.from_numpy(p_reps).T
-        return products.amax(-1).sum() / len(q_reps)
-
-    def compute_lexical_matching_score(
-        self,
-        lexical_weights_1: dict[str, float] | list[dict[str, float]],
-        lexical_weights_2: dict[str, float] | list[dict[str, float]],
-    ) -> Any:
-        """Sum of products over shared keys: a scalar for two dicts, [n, m] for two lists.
-
-        Raises:
-            InputError: one dict and one list, or something else.
-        """
-        return lexical_matching_score(lexical_weights_1, lexical_weights_2)
-
     def convert_id_to_token(
         self, lexical_weights: dict[str, Any] | list[dict[str, Any]]
     ) -> dict[str, Any] | list[dict[str, Any]]:
@@ -325,8 +219,8 @@ class BGEM3FlagModel(FlagBase):
 
     def encode_multi_process(self, sentences: list[str], pool: Pool, **kwargs: Any) -> Encoded:
         """`encode_single_device` spread over a pool, in input order."""
-        texts = self._engine(None).tokenizer.check(check_texts(sentences))
-        parts = [part for _, part in pool.map(texts, kwargs)]
+        texts = self._engine(None).tokenizer.check(_check_sentences(sentences))
+        parts = pool.map(texts, kwargs)
         merged: Encoded = {}
         for key, first in parts[0].items():
             rows = [part[key] for part in parts]
@@ -338,32 +232,12 @@ class BGEM3FlagModel(FlagBase):
                 merged[key] = [row for part in rows for row in part]
         return merged
 
-    def compute_score_multi_process(
-        self, pairs: Pairs, pool: Pool, **kwargs: Any
-    ) -> dict[str, list[float]]:
-        """`compute_score_single_device` spread over a pool, in input order."""
-        parts = [part for _, part in pool.map(check_sentence_pairs(pairs)[0], kwargs)]
-        return {key: [x for part in parts for x in part[key]] for key in SCORES}
-
     @staticmethod
     def _encode_multi_process_worker(
         device: str, model: BGEM3FlagModel, jobs: Any, done: Any
     ) -> None:
         serve(jobs, done, partial(model.encode_single_device, device=device))
 
-    @staticmethod
-    def _compute_score_multi_process_worker(
-        device: str, model: BGEM3FlagModel, jobs: Any, done: Any
-    ) -> None:
-        serve(jobs, done, partial(model.compute_score_single_device, device=device))
 
-
-def _encode_all(engine: Engine, texts: list[str], max_length: int) -> Embeddings:
-    return engine.encode(
-        texts, dense=True, sparse=True, colbert=True, max_length=max_length, prompt_name=""
-    )
-
-
-def _no_kwargs(kwargs: dict[str, Any]) -> None:
-    if kwargs:
-        raise InputError(f"kwargs: expected no further arguments, found {sorted(kwargs)}")
+def _check_sentences(sentences: Any) -> Texts:
+    return check_texts(sentences, "sentences", iterator_hint="make a list of an iterator")

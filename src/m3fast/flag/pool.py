@@ -1,4 +1,4 @@
-"""Several devices for the drop-in: one spawned process each, on a pipe of its own.
+"""Worker processes of the drop-in: one spawned for each device, on a pipe of its own.
 
 A thread per process hands it one job at a time and brings the result to the call that the job is
 of. So no call can meet another's results, however many threads call, and what an interrupted call
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 CPU_ITEMS, GPU_ITEMS = 64, 2048
 
 
-class _Call:
-    """One call's results as (place, result), and whether anybody still waits for them."""
+class _Pending:
+    """Results of one `map` as (place, result), and whether it still waits for them."""
 
     def __init__(self) -> None:
         # SimpleQueue is C: an exception of a signal handler cannot leave it locked.
@@ -49,7 +49,7 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    call: _Call
+    pending: _Pending
     place: int
     items: Sequence[Any]
     kwargs: dict[str, Any]
@@ -92,8 +92,8 @@ class Pool(dict[str, Any]):
             args = (process, ours, self._state)
             threading.Thread(target=_drive, args=args, daemon=True, name="m3fast-pool").start()
 
-    def map(self, items: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[int, Any]]:
-        """Items in chunks, spread over the processes; (first item's index, result) of each chunk.
+    def map(self, items: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """Items in chunks, spread over the processes; the result of each chunk, in order.
 
         Raises:
             M3FastError: a worker died; or whatever a worker raised.
@@ -101,13 +101,13 @@ class Pool(dict[str, Any]):
         self._check()
         size = min(self._most, max(1, math.ceil(len(items) / len(self["processes"]))))
         starts = range(0, len(items), size) or [0]
-        call, found = _Call(), dict[int, Any]()
+        pending, found = _Pending(), dict[int, Any]()
         try:
             for start in starts:
-                self._state.jobs.put(_Job(call, start, items[start : start + size], kwargs))
+                self._state.jobs.put(_Job(pending, start, items[start : start + size], kwargs))
             while len(found) < len(starts):
                 try:
-                    place, result = call.results.get(timeout=1.0)
+                    place, result = pending.results.get(timeout=1.0)
                 except queue.Empty:
                     self._check()
                     continue
@@ -115,8 +115,8 @@ class Pool(dict[str, Any]):
                     raise result.shifted(place) if isinstance(result, NonFiniteError) else result
                 found[place] = result
         finally:
-            call.over = True  # what of it has not begun is not computed
-        return sorted(found.items(), key=lambda item: item[0])
+            pending.over = True  # what of it has not begun is not computed
+        return [found[start] for start in starts]
 
     def stop(self) -> None:
         """End the workers. Nothing happens the second time."""
@@ -132,7 +132,7 @@ def _drive(process: BaseProcess, link: Link, state: _State) -> None:
     """The thread beside one worker."""
     with link:
         while (job := state.jobs.get()) is not None:
-            if job.call.over:
+            if job.pending.over:
                 continue
             number = next(state.numbers)
             try:
@@ -146,11 +146,11 @@ def _drive(process: BaseProcess, link: Link, state: _State) -> None:
                 state.failure = state.failure or (
                     f"pool: a worker process died with exit code {process.exitcode}"
                 )
-                job.call.results.put((job.place, M3FastError(state.failure)))
+                job.pending.results.put((job.place, M3FastError(state.failure)))
                 return
             except Exception as error:  # what cannot be pickled, on the way there or back
                 result = error
-            job.call.results.put((job.place, result))
+            job.pending.results.put((job.place, result))
 
 
 def _wait(process: BaseProcess) -> None:

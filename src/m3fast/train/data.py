@@ -1,4 +1,4 @@
-"""Training files, and batches of texts of like length from them.
+"""Reads training files and makes batches of texts of like length from them.
 
 A line is a JSON object in FlagEmbedding's format, `{"query": str, "pos": [str, ...], "neg": [str,
 ...]}` with `neg` optional, or `{"text": str}` for a text that only the outside teacher is learnt
@@ -30,7 +30,7 @@ BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TextBatch:
     """Texts of one step.
 
     Attributes:
@@ -107,10 +107,12 @@ class Examples:
             total += tokens
         return [*batches, part[begin:]]
 
-    def batch(self, rows: NDArray[np.int64], file: int, negatives: int, seed: list[int]) -> Batch:
+    def batch(
+        self, rows: NDArray[np.int64], file: int, negatives: int, seed: list[int]
+    ) -> TextBatch:
         """Texts of rows, a positive and negatives of each drawn at random."""
         if not self.pairs:
-            return Batch(
+            return TextBatch(
                 [], [self.rows[i][0] for i in rows], file, self._vectors(self.offsets[rows])
             )
         rng = np.random.default_rng(seed)
@@ -124,7 +126,7 @@ class Examples:
         passages = [*positives, *others]
         places = [(int(i), 0) for i in rows] + passages
         wanted = np.array([self.offsets[i] + j for i, j in places])
-        return Batch(
+        return TextBatch(
             [self.rows[i][0] for i in rows],
             [self.rows[i][j] for i, j in passages],
             file,
@@ -153,7 +155,7 @@ class Batches:
     def _seed(self, file: int) -> list[int]:
         return [self._config.seed, file, self._epochs[file]]
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> TextBatch:
         seed = [self._config.seed, 1 << 20, self.step]
         file = int(np.random.default_rng(seed).choice(len(self.files), p=self._share))
         if self._used[file] == len(self._orders[file]):

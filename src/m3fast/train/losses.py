@@ -27,12 +27,12 @@ class Side:
     """Queries, or passages: outputs of n texts in any order of tokens.
 
     Attributes:
-        dense: fp32 [n, H]; tokens: fp32 [T]; vectors: fp32 [T, D].
+        dense: fp32 [n, H]; token_weights: fp32 [T]; vectors: fp32 [T, D].
         ids: int64 [T]; texts: int64 [T], whose token it is; first: bool [T], a text's first token.
     """
 
     dense: torch.Tensor
-    tokens: torch.Tensor
+    token_weights: torch.Tensor
     vectors: torch.Tensor
     ids: torch.Tensor
     texts: torch.Tensor
@@ -50,8 +50,8 @@ def lexical_scores(queries: Side, passages: Side, dropped: Sequence[int]) -> tor
         column = torch.searchsorted(words, side.ids).clamp(max=len(words) - 1)
         there = words[column] == side.ids
         place = (side.texts * len(words) + column)[there]
-        flat = side.tokens.new_zeros(len(side.dense) * len(words))
-        flat = flat.scatter_reduce(0, place, side.tokens[there], "amax")
+        flat = side.token_weights.new_zeros(len(side.dense) * len(words))
+        flat = flat.scatter_reduce(0, place, side.token_weights[there], "amax")
         return flat.view(len(side.dense), len(words))
 
     return matrix(queries) @ matrix(passages).T

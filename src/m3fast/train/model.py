@@ -1,4 +1,4 @@
-"""The packed encoder once more, in operations that autograd can follow.
+"""The encoder and its heads for training, in operations that autograd can follow.
 
 Weights are those of `m3fast.checkpoint.weights`, the arithmetic is that of `m3fast.model`; a test
 holds the two together. Tokens are packed but for attention, which pads the texts of one part to
@@ -35,17 +35,17 @@ COPIED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
-    """What one part gives, still attached to the graph.
+class HeadOutputs:
+    """Outputs of packed texts, still attached to the graph.
 
     Attributes:
         dense: [n, H], L2-normalised.
-        tokens: fp32 [T], relu(h·w + b).
+        token_weights: fp32 [T], relu(h·w + b).
         vectors: [T, D], L2-normalised; the row of a text's first token stands for nothing.
     """
 
     dense: torch.Tensor
-    tokens: torch.Tensor
+    token_weights: torch.Tensor
     vectors: torch.Tensor
 
 
@@ -84,7 +84,7 @@ class Model:
                 found |= _named(f"layers.{i}.{part}", getattr(layer, part))
         return found | _named("colbert", w.colbert) | _named("sparse", w.sparse)
 
-    def encode(self, batch: PackedBatch, bf16: bool) -> Outputs:
+    def encode(self, batch: PackedBatch, bf16: bool) -> HeadOutputs:
         """Outputs of packed texts; matrix products in bfloat16 if asked for."""
         device = self.weights.word.device
         ids, positions, cu_seqlens = (
@@ -108,9 +108,9 @@ class Model:
             vectors = _linear(x, w.colbert)
         head = w.sparse
         assert head is not None  # checked when made
-        tokens = torch.relu(x.float() @ head.weight[0] + head.bias)
+        token_weights = torch.relu(x.float() @ head.weight[0] + head.bias)
         dense = F.normalize(x[cu_seqlens[:-1]].float(), dim=-1)
-        return Outputs(dense, tokens, F.normalize(vectors.float(), dim=-1))
+        return HeadOutputs(dense, token_weights, F.normalize(vectors.float(), dim=-1))
 
     def save(self, out: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write a checkpoint in the hub's layout, tokenizer and other files as in the first.

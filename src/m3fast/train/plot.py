@@ -1,24 +1,17 @@
-"""A run's log as one picture: losses, learning rate and tokens/s against steps."""
+"""The picture of a training run: losses, learning rate and tokens/s against steps."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from m3fast.plotting import GRID, INK, MODES, VIOLET, literal, new_figure, save_png, unframed
 from m3fast.train.config import LOSSES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-INK, MUTED = "#1f2430", "#6b7280"
-COLOURS = {
-    "dense": "#2563eb",
-    "sparse": "#d97706",
-    "colbert": "#059669",
-    "hybrid": "#1f2430",
-    "cosine": "#9333ea",
-    "kl": "#db2777",
-}
+COLOURS = MODES | {"hybrid": INK, "cosine": VIOLET, "kl": "#db2777"}
 
 
 def draw(rows: Sequence[dict[str, Any]], heading: str, file: Path) -> None:
@@ -29,12 +22,7 @@ def draw(rows: Sequence[dict[str, Any]], heading: str, file: Path) -> None:
         heading: what was trained.
         file: where it goes; replaced only once the picture is whole.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # A Figure of its own, not pyplot: no global backend is chosen.
-    figure: Any = Figure(figsize=(9, 8), dpi=110, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((9, 8), 110, layout="constrained")
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(4, 1, 1))
     for name in LOSSES:
         # A batch of texts alone has no contrastive loss: its steps are left out, not zero.
@@ -58,11 +46,8 @@ def draw(rows: Sequence[dict[str, Any]], heading: str, file: Path) -> None:
         axes.set_ylabel(label, color=INK)
     for axes in panels:
         axes.set_ylim(bottom=0)
-        axes.grid(color="#e5e7eb")
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0, colors=MUTED)
+        axes.grid(color=GRID)
+        unframed(axes)
     panels[-1].set_xlabel("step", color=INK)
-    figure.suptitle(heading.replace("$", r"\$"), fontsize=10, color=INK)
-    partial = file.with_name(f".{file.name}.part")
-    figure.savefig(partial, format="png")
-    partial.replace(file)
+    figure.suptitle(literal(heading), fontsize=10, color=INK)
+    save_png(figure, file)

@@ -1,4 +1,4 @@
-"""What a run keeps beside its model: the log, and the state to go on from."""
+"""The files of a run beside its model: the log, and the state to go on from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One batch's losses and gradients, in parts of it where it is larger than memory allows.
+"""Losses and gradients of one batch, in parts where it is larger than memory allows.
 
 A batch of more than `sub_batch_tokens` is encoded part by part without gradients; the losses over
 all of it give the gradient of each output; then each part is encoded once more and takes its
@@ -17,7 +17,7 @@ import torch
 from m3fast.model.packing import pack_texts
 from m3fast.train.config import CONTRASTIVE, DISTILLED, TEACHER
 from m3fast.train.losses import Side, contrastive_losses, teacher_losses
-from m3fast.train.model import Outputs
+from m3fast.train.model import HeadOutputs
 from m3fast.types import Selection
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from m3fast.text.tokenizer import Tokenizer
     from m3fast.train.config import TrainConfig
-    from m3fast.train.data import Batch
+    from m3fast.train.data import TextBatch
     from m3fast.train.model import Model
     from m3fast.types import PackedBatch, TokenIds
 
@@ -41,7 +41,7 @@ class Part:
 def forward_backward(
     model: Model,
     tokenizer: Tokenizer,
-    batch: Batch,
+    batch: TextBatch,
     config: TrainConfig,
     weights: Mapping[str, float],
     bf16: bool,
@@ -71,7 +71,7 @@ def forward_backward(
     with torch.set_grad_enabled(whole):
         outputs = [model.encode(part.batch, bf16) for part in parts]
     if not whole:
-        outputs = [Outputs(*(t.requires_grad_() for t in _tensors(o))) for o in outputs]
+        outputs = [HeadOutputs(*(t.requires_grad_() for t in _tensors(o))) for o in outputs]
     losses = _losses(model, batch, sides, outputs, tokenizer, config, weights)
     total = sum(weights[name] * loss for name, loss in losses.items())
     assert isinstance(total, torch.Tensor)
@@ -89,7 +89,7 @@ def forward_backward(
     return dict(zip(losses, found, strict=True)), n_tokens
 
 
-def _tensors(outputs: Outputs) -> list[torch.Tensor]:
+def _tensors(outputs: HeadOutputs) -> list[torch.Tensor]:
     return [getattr(outputs, f.name) for f in fields(outputs)]
 
 
@@ -97,7 +97,7 @@ def _parts(
     model: Model, tokens: TokenIds, config: TrainConfig, rng: np.random.Generator
 ) -> list[Part]:
     """Texts by length, in parts of at most sub_batch_tokens with padding, at random positions."""
-    lengths = np.diff(tokens.offsets)
+    lengths = tokens.lengths
     order, c = np.argsort(lengths, kind="stable"), model.config
     parts: list[Part] = []
     begin = 0
@@ -119,7 +119,7 @@ def _parts(
     return parts
 
 
-def _side(parts: Sequence[Part], outputs: Sequence[Outputs]) -> Side:
+def _side(parts: Sequence[Part], outputs: Sequence[HeadOutputs]) -> Side:
     device = outputs[0].dense.device
     order = torch.from_numpy(np.concatenate([part.order for part in parts])).to(device)
     texts = np.concatenate([part.order[part.batch.texts] for part in parts])
@@ -127,7 +127,7 @@ def _side(parts: Sequence[Part], outputs: Sequence[Outputs]) -> Side:
     first = np.diff(texts, prepend=-1) != 0
     return Side(
         torch.cat([o.dense for o in outputs])[order.argsort()],
-        torch.cat([o.tokens for o in outputs]),
+        torch.cat([o.token_weights for o in outputs]),
         torch.cat([o.vectors for o in outputs]),
         torch.from_numpy(ids).to(device, torch.int64),
         torch.from_numpy(texts).to(device, torch.int64),
@@ -137,9 +137,9 @@ def _side(parts: Sequence[Part], outputs: Sequence[Outputs]) -> Side:
 
 def _losses(
     model: Model,
-    batch: Batch,
+    batch: TextBatch,
     sides: Sequence[list[Part]],
-    outputs: Sequence[Outputs],
+    outputs: Sequence[HeadOutputs],
     tokenizer: Tokenizer,
     config: TrainConfig,
     weights: Mapping[str, float],
@@ -163,7 +163,7 @@ def _losses(
     return losses
 
 
-def _repeated(batch: Batch) -> torch.Tensor:
+def _repeated(batch: TextBatch) -> torch.Tensor:
     """bool [nq, np], True where another passage is the query's own positive, or the query."""
     first: dict[str, int] = {}
     number = np.array([first.setdefault(text, len(first)) for text in batch.passages])

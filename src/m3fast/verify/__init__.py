@@ -1,1 +1,1 @@
-"""Whether this model on this machine gives what it must: published values, plain torch in fp64."""
+"""Checks of a model on this machine, against published values and plain torch in float64."""

@@ -1,4 +1,4 @@
-"""Numbers that the genuine BGE-M3 weights give, and how near a dtype must come to them.
+"""Published scores of the genuine BGE-M3 weights, and the tolerance of each dtype.
 
 The scores are those of FlagEmbedding's README examples, computed there in float16.
 """

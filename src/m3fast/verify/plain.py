@@ -1,6 +1,6 @@
-"""The whole model once more in plain torch, in any dtype: what `m3fast verify` compares with.
+"""The whole model in plain torch, in any dtype: the reference of `m3fast verify`.
 
-Written apart from encoder.py and heads.py on purpose; only weights and token ids are shared.
+It shares only weights and token ids with model/, on purpose.
 """
 
 from __future__ import annotations

@@ -186,22 +186,15 @@ def _sparse(found: SparseRows) -> Iterator[bytes]:
 
 def _arrays(found: Embeddings, vector_dtype: str) -> dict[str, NDArray[Any]]:
     """Tensors by name, as docs/serving.md lists them."""
-    arrays: dict[str, NDArray[Any]] = {"n_tokens": found.n_tokens, "truncated": found.truncated}
-    if found.dense is not None:
-        arrays["dense"] = found.dense
-    if found.sparse is not None:
-        arrays["sparse_indptr"] = found.sparse.indptr
-        arrays["sparse_indices"] = found.sparse.indices
-        arrays["sparse_values"] = found.sparse.values
-    if found.colbert is not None:
-        values = found.colbert.values
-        arrays["colbert_offsets"] = found.colbert.offsets
-        if vector_dtype == "int8":
-            codes, scales = np.empty(values.shape, np.int8), np.empty(len(values), np.float32)
-            for at in range(0, len(values), ROWS):
-                part = quantize_vectors(torch.from_numpy(values[at : at + ROWS]))
-                codes[at : at + ROWS], scales[at : at + ROWS] = (x.numpy() for x in part)
-            arrays["colbert_values"], arrays["colbert_scales"] = codes, scales
-        else:
-            arrays["colbert_values"] = narrowed(values, vector_dtype, "vector_dtype")
-    return arrays
+    arrays = found.to_arrays()
+    if found.colbert is None:
+        return arrays
+    values = found.colbert.values
+    if vector_dtype != "int8":
+        arrays["colbert_values"] = narrowed(values, vector_dtype, "vector_dtype")
+        return arrays
+    codes, scales = np.empty(values.shape, np.int8), np.empty(len(values), np.float32)
+    for at in range(0, len(values), ROWS):
+        part = quantize_vectors(torch.from_numpy(values[at : at + ROWS]))
+        codes[at : at + ROWS], scales[at : at + ROWS] = (x.numpy() for x in part)
+    return arrays | {"colbert_values": codes, "colbert_scales": scales}

@@ -1,4 +1,4 @@
-"""What `m3fast tune` times: for each kernel the shapes of BGE-M3, its configs, and a launch.
+"""The cases that `m3fast tune` times: for each kernel BGE-M3's shapes, its configs, a launch.
 
 The key of a case is the one that the kernel looks its config up by.
 """
@@ -234,28 +234,3 @@ CASES: dict[str, Callable[[torch.device, Sizes], Iterator[Case]]] = {
     "maxsim": maxsim,
     "sparse": sparse,
 }
-
-# What matters most, first: the op, and what its key holds.
-BRIEF: tuple[tuple[str, Mapping[str, str | int]], ...] = (
-    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "longer"}),
-    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "32"}),
-    ("maxsim", {"dtype": "torch.bfloat16", "tokens": 32}),
-    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "64"}),
-    ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "128"}),
-    ("layernorm", {}),
-    ("sparse_csr", {}),
-    ("gelu", {}),
-    ("maxsim", {"dtype": "torch.bfloat16"}),
-)
-
-
-def brief(cases: Sequence[Case]) -> list[Case]:
-    """Those of `cases` that BRIEF names, in its order, each once."""
-    found: list[Case] = []
-    for op, key in BRIEF:
-        found += [
-            case
-            for case in cases
-            if case.op == op and key.items() <= case.key.items() and case not in found
-        ]
-    return found

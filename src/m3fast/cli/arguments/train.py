@@ -1,10 +1,13 @@
-"""Flags of `m3fast train`."""
+"""Arguments of `m3fast train`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from m3fast.cli.arguments.shared import add_progress
+
+BRIEF = "fine-tune a model on queries and passages"
 EPILOG = """\
 CONFIG.toml says all: the model to start from, the output folder, steps, a [[data]] table per file
 
@@ -26,7 +29,7 @@ examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Add all: the model and its device stand in the file."""
+    """Add them all."""
     sub.add_argument("config", metavar="CONFIG.toml", type=Path, help="what to train, and how")
     sub.add_argument(
         "--plot",
@@ -34,3 +37,4 @@ def add(sub: argparse.ArgumentParser) -> None:
         metavar="FILE.png",
         help="draw the run to it (default: training.png in the output folder)",
     )
+    add_progress(sub)

@@ -1,4 +1,4 @@
-"""Flags of `m3fast serve`: one for every field of `m3fast.server.settings.Settings`."""
+"""Arguments of `m3fast serve`: one for every field of `m3fast.server.settings.Settings`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from m3fast.server.settings import Settings
 
+BRIEF = "answer over HTTP: OpenAI's, TEI's, Cohere's and native routes"
 EPILOG = """\
 API keys: a request must send one of them as "Authorization: Bearer KEY". They come from
 --api-key-file, or from the environment variable M3FAST_API_KEYS (separated by commas). Without

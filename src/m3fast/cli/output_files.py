@@ -1,4 +1,4 @@
-"""Checks of files to write, before work starts."""
+"""Checks of files that a command will write, before its work starts."""
 
 from __future__ import annotations
 

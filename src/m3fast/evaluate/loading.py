@@ -1,4 +1,4 @@
-"""Which format a path holds, and the datasets in it; the built-in one."""
+"""Loads datasets: recognises the format of a path and reads it; a small set is built in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3fast.errors import InputError
-from m3fast.evaluate import judged, squad
+from m3fast.evaluate import beir_trec, squad
 from m3fast.evaluate.dataset import Dataset, Texts
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def load_dataset(
     """The datasets of a folder or file.
 
     Args:
-        path: a folder in BEIR's or TREC's format (see `m3fast.evaluate.judged`), which is one
+        path: a folder in BEIR's or TREC's format (see `m3fast.evaluate.beir_trec`), which is one
             dataset named like the folder; a .json file in SQuAD's format, or a folder of such
             files, each of which is one, named by the language in its name (`xquad.de.json`).
         format: `beir`, `trec`, `squad`, or `auto` to see which it is.
@@ -46,7 +46,8 @@ def load_dataset(
         return [squad.load(file) for file in _json_files(root)]
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder for format {kind}, found a file")
-    return [judged.load_beir(root, split) if kind == "beir" else judged.load_trec(root, split)]
+    load = beir_trec.load_beir if kind == "beir" else beir_trec.load_trec
+    return [load(root, split)]
 
 
 def builtin() -> list[Dataset]:
@@ -81,9 +82,9 @@ def _recognised(root: Path) -> str:
     if root.is_file():
         if root.name.removesuffix(".gz").endswith(".json"):
             return "squad"
-    elif judged.is_beir(root):
+    elif beir_trec.is_beir(root):
         return "beir"
-    elif judged.is_trec(root):
+    elif beir_trec.is_trec(root):
         return "trec"
     elif _json_files(root):
         return "squad"

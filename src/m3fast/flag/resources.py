@@ -1,4 +1,4 @@
-"""What `BGEM3FlagModel` is apart from its methods: arguments, devices, engines, processes."""
+"""What a `BGEM3FlagModel` holds: its arguments, an engine per device, worker processes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 KNOWN_KWARGS = {"passage_instruction_for_retrieval", "passage_instruction_format", "device"}
 
 
-class FlagBase:
-    """See `BGEM3FlagModel`."""
+class Resources:
+    """Arguments, engines and processes, from the constructor to `close`; see `BGEM3FlagModel`."""
 
     def __init__(
         self,
@@ -171,3 +171,9 @@ class FlagBase:
             if self.pool is not None:
                 self.pool.stop()
                 self.pool = None
+
+
+def no_kwargs(kwargs: dict[str, Any]) -> None:
+    """InputError naming what is left of keyword arguments."""
+    if kwargs:
+        raise InputError(f"kwargs: expected no further arguments, found {sorted(kwargs)}")

@@ -1,4 +1,4 @@
-"""Weights of the three modes, as the command line takes them."""
+"""Reads --weights: how much dense, sparse and ColBERT scores count in a hybrid one."""
 
 from __future__ import annotations
 

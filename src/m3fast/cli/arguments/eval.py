@@ -1,10 +1,13 @@
-"""Flags of `m3fast eval`."""
+"""Arguments of `m3fast eval`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from m3fast.cli.arguments.shared import add_model, add_progress
+
+BRIEF = "measure how well a model retrieves, per language and mode"
 EPILOG = """\
 DATA, each a folder or a file, is recognised, or as --format says:
   beir   a folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv with a header
@@ -27,7 +30,7 @@ examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Add those of its own; those of the model are shared with other commands."""
+    """Add them all."""
     sub.add_argument("data", metavar="DATA", nargs="*", type=Path, help="what to measure on")
     sub.add_argument(
         "--format",
@@ -59,6 +62,8 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw them as .png (needs matplotlib)"
     )
+    add_progress(sub)
+    add_model(sub)
 
 
 def _from_zero(text: str) -> int:

@@ -1,4 +1,4 @@
-"""BEIR's and TREC's folders: texts in .jsonl or .tsv, and a file of judgements.
+"""Reads folders in BEIR's and TREC's formats: texts in .jsonl or .tsv, and a file of judgements.
 
     BEIR  corpus.jsonl  queries.jsonl  qrels/<split>.tsv (header; query, document, score)
     TREC  corpus* or collection* or docs*  topics* or queries*  qrels* (query, any, document, score)

@@ -1,4 +1,4 @@
-"""OUT.parts/: finished parts of an encode run, so that a killed run goes on where it stopped.
+"""The folder OUT.parts/ of an encode run, from which a killed run goes on where it stopped.
 
     manifest.json    what the parts were made from and how
     000000.npz ...   parts in order, each renamed into place when it is complete
