@@ -167,10 +167,7 @@ def varlen_attention(
     if lib := native.library_for(qkv, out):
         ends = checks.array("cu_seqlens", cu_seqlens, np.int32)
         out = qkv.new_empty(tokens, heads * dim) if out is None else out
-        lib.attention(
-            qkv.data_ptr(), ends.ctypes.data, len(ends) - 1, tokens, max_seqlen, heads, dim, scale,
-            out.data_ptr(), native.DTYPES[qkv.dtype], native.threads(),
-        )  # fmt: skip
+        lib.attention(qkv, ends, max_seqlen, scale, out, native.threads())
         return out
     ends = _offsets(cu_seqlens, tokens, max_seqlen)
     result = _grouped_sdpa(qkv, ends, np.diff(ends), scale)

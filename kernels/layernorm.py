@@ -49,11 +49,8 @@ def add_layernorm(
         return out
     if lib := native.library_for(x, residual, bias, weight, shift, out):
         out = torch.empty_like(x) if out is None else out
-        wide = [None if p is None else p.float() for p in (bias, weight, shift)]
-        lib.add_layernorm(
-            x.data_ptr(), residual.data_ptr(), *(0 if p is None else p.data_ptr() for p in wide),
-            eps, out.data_ptr(), rows, width, native.DTYPES[x.dtype], native.threads(),
-        )  # fmt: skip
+        wide = None if bias is None else bias.float(), weight.float(), shift.float()
+        lib.add_layernorm(x, residual, *wide, eps, out, native.threads())
         return out
     y = add_layernorm_ref(x, residual, bias, weight, shift, eps)
     return y if out is None else out.copy_(y)
@@ -199,12 +196,8 @@ def embed_layernorm(
     lib = native.library_for(*given)
     if lib and ids.is_contiguous() and positions.is_contiguous():
         out = word.new_empty(len(ids), word.shape[1]) if out is None else out
-        wide = [p.float() for p in (type_row, weight, shift)]
-        lib.embed_layernorm(
-            ids.data_ptr(), positions.data_ptr(), word.data_ptr(), position.data_ptr(),
-            *(p.data_ptr() for p in wide), eps, out.data_ptr(), *out.shape,
-            native.DTYPES[word.dtype], native.threads(),
-        )  # fmt: skip
+        wide = type_row.float(), weight.float(), shift.float()
+        lib.embed_layernorm(ids, positions, word, position, *wide, eps, out, native.threads())
         return out
     y = embed_layernorm_ref(ids, positions, word, position, type_row, weight, shift, eps)
     return y if out is None else out.copy_(y)

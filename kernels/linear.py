@@ -48,10 +48,7 @@ def pack_weight(weight: torch.Tensor) -> Weight:
     lib = native.library()
     (outs, depth), panel = weight.shape, lib.linear_panel()
     packed = weight.new_empty(-(-outs // panel) * panel * depth)
-    lib.pack_weight(
-        weight.data_ptr(), outs, depth, packed.data_ptr(), native.DTYPES[weight.dtype],
-        native.threads(),
-    )  # fmt: skip
+    lib.pack_weight(weight.detach(), packed, native.threads())
     return PackedWeight(packed, (outs, depth), panel)
 
 
@@ -140,8 +137,5 @@ def _packed(
         raise ValueError(f"out: contiguous rows were expected, got strides {list(out.stride())}")
     x = x.contiguous()
     wide = None if bias is None else bias.float().contiguous()
-    native.library().linear(
-        x.data_ptr(), weight.data.data_ptr(), weight.panel, 0 if wide is None else wide.data_ptr(),
-        gelu, out.data_ptr(), *x.shape, outs, native.DTYPES[x.dtype], native.threads(),
-    )  # fmt: skip
+    native.library().linear(x, weight.data, weight.panel, wide, gelu, out, native.threads())
     return out

@@ -190,15 +190,13 @@ def _scores(
     fits = docs.is_cpu and docs.is_contiguous() and scales is None
     if fits and (lib := native.library()):
         wide = queries.float().contiguous()
-        kind, threads, dim = native.DTYPES[docs.dtype], native.threads(), docs.shape[1]
-        q, d = (wide.data_ptr(), q_ends.ctypes.data), (docs.data_ptr(), d_ends.ctypes.data)
+        packed = wide, q_ends, docs, d_ends
         if pairs is None:
             out = torch.empty(n_queries, n_docs)
-            lib.maxsim(*q, n_queries, *d, n_docs, dim, out.data_ptr(), kind, threads)
+            lib.maxsim(*packed, out, native.threads())
         else:
             out = torch.empty(len(pairs))
-            rows = (pairs.ctypes.data, len(pairs))
-            lib.maxsim_pairs(*q, *d, *rows, dim, out.data_ptr(), kind, threads)
+            lib.maxsim_pairs(*packed, pairs, out, native.threads())
         return out
     if pairs is None:
         return _all_pairs(queries.float(), q_ends, docs, d_ends, scales)

@@ -20,7 +20,7 @@ def packed(weight, path):
     lib = native.library()
     (outs, depth), panel = weight.shape, lib.linear_panel()
     data = torch.full((-(-outs // panel) * panel * depth,), float("nan"))
-    lib.pack_weight(weight.data_ptr(), outs, depth, data.data_ptr(), 0, 2)
+    lib.pack_weight(weight, data, 2)
     return PackedWeight(data, (outs, depth), panel)
 
 

@@ -187,9 +187,9 @@ def test_says_once_that_cuda_kernels_are_absent(monkeypatch, recwarn):
 def test_a_failed_launch_names_the_kernel():
     if not native.available or not native.library().has_cuda or torch.cuda.is_available():
         pytest.skip("needs the CUDA half and no GPU")
-    lib, sizes = native.library(), (1, 1, 16, 0, 0)
+    lib, row, slots = native.library(), torch.zeros(1, 4), torch.zeros(1, 1, dtype=torch.int32)
     for kernel in ("gather_rows", "scatter_rows"):
         with pytest.raises(RuntimeError, match=rf"^{kernel}_kernel: .*CUDA"):
-            getattr(lib, kernel)(0, 0, 0, *sizes)
+            getattr(lib, kernel)(row, slots, row, 0, 0)
     with pytest.raises(RuntimeError, match=r"^unpad_ids_kernel: .*CUDA"):
-        lib.unpad_ids(0, 8, 0, 1, 1, 1, 1, None, *[0] * 8)
+        lib.unpad_ids(slots, slots, None, *[slots] * 6, 0, 0)
