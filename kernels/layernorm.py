@@ -38,7 +38,7 @@ def add_layernorm(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape.
     """
-    rows, width = _check(x, residual, bias, weight, shift, out)
+    _, width = _check(x, residual, bias, weight, shift, out)
 
     given = (x, residual, bias, weight, shift, out)
     if dispatch.takes("add_layernorm", *given, unsupported=_unsupported(width, *given)):
@@ -183,7 +183,7 @@ def embed_layernorm(
             continue
         low, high = (int(v) for v in index.aminmax()) if len(index) else (0, 0)
         if len(index) and not 0 <= low <= high < len(table):
-            raise ValueError(f"{name}: 0 to {len(table) - 1} was expected, got {low} to {high}")
+            raise ValueError(f"{name}: expected 0 to {len(table) - 1}, found {low} to {high}")
 
     given = (word, position, type_row, weight, shift, out)
     reason = _unsupported(word.shape[1], ids, positions, *given)

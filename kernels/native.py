@@ -31,7 +31,7 @@ elif forced:
         _extension.cpu_path(forced)
     else:
         known = ", ".join(_paths)
-        refused = f"{VARIABLE}: one of {known} was expected on this machine, got {forced!r}"
+        refused = f"{VARIABLE}: expected one of {known} on this machine, found {forced!r}"
 
 available = _extension is not None
 _warned = forced == "torch"

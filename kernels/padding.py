@@ -62,9 +62,9 @@ def unpad(
     checks.shape("mask", mask, tuple(ids.shape))
     checks.device("mask", mask, ids)
     if ids.numel() > 2**31 - 2:
-        raise ValueError(f"ids: fewer than 2**31 - 1 were expected, got {ids.numel()}")
+        raise ValueError(f"ids: expected fewer than 2**31 - 1, found {ids.numel()}")
     if pad_id is not None and not 0 <= pad_id < 2**31 - 1:
-        raise ValueError(f"pad_id: 0 to 2**31 - 2 was expected, got {pad_id}")
+        raise ValueError(f"pad_id: expected 0 to 2**31 - 2, found {pad_id}")
     capacity = ids.numel() if total is None else _in_range("total", total, ids.numel())
 
     lib = native.cuda_library("unpad", ids, mask)
@@ -198,5 +198,5 @@ def _stream(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _in_range(name: str, value: int, most: int) -> int:
     if not 0 <= value <= most:
-        raise ValueError(f"{name}: 0 to {most} was expected, got {value}")
+        raise ValueError(f"{name}: expected 0 to {most}, found {value}")
     return value

@@ -54,7 +54,7 @@ class Plan:
         names = [step.name for phase in self.phases for step in phase.steps]
         for word in words:
             if not any(word in name for name in names):
-                raise ValueError(f"ONLY: part of a step's name was expected, got {word!r}; "
+                raise ValueError(f"ONLY: expected part of a step's name, found {word!r}; "
                                  f"{self.name} has {', '.join(names)}")  # fmt: skip
         if not words:
             return self

@@ -317,10 +317,10 @@ def test_every_config_takes_every_length_of_its_class():
 @pytest.mark.parametrize(
     ("qkv", "scale", "said"),
     [
-        (torch.randn(9, 3, 1, 33), None, "head size 16, 32, 64 or 128 was expected, got 33"),
+        (torch.randn(9, 3, 1, 33), None, "expected head size 16, 32, 64 or 128, found 33"),
         (torch.randn(9, 3, 1, 16).double(), None, "float64"),
         (torch.zeros(9, 6, 1, 16)[:, ::2], None, "strided"),
-        (torch.randn(9, 3, 1, 16), -1.0, "a finite scale >= 0 was expected, got -1.0"),
+        (torch.randn(9, 3, 1, 16), -1.0, "expected a finite scale >= 0, found -1.0"),
     ],
 )
 def test_fallback_is_said(device, monkeypatch, gap, qkv, scale, said):
@@ -340,22 +340,22 @@ def test_fallback_is_said(device, monkeypatch, gap, qkv, scale, said):
 def test_bad_arguments(device):
     qkv = torch.zeros(5, 3, 1, 16, device=device)
     plan = attention_plan(offsets([2, 3]), 3, 16, qkv.dtype, device)
-    with pytest.raises(ValueError, match="max_seqlen: 3 was expected from cu_seqlens, got 2"):
+    with pytest.raises(ValueError, match="max_seqlen: expected 3 from cu_seqlens, found 2"):
         varlen_attention(qkv, offsets([2, 3]), 2)
-    with pytest.raises(ValueError, match="cu_seqlens: a last entry of 5"):
+    with pytest.raises(ValueError, match="cu_seqlens: expected a last entry of 5"):
         varlen_attention(qkv, offsets([2, 2]), 2)
-    with pytest.raises(ValueError, match=r"plan\.texts: shape \[5\] was expected, got \[4\]"):
+    with pytest.raises(ValueError, match=r"plan\.texts: expected shape \[5\], found \[4\]"):
         varlen_attention(qkv, None, 3, plan=replace(plan, texts=plan.texts[:4]))
-    with pytest.raises(TypeError, match=r"plan\.tiles: dtype torch\.int32"):
+    with pytest.raises(TypeError, match=r"plan\.tiles: expected dtype torch\.int32"):
         varlen_attention(qkv, None, 3, plan=replace(plan, tiles=plan.tiles.long()))
-    with pytest.raises(ValueError, match=r"plan\.tiles: shape \[1, 4\]"):
+    with pytest.raises(ValueError, match=r"plan\.tiles: expected shape \[1, 4\]"):
         varlen_attention(qkv, None, 3, plan=replace(plan, tiles=plan.tiles[:, :3]))
-    with pytest.raises(ValueError, match=r"plan\.tiles: a contiguous tensor"):
+    with pytest.raises(ValueError, match=r"plan\.tiles: expected a contiguous tensor"):
         wide = torch.zeros(1, 8, dtype=torch.int32, device=device)
         varlen_attention(qkv, None, 3, plan=replace(plan, tiles=wide[:, ::2]))
-    with pytest.raises(ValueError, match="short: at least 1"):
+    with pytest.raises(ValueError, match="short: expected at least 1"):
         attention_tiles(offsets([2]), 0, 0)
-    with pytest.raises(ValueError, match="rows: at least 1 was expected for 3 tokens, got 0"):
+    with pytest.raises(ValueError, match="rows: expected at least 1 for 3 tokens, found 0"):
         attention_tiles(offsets([2, 3]), 2, 0)
 
 
@@ -426,6 +426,6 @@ def test_plan_of_bad_offsets(device):
     for bad in ([1, 4], [0, 5, 4], []):
         with pytest.raises(ValueError, match="cu_seqlens"):
             make(np.array(bad, np.int32), 8)
-    with pytest.raises(ValueError, match="longest: at least 5"):
+    with pytest.raises(ValueError, match="longest: expected at least 5"):
         make(np.array([0, 5], np.int32), 4)
     assert make(np.array([0, 5], np.int32), 8).tiles.tolist() == [[0, 5, 0, 5]]

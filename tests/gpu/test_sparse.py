@@ -175,7 +175,7 @@ def test_arguments(device, rng):
     assert into[0].data_ptr() == out.data_ptr()
     assert rows(*into) == rows(*fresh)
     assert rows(*csr_views(out.clone().cpu(), 70, 2)) == rows(*fresh)
-    with pytest.raises(ValueError, match=r"out: shape \[141\] was expected, got \[143\]"):
+    with pytest.raises(ValueError, match=r"out: expected shape \[141\], found \[143\]"):
         csr_views(out, 69, 2)
 
 
@@ -215,21 +215,21 @@ def test_broken_promises_stay_inside(device, rng, name, at, value):
 
 def test_wrong_arguments(device, rng):
     ids, weights, ends, texts = Batch(rng, device, [3, 4]).args
-    with pytest.raises(TypeError, match=r"ids: dtype torch.int32 was expected, got torch.int64"):
+    with pytest.raises(TypeError, match=r"ids: expected dtype torch.int32, found torch.int64"):
         sparse_csr(ids.long(), weights, ends, texts, SPECIAL)
-    with pytest.raises(TypeError, match=r"weights: dtype torch.float32"):
+    with pytest.raises(TypeError, match=r"weights: expected dtype torch.float32"):
         sparse_csr(ids, weights.half(), ends, texts, SPECIAL)
-    with pytest.raises(ValueError, match=r"weights: shape \[7\] was expected, got \[6\]"):
+    with pytest.raises(ValueError, match=r"weights: expected shape \[7\], found \[6\]"):
         sparse_csr(ids, weights[1:], ends, texts, SPECIAL)
-    with pytest.raises(ValueError, match=r"texts: shape \[7\] was expected, got \[6\]"):
+    with pytest.raises(ValueError, match=r"texts: expected shape \[7\], found \[6\]"):
         sparse_csr(ids, weights, ends, texts[1:], SPECIAL)
-    with pytest.raises(ValueError, match=r"cu_seqlens: shape \[N \+ 1\] was expected, got \[0\]"):
+    with pytest.raises(ValueError, match=r"cu_seqlens: expected shape \[N \+ 1\], found \[0\]"):
         sparse_csr(ids, weights, ends[:0], texts, SPECIAL)
-    with pytest.raises(TypeError, match="dropped: a sequence of ints was expected, got Tensor"):
+    with pytest.raises(TypeError, match="dropped: expected a sequence of ints, found Tensor"):
         sparse_csr(ids, weights, ends, texts, torch.tensor(SPECIAL))
-    with pytest.raises(ValueError, match=r"out: shape \[17\] was expected, got \[16\]"):
+    with pytest.raises(ValueError, match=r"out: expected shape \[17\], found \[16\]"):
         sparse_csr(ids, weights, ends, texts, SPECIAL, out=ids.new_empty(16))
-    with pytest.raises(ValueError, match="texts: device"):
+    with pytest.raises(ValueError, match="texts: expected device"):
         sparse_csr(ids, weights, ends, texts.to("meta"), SPECIAL)
 
 

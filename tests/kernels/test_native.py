@@ -37,7 +37,7 @@ def test_cpu_path():
             assert lib.cpu_path(path) == path == lib.cpu_path()
     finally:
         lib.cpu_path(before)
-    with pytest.raises(ValueError, match=r"cpu path: .* got 'mmx'"):
+    with pytest.raises(ValueError, match=r"cpu path: .* found 'mmx'"):
         lib.cpu_path("mmx")
     assert lib.cpu_path() == before
     assert lib.has_cuda in (True, False)
@@ -81,7 +81,7 @@ def test_forced_torch_is_an_extension_not_built_and_no_news(again):
 
 def test_a_path_that_is_not_here(again, monkeypatch, capsys):
     its = again("mmx")
-    expected = r"M3FAST_CPU_PATH: one of .*torch was expected on this machine, got 'mmx'"
+    expected = r"M3FAST_CPU_PATH: expected one of .*torch on this machine, found 'mmx'"
     with pytest.raises(ValueError, match=expected):
         its.library()
     monkeypatch.setattr(native, "refused", its.refused)

@@ -43,7 +43,7 @@ def build(folder: Path = FOLDER) -> Path:
     found = (shutil.which(c) for c in (os.environ.get("CC", ""), "cc", "gcc", "clang"))
     compiler = next((c for c in found if c), None)
     if compiler is None:
-        raise RuntimeError("a C compiler was expected on the path: gcc or clang")
+        raise RuntimeError("expected a C compiler on the path: gcc or clang")
     parts = SOURCE.read_bytes() + (INCLUDE / "cuda.h").read_bytes()
     library = folder / f"libcuda-{hashlib.sha256(parts).hexdigest()[:16]}" / "libcuda.so.1"
     if not library.exists():
@@ -66,9 +66,9 @@ def library() -> ctypes.CDLL:
         RuntimeError: a GPU is here, whose own libcuda has that name; or Triton interprets.
     """
     if torch.cuda.is_available():
-        raise RuntimeError("no GPU was expected: its libcuda is loaded already")
+        raise RuntimeError("expected no GPU: its libcuda is loaded already")
     if knobs.runtime.interpret:
-        raise RuntimeError("TRITON_INTERPRET: unset was expected, kernels are to be compiled")
+        raise RuntimeError("TRITON_INTERPRET: expected unset, kernels are to be compiled")
     path = build()
     knobs.nvidia.libcuda_path = str(path.parent)  # what Triton's modules are linked with
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -91,7 +91,7 @@ class Launcher(nvidia.CudaLauncher):
 
     def __call__(self, *args: Any) -> None:
         if 0 in args[:3]:
-            raise RuntimeError(f"{self.name}: grid: at least 1 was expected, got {args[:3]}")
+            raise RuntimeError(f"{self.name}: grid: expected at least 1, found {args[:3]}")
         super().__call__(*args)
 
 
@@ -128,7 +128,7 @@ _driver = functools.cache(Driver)
 def activate(arch: int) -> None:
     """For good: ops take CPU tensors as those of an `arch`, and Triton launches there."""
     if arch not in ARCHS:
-        raise ValueError(f"arch: 80 or 90 was expected, got {arch}")
+        raise ValueError(f"arch: expected 80 or 90, found {arch}")
     _driver().set_current_device(arch)
     triton_driver.set_active(_driver())
     dispatch.interpreter = True

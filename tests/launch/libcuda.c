@@ -72,7 +72,7 @@ CUresult cuDeviceGetCount(int *count) {
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {
     *device = ordinal;
     if (ordinal != 80 && ordinal != 90)
-        return refuse(CUDA_ERROR_INVALID_DEVICE, "cuDeviceGet: device 80 or 90 was expected, got %d",
+        return refuse(CUDA_ERROR_INVALID_DEVICE, "cuDeviceGet: expected device 80 or 90, found %d",
                       ordinal);
     return CUDA_SUCCESS;
 }
@@ -222,11 +222,11 @@ CUresult cuModuleLoadData(CUmodule *module, const void *data) {
     Image image = {data, data, NULL, NULL};
     const Elf64_Ehdr *header = data;
     if (memcmp(data, ELFMAG, SELFMAG) || header->e_machine != EM_CUDA)
-        return refuse(CUDA_ERROR_INVALID_IMAGE, "cuModuleLoadData: a cubin was expected");
+        return refuse(CUDA_ERROR_INVALID_IMAGE, "cuModuleLoadData: expected a cubin");
     int arch = header->e_ident[EI_ABIVERSION] < 8 ? header->e_flags & 255 : header->e_flags >> 8 & 255;
     if (arch != fake_device)
         return refuse(CUDA_ERROR_NO_BINARY_FOR_GPU,
-                      "cuModuleLoadData: a cubin for sm_%d was expected, got sm_%d", fake_device, arch);
+                      "cuModuleLoadData: expected a cubin for sm_%d, found sm_%d", fake_device, arch);
     image.sections = (const Elf64_Shdr *)(image.image + header->e_shoff);
     image.names = image.image + image.sections[header->e_shstrndx].sh_offset;
     Module *made = calloc(1, sizeof *made + header->e_shnum * sizeof(Function));
@@ -275,8 +275,8 @@ CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute,
     switch (attribute) {
     case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
         if (value < 0 || value > room)
-            INVALID("cuFuncSetAttribute: %s: at most %d bytes of dynamic shared memory were expected "
-                    "on sm_%d, got %d", f->name, room, f->device, value);
+            INVALID("cuFuncSetAttribute: %s: expected at most %d bytes of dynamic shared memory "
+                    "on sm_%d, found %d", f->name, room, f->device, value);
         f->dynamic_shared = value;
         break;
     case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: break;
@@ -305,19 +305,19 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
                       f->name, f->device, fake_device);
     for (int i = 0; i < 3; i++) {
         if (grid[i] < 1 || grid[i] > most_grid[i])
-            INVALID("cuLaunchKernelEx: %s: grid %c of 1 to %u was expected, got %u", f->name, 'x' + i,
+            INVALID("cuLaunchKernelEx: %s: expected grid %c of 1 to %u, found %u", f->name, 'x' + i,
                     most_grid[i], grid[i]);
         if (block[i] < 1 || block[i] > most_block[i])
-            INVALID("cuLaunchKernelEx: %s: block %c of 1 to %u was expected, got %u", f->name, 'x' + i,
+            INVALID("cuLaunchKernelEx: %s: expected block %c of 1 to %u, found %u", f->name, 'x' + i,
                     most_block[i], block[i]);
         if (f->required[0] && block[i] != f->required[i])
-            INVALID("cuLaunchKernelEx: %s: compiled for a block %c of %u, got %u", f->name, 'x' + i,
+            INVALID("cuLaunchKernelEx: %s: expected block %c of %u as compiled, found %u", f->name, 'x' + i,
                     f->required[i], block[i]);
     }
     int room = f->dynamic_shared > (48 << 10) - f->static_shared ? f->dynamic_shared
                                                                  : (48 << 10) - f->static_shared;
     if (c->sharedMemBytes > (unsigned)room)
-        INVALID("cuLaunchKernelEx: %s: at most %d bytes of dynamic shared memory were allowed, got %u",
+        INVALID("cuLaunchKernelEx: %s: expected at most %d bytes of dynamic shared memory, found %u",
                 f->name, room, c->sharedMemBytes);
     for (unsigned i = 0; i < c->numAttrs; i++) {
         const CUlaunchAttribute *a = c->attrs + i;
@@ -334,13 +334,13 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
                 INVALID("cuLaunchKernelEx: %s: grid %c of %u is no multiple of the cluster's %u",
                         f->name, 'x' + k, grid[k], cluster[k]);
         if (cluster[0] * cluster[1] * cluster[2] > 16)
-            INVALID("cuLaunchKernelEx: %s: a cluster of at most 16 blocks was expected", f->name);
+            INVALID("cuLaunchKernelEx: %s: expected a cluster of at most 16 blocks", f->name);
     }
     for (int i = 0; i < f->n_parameters && i < MOST_PARAMETERS; i++) {
         if (f->sizes[i] != sizeof(CUtensorMap))
             continue;
         if ((uintptr_t)parameters[i] % 64)
-            INVALID("cuLaunchKernelEx: %s: parameter %d: a tensor map on 64 bytes was expected", f->name,
+            INVALID("cuLaunchKernelEx: %s: parameter %d: expected a tensor map on 64 bytes", f->name,
                     i);
         if (*(uint64_t *)parameters[i] != MAP_MARK)
             INVALID("cuLaunchKernelEx: %s: parameter %d is no encoded tensor map", f->name, i);
@@ -363,45 +363,45 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
     if (fake_device < 90)
         return refuse(CUDA_ERROR_NOT_SUPPORTED, "cuTensorMapEncodeTiled: needs sm_90");
     if ((uintptr_t)map % 64)
-        MAP("tensorMap: an address on 64 bytes was expected");
+        MAP("tensorMap: expected an address on 64 bytes");
     if ((unsigned)type >= sizeof sizes / sizeof *sizes)
-        MAP("tensorDataType: 0 to 12 was expected, got %d", (int)type);
+        MAP("tensorDataType: expected 0 to 12, found %d", (int)type);
     if (rank < 1 || rank > 5)
-        MAP("tensorRank: 1 to 5 was expected, got %u", rank);
+        MAP("tensorRank: expected 1 to 5, found %u", rank);
     if (!address || (uintptr_t)address % 16)
-        MAP("globalAddress: a multiple of 16 was expected, got %p", address);
+        MAP("globalAddress: expected a multiple of 16, found %p", address);
     if (interleave != CU_TENSOR_MAP_INTERLEAVE_NONE)
-        MAP("interleave: none was expected, got %d", (int)interleave);
+        MAP("interleave: expected none, found %d", (int)interleave);
     if ((unsigned)swizzle >= sizeof spans / sizeof *spans)
-        MAP("swizzle: 0 to 6 was expected, got %d", (int)swizzle);
+        MAP("swizzle: expected 0 to 6, found %d", (int)swizzle);
     if ((unsigned)promotion > CU_TENSOR_MAP_L2_PROMOTION_L2_256B)
-        MAP("l2Promotion: 0 to 3 was expected, got %d", (int)promotion);
+        MAP("l2Promotion: expected 0 to 3, found %d", (int)promotion);
     if ((unsigned)fill > CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA)
-        MAP("oobFill: 0 or 1 was expected, got %d", (int)fill);
+        MAP("oobFill: expected 0 or 1, found %d", (int)fill);
     if (fill && type < CU_TENSOR_MAP_DATA_TYPE_FLOAT16)
-        MAP("oobFill: none was expected for integers, got NaN");
+        MAP("oobFill: expected none for integers, found NaN");
     for (unsigned i = 0; i < rank; i++) {
         if (dims[i] < 1 || dims[i] > 1ull << 32)
-            MAP("globalDim[%u]: 1 to 2^32 was expected, got %llu", i, (unsigned long long)dims[i]);
+            MAP("globalDim[%u]: expected 1 to 2^32, found %llu", i, (unsigned long long)dims[i]);
         if (box[i] < 1 || box[i] > 256)
-            MAP("boxDim[%u]: 1 to 256 was expected, got %u", i, box[i]);
+            MAP("boxDim[%u]: expected 1 to 256, found %u", i, box[i]);
         if (steps[i] < 1 || steps[i] > 8)
-            MAP("elementStrides[%u]: 1 to 8 was expected, got %u", i, steps[i]);
+            MAP("elementStrides[%u]: expected 1 to 8, found %u", i, steps[i]);
     }
     unsigned long long least = dims[0] * sizes[type];
     for (unsigned i = 0; i + 1 < rank; i++) {
         unsigned long long stride = strides[i];
         if (stride % 16 || stride >= 1ull << 40)
-            MAP("globalStrides[%u]: a multiple of 16 below 2^40 was expected, got %llu", i, stride);
+            MAP("globalStrides[%u]: expected a multiple of 16 below 2^40, found %llu", i, stride);
         if (stride < least)
-            MAP("globalStrides[%u]: at least %llu was expected, got %llu", i, least, stride);
+            MAP("globalStrides[%u]: expected at least %llu, found %llu", i, least, stride);
         least = stride * dims[i + 1];
     }
     unsigned inner = box[0] * sizes[type];
     if (inner % 16)
-        MAP("boxDim[0]: a multiple of 16 bytes was expected, got %u", inner);
+        MAP("boxDim[0]: expected a multiple of 16 bytes, found %u", inner);
     if (swizzle && inner > spans[swizzle])
-        MAP("boxDim[0]: at most the swizzle's %u bytes were expected, got %u", spans[swizzle], inner);
+        MAP("boxDim[0]: expected at most the swizzle's %u bytes, found %u", spans[swizzle], inner);
     memset(map, 0, sizeof *map);
     *(uint64_t *)map = MAP_MARK;
     COUNT(fake_maps);

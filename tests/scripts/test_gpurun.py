@@ -188,7 +188,7 @@ def test_some_steps_only(
     monkeypatch.setattr(gpurun.run, "about", lambda environment: FOUND)
     monkeypatch.setattr(gpurun.cache, "unpack", str)
     assert gpurun.run.run("first", gpurun.out.Out(tmp_path), ["build", "chek"]) == 2
-    assert "ONLY: part of a step's name was expected, got 'chek'" in capsys.readouterr().err
+    assert "ONLY: expected part of a step's name, found 'chek'" in capsys.readouterr().err
 
 
 def test_every_test_of_a_gpu_is_in_a_shard(gpurun: SimpleNamespace, tmp_path: Path) -> None:
