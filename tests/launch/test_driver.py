@@ -131,7 +131,8 @@ def test_every_rule_of_tensor_maps(change, message):
 
 
 def test_a_grid_without_programs_is_refused():
-    with pytest.raises(RuntimeError, match=r"copy_kernel: grid: expected at least 1, found \(0, 1, 1\)"):
+    message = r"copy_kernel: grid: expected at least 1, found \(0, 1, 1\)"
+    with pytest.raises(RuntimeError, match=message):
         copy(grid=(0,))
     with pytest.raises(RuntimeError, match="expected grid y of 1 to 65535, found 65536"):
         copy(grid=(1, 65536))
