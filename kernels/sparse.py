@@ -165,7 +165,7 @@ def fill_dicts(
     names: list[str],
     values: list[Any],
 ) -> None:
-    """dicts[i][names[indices[k]]] = values[k] for the entries k of row i, in their order.
+    """`dicts[i][names[indices[k]]] = values[k]` for the entries k of row i, in their order.
 
     Args:
         dicts: N of them; indptr, indices: CSR rows, int64 [N + 1] and int32 [nnz].
