@@ -18,8 +18,9 @@ from gpurun.steps import ROOT, Step
 PYTHON = sys.executable
 FOUND = 86  # compute-sanitizer's exit where it found something
 # Where most of the seconds are, in parts that take about as long each.
-SPLIT = {"test_gpurunner": 4, "test_attention": 3, "test_maxsim": 3, "test_sparse": 2}
-FIRST = "tests/gpu/test_first.py"
+SPLIT = {"test_gpurunner": 4, "test_attention": 2, "test_attention_full": 2, "test_maxsim": 2,
+         "test_maxsim_full": 2, "test_sparse": 2}  # fmt: skip
+FIRST = "tests/gpu/first"
 SLACK = 1.5  # of a suite's estimate: what comes last is cut off, not what comes first
 
 
@@ -87,8 +88,12 @@ def build() -> Step:
 
 
 def check(group: str, limit: float, **more: str) -> Shard:
-    """A group of tests/gpu/test_first.py."""
-    return Shard(f"check {group}", (FIRST, "-k", f"Test{group}"), limit, environment=more)
+    """The file of tests/gpu/first that has this group."""
+    return Shard(f"check {group}", (file_of(group),), limit, environment=more)
+
+
+def file_of(group: str) -> str:
+    return f"{FIRST}/test_{group.lower()}.py"
 
 
 def figures(out: Out, suite: str, limit: float, *more: str) -> Step:
@@ -124,7 +129,7 @@ def first(out: Out) -> Plan:
 
 def tests(out: Out) -> Plan:
     del out
-    files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+    files = sorted((ROOT / "tests" / "gpu").rglob("test_*.py"))
     shards = [
         part
         for file in sorted(files, key=lambda f: -SPLIT.get(f.stem, 1))
@@ -161,7 +166,7 @@ def sanitize(out: Out) -> Plan:
                 "--target-processes", "all")  # fmt: skip
         # Each tensor its own allocation, so that a read beyond its end is seen.
         apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        arguments = (FIRST, "-k", f"Test{group} and not graph")
+        arguments = (file_of(group), "-k", "not graph")
         return Shard(f"{kind} {group}", arguments, 80, each=60, wrap=wrap, found=FOUND,
                      environment=apart)  # fmt: skip
 
@@ -169,7 +174,7 @@ def sanitize(out: Out) -> Plan:
                   for kind in ("memcheck", "racecheck"))  # fmt: skip
     left_out = (
         "captured graphs: they need torch's caching allocator, which hides reads beyond an end",
-        "the engine as a whole, training, and every test of tests/gpu but test_first.py",
+        "the engine as a whole, training, and every test of tests/gpu but first/",
         "initcheck and synccheck",
     )
     return Plan("gpu-sanitize", 90, (Phase(steps, at_once=6),), left_out)

@@ -235,8 +235,8 @@ def test_wrong_arguments(device, rng):
 
 @pytest.mark.parametrize("sort", [False, True])
 def test_torch_path(device, rng, monkeypatch, sort):
-    monkeypatch.setattr("m3fast.kernels.dispatch", lambda device: "a test says so")
-    monkeypatch.setattr("m3fast.kernels.dispatch", set())
+    monkeypatch.setattr("m3fast.kernels.dispatch.why_not", lambda device: "a test says so")
+    monkeypatch.setattr("m3fast.kernels.dispatch._said", set())
     batch = Batch(rng, device, [30, 0, 40, 65], spare=9, room=2)
     with pytest.warns(RuntimeWarning, match="sparse_csr: the slower torch path"):
         found = sparse_csr(*batch.args, SPECIAL, sort=sort, out=batch.out(device))

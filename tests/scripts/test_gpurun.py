@@ -197,7 +197,7 @@ def test_every_test_of_a_gpu_is_in_a_shard(gpurun: SimpleNamespace, tmp_path: Pa
     parts: dict[str, list[tuple[int, int]]] = {}
     for shard in shards:
         parts.setdefault(shard.arguments[0], []).append((shard.part, shard.parts))
-    there = {str(f.relative_to(ROOT)) for f in (ROOT / "tests" / "gpu").glob("test_*.py")}
+    there = {str(f.relative_to(ROOT)) for f in (ROOT / "tests" / "gpu").rglob("test_*.py")}
     assert parts.keys() == there
     for of_file in parts.values():
         assert sorted(of_file) == [(i, len(of_file)) for i in range(len(of_file))]
