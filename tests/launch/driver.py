@@ -1,4 +1,4 @@
-"""Triton's own CUDA driver and launcher without a GPU: over `libcuda.c`, which executes nothing.
+"""Triton's own CUDA driver and launcher without a GPU: over `libcuda/`, which executes nothing.
 
 Kernels are compiled, loaded and launched on CPU tensors as on a device of compute capability 8.0 or
 9.0: their machine code, grids, shared memory and tensor maps are checked, and no value is computed.
@@ -29,9 +29,9 @@ from triton.runtime.jit import JITFunction
 from m3fast.kernels import attention, dispatch
 
 ARCHS = (80, 90)
-SOURCE = Path(__file__).with_name("libcuda.c")
+SOURCES = sorted(Path(__file__).with_name("libcuda").iterdir())
 INCLUDE = Path(nvidia.__file__).parent / "include"
-FOLDER = SOURCE.parents[2] / "build"
+FOLDER = Path(__file__).parents[2] / "build"
 
 
 def build(folder: Path = FOLDER) -> Path:
@@ -44,15 +44,16 @@ def build(folder: Path = FOLDER) -> Path:
     compiler = next((c for c in found if c), None)
     if compiler is None:
         raise RuntimeError("expected a C compiler on the path: gcc or clang")
-    parts = SOURCE.read_bytes() + (INCLUDE / "cuda.h").read_bytes()
+    parts = b"".join(file.read_bytes() for file in [*SOURCES, INCLUDE / "cuda.h"])
     library = folder / f"libcuda-{hashlib.sha256(parts).hexdigest()[:16]}" / "libcuda.so.1"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as made:  # several processes may build it
             new = Path(made) / library.name
             options = ["-std=gnu11", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
+            sources = [str(file) for file in SOURCES if file.suffix == ".c"]
             subprocess.run(
-                [compiler, *options, f"-I{INCLUDE}", "-o", str(new), str(SOURCE)], check=True
+                [compiler, *options, f"-I{INCLUDE}", "-o", str(new), *sources], check=True
             )
             new.replace(library)
     return library

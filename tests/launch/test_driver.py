@@ -77,8 +77,8 @@ def test_launches_and_maps_are_counted():
 @pytest.mark.parametrize(
     ("planted", "message"),
     [
-        (dict(strides=(132, 1)), r"globalStrides\[0\]: a multiple of 16 .* got 264"),
-        (dict(strides=(2**39, 1)), r"globalStrides\[0\]: .* below 2\^40 .* got 1099511627776"),
+        (dict(strides=(132, 1)), r"globalStrides\[0\]: expected a multiple of 16 .* found 264"),
+        (dict(strides=(2**39, 1)), r"globalStrides\[0\]: .* below 2\^40, found 1099511627776"),
         (dict(strides=(120, 1)), r"globalStrides\[0\]: expected at least 256, found 240"),
         (dict(shift=2), "globalAddress: expected a multiple of 16"),
         (dict(shape=(0, 128)), r"globalDim\[1\]: expected 1 to 2\^32, found 0"),
@@ -102,7 +102,7 @@ GOOD = dict(type=6, rank=2, dims=(128, 64), strides=(256,), box=(64, 16), steps=
         (dict(box=(64, 257)), r"boxDim\[1\]: expected 1 to 256, found 257"),
         (dict(box=(0, 16)), r"boxDim\[0\]: expected 1 to 256, found 0"),
         (dict(box=(4, 16)), r"boxDim\[0\]: expected a multiple of 16 bytes, found 8"),
-        (dict(box=(128, 16)), r"boxDim\[0\]: at most the swizzle's 128 bytes .* got 256"),
+        (dict(box=(128, 16)), r"boxDim\[0\]: expected at most the swizzle's 128 bytes, found 256"),
         (dict(box=(128, 16), swizzle=0), ""),
         (dict(steps=(1, 9)), r"elementStrides\[1\]: expected 1 to 8, found 9"),
         (dict(interleave=1), "interleave: expected none, found 1"),
@@ -179,13 +179,13 @@ def test_a_module_and_a_kernel_are_of_their_device():
         copy()
     (kernel,) = launched
     utils = driver._driver().utils
-    with driver.active(80), pytest.raises(RuntimeError, match=r"a cubin for sm_80 .* got sm_90"):
+    with driver.active(80), pytest.raises(RuntimeError, match=r"a cubin for sm_80, found sm_90"):
         utils.load_binary(kernel.name, kernel.asm["cubin"], 0, 80)
     with pytest.raises(RuntimeError, match="expected a cubin"):
         utils.load_binary(kernel.name, bytes(64), 0, 90)
     with pytest.raises(RuntimeError, match="the module has no kernel other"):
         utils.load_binary("other", kernel.asm["cubin"], 0, 90)
-    with pytest.raises(RuntimeError, match=r"232448 bytes of dynamic shared .* got 232449"):
+    with pytest.raises(RuntimeError, match=r"232448 bytes of dynamic shared .* found 232449"):
         utils.cuOccupancyMaxActiveClusters(kernel.function, 232449, 1)
 
 
