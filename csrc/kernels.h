@@ -7,8 +7,7 @@
 
 namespace m3 {
 
-// Arithmetic is fp32. Of two tensors of one dtype the first decides. The shapes are checked by
-// kernels/*.py.
+// Arithmetic is fp32. kernels/*.py has checked shapes and dtypes.
 struct Kernels {
   const char* name;
   // x <- gelu(x + bias); f32, bf16

@@ -7,7 +7,7 @@
 
 namespace m3::M3_ISA {
 
-// body(T{}) with the element type; f16 only where `body` takes it.
+// body(T{}) with the element type, f32 or bf16.
 template <class Body>
 void by_dtype(Dtype dtype, Body body) {
   if (dtype == Dtype::bf16)
@@ -16,7 +16,7 @@ void by_dtype(Dtype dtype, Body body) {
     body(0.f);
 }
 
-// The dtypes that are multiplied here.
+// As `by_dtype`, where bf16 is multiplied only by AVX512_BF16.
 template <class Body>
 void by_factor(Dtype dtype, Body body) {
 #ifdef __AVX512BF16__
@@ -27,6 +27,7 @@ void by_factor(Dtype dtype, Body body) {
 #endif
 }
 
+// As `by_dtype`, and f16.
 template <class Body>
 void by_document(Dtype dtype, Body body) {
   if (dtype == Dtype::f16)

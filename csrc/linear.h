@@ -48,6 +48,7 @@ M3_INLINE void finish(const vf (&acc)[R][WIDTH], const float* shift, bool with_g
     }
 }
 
+// The panel has been checked by the binding.
 template <class T>
 void linear(Matrix x, Matrix packed, int, Span<float> bias, bool with_gelu, Matrix y, int threads) {
   const int64_t rows = x.rows, depth = x.cols, outs = y.cols;

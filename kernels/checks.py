@@ -1,4 +1,4 @@
-"""Argument checks shared by the operations: one line that names argument, expected and found."""
+"""Argument checks shared by the operations; an error reads "name: expected X, found Y"."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ def tensor(
 
 
 def shape(name: str, value: torch.Tensor, expected: tuple[int, ...]) -> None:
+    """ValueError unless it has this shape."""
     if tuple(value.shape) != expected:
         raise ValueError(f"{name}: expected shape {list(expected)}, found {list(value.shape)}")
 
 
 def device(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
+    """ValueError unless it is on the device of `like`."""
     if value.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}, found {value.device}")
 

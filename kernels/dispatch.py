@@ -1,4 +1,4 @@
-"""Whether Triton's kernels take a call; where they cannot, the slower path is said once."""
+"""Decides whether a call runs as a Triton kernel, and warns once where it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LayerNorm with what comes before it (the residual sum, or the embedding lookup) and after it."""
+"""LayerNorm fused with the residual sum or embedding lookup before it, or the sparse head after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hidden states to the vectors that leave: rows picked, cut, L2-normalised, in fp32."""
+"""Hidden states to dense and ColBERT vectors: rows picked, cut, L2-normalised, in fp32."""
 
 from __future__ import annotations
 

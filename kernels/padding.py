@@ -1,4 +1,4 @@
-"""Padded to packed and back, on the device that the tensors are on, without a word to the host."""
+"""Padded batches to packed rows and back, on the tensors' own device and without waiting for it."""
 
 from __future__ import annotations
 

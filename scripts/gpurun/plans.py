@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from bench import order
 
-from gpurun import cache
+from gpurun import cache, verdicts
 from gpurun.out import KERNELS, RECORDS, TUNED, Out
 from gpurun.shards import Shard
 from gpurun.steps import ROOT, Step
@@ -129,21 +129,18 @@ def first(out: Out) -> Plan:
 
 def tests(out: Out) -> Plan:
     del out
-    files = sorted((ROOT / "tests" / "gpu").rglob("test_*.py"))
-    shards = [
-        part
-        for file in sorted(files, key=lambda f: -SPLIT.get(f.stem, 1))
-        if file.stem != "test_train"
-        for part in Shard(file.stem, (str(file.relative_to(ROOT)),), 150).split(
-            SPLIT.get(file.stem, 1)
-        )
-    ]
+    files = [file for file in sorted((ROOT / "tests" / "gpu").rglob("test_*.py"))
+             if file.stem != "test_train"]  # fmt: skip
+    parts = sorted(((SPLIT.get(file.stem, 1), file) for file in files), key=lambda p: -p[0])
+    whole = [(count, Shard(file.stem, (str(file.relative_to(ROOT)),), 150))
+             for count, file in parts]  # fmt: skip
+    shards = [part for count, shard in whole for part in shard.split(count)]
     train = Shard("test_train", ("tests/gpu/test_train.py",), 60)
     return Plan("gpu-tests", 180, (Phase(shards, at_once=8, spare=25), Phase((train,))))
 
 
 def bench(out: Out) -> Plan:
-    more = ("--quick", "--verdicts", str(cache.verdicts(out)))
+    more = ("--quick", "--verdicts", str(verdicts.file(out)))
     steps = tuple(figures(out, suite, SLACK * limit, *more) for suite, limit in order.QUICK)
     return Plan("gpu-bench", 210, (Phase(steps),))
 

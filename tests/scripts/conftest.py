@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def gpurun(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from gpurun import cache, out, plans, planted, rehearse, run, shards, steps, table
+    from gpurun import cache, out, plans, planted, rehearse, run, shards, steps, table, verdicts
 
     return SimpleNamespace(cache=cache, out=out, planted=planted, plans=plans, run=run,
-                           rehearse=rehearse, shards=shards, steps=steps, table=table)  # fmt: skip
+                           rehearse=rehearse, shards=shards, steps=steps, table=table,
+                           verdicts=verdicts)  # fmt: skip

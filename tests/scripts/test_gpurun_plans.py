@@ -66,7 +66,7 @@ def test_bench_needs_outcomes_of_this_tree(
     for device in (None, FOUND["device"]):
         plan, found = gpurun.plans.Plan("none", 60, ()), {**FOUND, "device": device}
         gpurun.run.execute(plan, out, found, {}, say=nothing)
-        later = gpurun.cache.judged(gpurun.out.Out(tmp_path / "later"), FOUND)
+        later = gpurun.verdicts.known(gpurun.out.Out(tmp_path / "later"), FOUND)
         assert later == (device is not None)
 
 
