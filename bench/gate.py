@@ -23,7 +23,7 @@ from bench import record
 from bench.report import ROOT
 
 TOKENISE = "same_as_transformers or reference_cases or max_length or bad_texts or token_ids"
-SERVE = ("tests/server/test_openai.py", "tests/server/test_encode.py")
+SERVE = ("tests/server/routes/test_openai.py", "tests/server/routes/test_encode.py")
 ENCODE = ("tests/flag/test_parity.py", "-k", "test_random_texts or test_lengths_and_batches")
 RUNNER = "tests/gpu/test_gpurunner.py"
 TESTS: dict[str, dict[str, Sequence[str]]] = {

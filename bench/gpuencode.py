@@ -30,10 +30,9 @@ COSINE, WEIGHT = 0.995, 0.1
 
 @dataclass
 class Batch:
-    """Token ids of texts end to end, on the host (`tokens`) and on the device."""
+    """Token ids of texts end to end, on the host (`parts`) and on the device."""
 
-    tokens: Any
-    order: np.ndarray
+    parts: list[Any]
     ids: torch.Tensor
     positions: torch.Tensor
     ends: torch.Tensor
@@ -42,18 +41,18 @@ class Batch:
 
 def batch(config: Any, lengths: Sequence[int], device: torch.device, seed: int) -> Batch:
     from m3fast.model.packing import pack_texts
-    from m3fast.types import TokenIds
+    from m3fast.types import Selection, TokenIds
 
     random = np.random.default_rng(seed)
     ends = gpupeers.offsets(lengths).astype(np.int64)
     ids = random.integers(4, config.vocab_size - 1, int(ends[-1])).astype(np.int32)
     ids[ends[:-1]], ids[ends[1:] - 1] = 0, 2
     tokens = TokenIds(ids, ends, np.zeros(len(lengths), np.bool_))
-    order = np.arange(len(lengths))
-    packed = pack_texts(tokens, order, config)
+    parts = [Selection(tokens, np.arange(len(lengths)))]
+    packed = pack_texts(parts, config)
     arrays = (packed.ids, packed.positions, packed.cu_seqlens)
     on_device = (torch.from_numpy(a.copy()).to(device) for a in arrays)
-    return Batch(tokens, order, *on_device, packed.max_seqlen)
+    return Batch(parts, *on_device, packed.max_seqlen)
 
 
 def encoder_shape(bench: Bench) -> Shape:
@@ -95,7 +94,7 @@ def submits(its: Any, config: Any, outputs: Sequence[str] = OUTPUTS) -> Candidat
 
     options = HeadOptions(config.pooling, True, None, SPECIAL)
     wanted = Outputs(*(name in outputs for name in OUTPUTS))
-    return lambda x: its.submit(x.tokens, x.order, wanted, options)
+    return lambda x: its.submit(x.parts, wanted, options)
 
 
 def judge(config: Any, weights: Any, x: Batch) -> Callable[[str, Any, Any], str]:

@@ -188,10 +188,10 @@ def _interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     gpu.let_scalars_count_loops()
     from m3fast.kernels import dispatch
-    from m3fast.runner import gpu as gpurunner
+    from m3fast.runner import buckets
 
     dispatch.interpreter = True
-    gpurunner.BUCKETS = (8, 32)  # the largest is run first: minutes to interpret
+    buckets.BUCKETS = (8, 32)  # the largest is run first: minutes to interpret
 
 
 if __name__ == "__main__":

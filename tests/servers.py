@@ -38,7 +38,7 @@ SHORT = 48  # tokens that a text of `short` may have
 PATIENCE = 180.0  # seconds until something that should happen counts as hanging
 
 # Each server collects and freezes all objects of its process: 0.4 s where all tests' imports are,
-# for a handful of requests. Processes do it, and test_run.py looks at it.
+# for a handful of requests. Processes do it, and test_start.py looks at it.
 run.gc = SimpleNamespace(collect=int, freeze=int, unfreeze=int)
 
 

@@ -45,10 +45,10 @@ def engine(first: int, parts: int) -> int:
 
     from m3fast import Engine
     from m3fast.errors import NonFiniteError
-    from m3fast.runner import gpu
+    from m3fast.runner import buckets
 
     driver.zero_memory()
-    gpu.BUCKETS = (32, 64, 128, 256)  # kernels know no bucket, and the CPU multiplies
+    buckets.BUCKETS = (32, 64, 128, 256)  # kernels know no bucket, and the CPU multiplies
     texts = ((2, 3), (20, 1), (60, 1), (100, 1), (200, 1), (20, 150), (60, 5), (120, 3), (300, 8))
     with driver.compiled() as names, tempfile.TemporaryDirectory() as folder:
         for i, (hidden, heads, ffn, dtype) in enumerate(ENCODERS[first::parts]):

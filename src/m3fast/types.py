@@ -39,6 +39,27 @@ class TokenIds:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Some texts of some token ids, in an order of their own: a batch, or a part of one.
+
+    Attributes:
+        order: int64 [M], which texts of `tokens`.
+    """
+
+    tokens: TokenIds
+    order: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [M], tokens of each text."""
+        offsets = self.tokens.offsets
+        return offsets[1:][self.order] - offsets[self.order]
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Token ids of N texts end to end, with no padding.
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
+from nearness import same
 from servers import PATIENCE
-from test_engine import same
 
 from m3fast import Engine, InputError
 from m3fast.aio.engine import AsyncEngine, Limits
@@ -51,14 +51,14 @@ class Spy:
         self.entered = threading.Event()
         self.fail = None  # called with the batch's lengths, may raise
 
-    def submit(self, tokens, order, outputs, options):
-        lengths = np.diff(tokens.offsets)[order].tolist()
+    def submit(self, parts, outputs, options):
+        lengths = [int(n) for part in parts for n in part.lengths]
         self.batches.append((lengths, outputs))
         self.entered.set()
         assert self.gate.wait(PATIENCE)
         if self.fail is not None:
             self.fail(lengths)
-        return self._submit(tokens, order, outputs, options)
+        return self._submit(parts, outputs, options)
 
     async def busy(self) -> None:
         await asyncio.to_thread(self.entered.wait, PATIENCE)

@@ -13,7 +13,8 @@ from checkpoints import TEXTS, make_checkpoint
 from torch import nn
 
 from m3fast import BGEM3FlagModel, CheckpointError, Engine, InputError
-from m3fast.checkpoint.sentence import ACTIVATIONS, MODULES, SETTINGS, Sentence
+from m3fast.checkpoint.listing import ACTIVATIONS, MODULES
+from m3fast.checkpoint.sentence import SETTINGS, Sentence
 
 MIXED = [*TEXTS, "UPPER CASE ÄÖÜ ΣΊΣΥΦΟΣ İstanbul", "long " * 600]
 ST = "sentence_transformers.models"

@@ -7,11 +7,10 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, make_checkpoint
-from test_engine import same
+from nearness import same
 
 from m3fast import Engine, InputError
 
@@ -42,13 +41,13 @@ class Small:
         self.used, self.freed, self.sizes = 0, 0, []
         self.weights, self.config, self.device = runner.weights, runner.config, runner.device
 
-    def submit(self, tokens, order, outputs, options):
-        size = int(np.diff(tokens.offsets)[order].sum())
+    def submit(self, parts, outputs, options):
+        size = sum(int(part.lengths.sum()) for part in parts)
         if self.used + size > self.room:
             raise torch.OutOfMemoryError(f"room for {self.room}")
         self.used += size
         self.sizes.append(size)
-        wait = self.runner.submit(tokens, order, outputs, options)
+        wait = self.runner.submit(parts, outputs, options)
 
         def result():
             self.used -= size

@@ -22,7 +22,7 @@ from m3fast.cli.corpus import Corpus
 from m3fast.cli.encode import _manifest
 from m3fast.model.heads import pooled_rows, word_rows
 from m3fast.model.mcls import insert_cls, plain_limit
-from m3fast.runner import cpu
+from m3fast.runner import forward
 from m3fast.text.tokenizer import Tokenizer
 from m3fast.types import TokenIds
 from m3fast.verify.plain import engine_vectors, plain_vectors
@@ -204,13 +204,13 @@ def test_width_and_norm(engine, texts, plain) -> None:
 
 
 def test_dense_alone_computes_the_rows_of_cls_alone(engine, texts, monkeypatch) -> None:
-    encode, rows = cpu.encode, []
+    encode, rows = forward.encode, []
 
     def spy(*args):
         rows.append(args[4])
         return encode(*args)
 
-    monkeypatch.setattr(cpu, "encode", spy)
+    monkeypatch.setattr(forward, "encode", spy)
     whole = engine.encode(texts[:-1])
     assert all(each is None for each in rows)
     rows.clear()

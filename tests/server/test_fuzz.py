@@ -1,4 +1,4 @@
-"""Every route fuzzed from the server's own OpenAPI document, and held to what it says."""
+"""Every route is fuzzed from the server's own OpenAPI document, and its responses must fit it."""
 
 import hypothesis
 import pytest

@@ -17,7 +17,7 @@ from m3fast.errors import NonFiniteError
 from m3fast.kernels.normalize import vectors_of_rows
 from m3fast.model.mcls import colbert_counts
 from m3fast.runner.base import BatchResult, HeadOptions, Outputs
-from m3fast.types import TokenIds
+from m3fast.types import Selection, TokenIds
 
 if TYPE_CHECKING:
     import torch
@@ -81,9 +81,8 @@ class Batch:
         options = calls[0].options
         if any(call.options != options for call in calls):
             options = replace(options, normalize=False, truncate_dim=None)
-        return pipeline.Task(
-            self.tokens, np.arange(len(self.tokens)), outputs, options, self
-        )
+        whole = Selection(self.tokens, np.arange(len(self.tokens)))
+        return pipeline.Task([whole], outputs, options, self)
 
     def parts_of(self, texts: NDArray[np.int64]) -> list[Part[Request]]:
         """The parts, or pieces of parts, that these consecutive texts of the batch are."""
@@ -104,11 +103,12 @@ class Batch:
         """Give each request its rows of the texts of `task`; those that cannot take theirs."""
         refused: list[tuple[Job[Request], NonFiniteError]] = []
         finite = is_finite(result)  # once for all; where it is not so, each looks at its own
-        lengths = np.diff(self.tokens.offsets)[task.order]
+        (texts,) = task.parts
+        lengths = texts.lengths
         counts = colbert_counts(lengths, task.options.pooling)
         ends = np.concatenate([[0], np.cumsum(counts)]).tolist()
         at = 0
-        for part in self.parts_of(task.order):
+        for part in self.parts_of(texts.order):
             request, end = part.job.payload, at + part.stop - part.start
             if not part.job.closed:
                 outputs, options = request.call.outputs, request.call.options

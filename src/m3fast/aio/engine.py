@@ -491,7 +491,7 @@ class _Worker:
         try:
             for task, result in pipeline.pump(self.runner, self._tasks()):
                 batch: Batch = task.owner
-                texts = task.order
+                texts = np.arange(task.start, task.start + len(task))
                 if isinstance(result, Exception):
                     self._failed(batch, texts, result)
                     continue
@@ -526,4 +526,4 @@ class _Worker:
         if not isinstance(error, DeviceMemoryError):
             # Some failures stay with a device for good. If it cannot do this it is dead.
             plain = HeadOptions("cls", True, None, ())
-            self.runner.submit(*dummy_texts(4, 4), Outputs(True, False, False), plain)()
+            self.runner.submit(dummy_texts(4, 4), Outputs(True, False, False), plain)()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from m3fast.checkpoint.sentence import Pooling, Sentence, read_json
+from m3fast.checkpoint.files import read_json
+from m3fast.checkpoint.sentence import Pooling, Sentence
 from m3fast.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import nn
 from m3fast.checkpoint.tensors import Tensors, open_tensors
 
 if TYPE_CHECKING:
-    from m3fast.checkpoint.sentence import Module
+    from m3fast.checkpoint.listing import Module
 
 class Dense(nn.Module):
     """sentence-transformers' module of that name: activation(W x + b), perhaps + x or R x."""

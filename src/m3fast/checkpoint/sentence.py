@@ -10,10 +10,11 @@ Written after sentence-transformers 6.2, whose loading decides what a key means.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from m3fast.checkpoint.files import optional_json, read_json
+from m3fast.checkpoint.listing import MODULES, Module, read_modules
 from m3fast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,16 +22,11 @@ if TYPE_CHECKING:
 
 Pooling = Literal["cls", "mean", "last_token", "mcls"]
 
-MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+SETTINGS = "config_sentence_transformers.json"
 # Every name that its releases have given the file.
 TRANSFORMER_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-# Elementwise and without settings, of torch.nn.modules.activation.
-ACTIVATIONS = (
-    *("ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish"),
-    *("ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softsign", "Tanh", "Identity"),
 )
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Arguments of the model's and the tokenizer's loading that change no vector.
@@ -39,24 +35,6 @@ _HARMLESS = frozenset((
     *("use_memory_efficient_attention", "unpad_inputs", "use_safetensors", "low_cpu_mem_usage"),
     *("padding_side", "use_fast", "use_cache"),
 ))  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """One step from the pooled vector to the embedding.
-
-    Attributes:
-        folder: where its weights are.
-        size: width of what comes out; None where it stays.
-        activation: of Dense, a class name of torch.nn; bias, residual: as its settings say.
-    """
-
-    kind: Literal["Dense", "LayerNorm", "Normalize"]
-    folder: Path
-    size: int | None = None
-    activation: str = "Identity"
-    bias: bool = True
-    residual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +76,7 @@ class Sentence:
         encoder, pooling, modules, normal = path, path / "1_Pooling", (), True
         is_listed = (path / MODULES).is_file()
         if is_listed:
-            encoder, pooling, modules, normal = _modules(path, notes)
+            encoder, pooling, modules, normal = read_modules(path, notes)
         max_length, lower_case = _transformer(encoder, is_listed)
         return cls(
             encoder=encoder,
@@ -112,99 +90,12 @@ class Sentence:
         )
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file, or CheckpointError naming the file."""
-    raw = _read(file)
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(raw).__name__}")
-    return raw  # pyright: ignore[reportUnknownVariableType]
-
-
-def optional_json(file: Path) -> dict[str, Any]:
-    """`read_json`, or nothing where there is no such file."""
-    return read_json(file) if file.is_file() else {}
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: expected a model's {file.name}, found no file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: expected JSON, found {error}") from error
-
-
 def check_pooling(value: str, name: str) -> Pooling:
     """Narrow a string to a pooling method, or CheckpointError naming where it stands."""
     for pooling in get_args(Pooling):
         if value == pooling:
             return pooling
     raise CheckpointError(f"{name}: expected one of {list(get_args(Pooling))}, found {value!r}")
-
-
-def _modules(path: Path, notes: list[str]) -> tuple[Path, Path, tuple[Module, ...], bool]:
-    """(folder of the encoder, of the pooling, what follows, whether the last is Normalize)."""
-    file = path / MODULES
-    raw = _read(file)
-    listed: list[tuple[str, Path]] = []
-    entries: list[Any] = raw if isinstance(raw, list) else [raw]
-    for i, entry in enumerate(entries):
-        try:
-            package, *_, kind = entry["type"].split(".")
-            # Another package's module of a known name is not that module.
-            kind = kind if package == "sentence_transformers" else entry["type"]
-            listed.append((kind, path / entry["path"]))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{file}: [{i}]: expected a type and a path") from error
-        if not (path / entry["path"]).resolve().is_relative_to(path.resolve()):
-            raise CheckpointError(f"{file}: [{i}]: expected a path inside the folder")
-    kinds = [kind for kind, _ in listed]
-    if kinds[:2] != ["Transformer", "Pooling"]:
-        raise CheckpointError(f"{file}: expected Transformer and Pooling first, found {kinds[:2]}")
-    found: list[Module] = []
-    for kind, folder in listed[2:]:
-        if kind == "Dense":
-            found.append(_dense(folder))
-        elif kind == "LayerNorm":
-            found.append(Module(kind, folder))
-        elif kind == "Normalize":
-            _check_flow(folder / "config.json", needed=False)
-            found.append(Module(kind, folder))
-        elif kind == "Dropout":
-            notes.append(f"{file}: Dropout is left out: it changes nothing outside training")
-        else:
-            raise CheckpointError(
-                f"{file}: {folder.name}: expected Dense, LayerNorm, Normalize or Dropout after "
-                f"the pooling, found {kind!r}"
-            )
-    normal = bool(found) and found[-1].kind == "Normalize"
-    return listed[0][1], listed[1][1], tuple(found[:-1] if normal else found), normal
-
-
-def _dense(folder: Path) -> Module:
-    file = folder / "config.json"
-    raw = _check_flow(file, needed=True)
-    sizes = [raw.get(key) for key in ("in_features", "out_features")]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise CheckpointError(f"{file}: in_features, out_features: expected sizes, found {sizes}")
-    name = raw.get("activation_function", "torch.nn.modules.activation.Tanh")
-    place, _, activation = str(name).rpartition(".")
-    if not place.startswith("torch.nn") or activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{file}: activation_function: expected torch.nn's {', '.join(ACTIVATIONS)}, "
-            f"found {name!r}"
-        )
-    bias, residual = raw.get("bias", True) is True, raw.get("use_residual", False) is True
-    return Module("Dense", folder, sizes[1], activation, bias, residual)
-
-
-def _check_flow(file: Path, *, needed: bool) -> dict[str, Any]:
-    """A module's settings, if it reads and writes the sentence's vector."""
-    raw = read_json(file) if needed else optional_json(file)
-    for key in ("module_input_name", "module_output_name"):
-        if (found := raw.get(key)) not in (None, "sentence_embedding"):
-            raise CheckpointError(f"{file}: {key}: expected 'sentence_embedding', found {found!r}")
-    return raw
 
 
 def _pooling(file: Path, has_prompts: bool) -> Pooling:

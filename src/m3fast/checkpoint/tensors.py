@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from m3fast.checkpoint.sentence import read_json
+from m3fast.checkpoint.files import read_json
 from m3fast.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from m3fast.runner.base import HeadOptions, Outputs
 from m3fast.runner.device import pick_devices, pick_dtype
 from m3fast.runner.gpu import make_runner
 from m3fast.text.tokenizer import Tokenizer
+from m3fast.types import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -436,11 +437,12 @@ class Engine:
                 first += len(tokens)
                 waiting.append(window)
                 for order in plan_batches(window.lengths, self.token_budget, max_texts):
-                    yield pipeline.Task(tokens, order, call.outputs, call.options, window)
+                    part = Selection(tokens, order)
+                    yield pipeline.Task([part], call.outputs, call.options, window)
 
         for task, result in pipeline.run(self.runners, tasks()):
-            task.owner.add(task.order, result)
-            progress(len(task.order))
+            task.owner.add(task.parts[0].order, result)
+            progress(len(task))
             while waiting and waiting[0].done:
                 yield waiting.popleft().finish()
         while waiting:  # windows without a text, which made no batch

@@ -21,28 +21,30 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from m3fast.runner.base import BatchResult, HeadOptions, Outputs
     from m3fast.runner.cpu import Runner
-    from m3fast.types import TokenIds
+    from m3fast.types import Selection
 
     Answer = tuple["Task", BatchResult | Exception]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Texts `order` of `tokens`, to be encoded as one batch.
+    """The texts of all parts, to be encoded as one batch.
 
     Attributes:
         owner: what its maker wants back with the result.
+        start: texts that stood before these in the batch which was split, if one was.
     """
 
-    tokens: TokenIds
-    order: NDArray[np.int64]
+    parts: Sequence[Selection]
     outputs: Outputs
     options: HeadOptions
     owner: Any
+    start: int = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
 
 
 def run(runners: Sequence[Runner], tasks: Iterable[Task]) -> Iterator[tuple[Task, BatchResult]]:
@@ -140,13 +142,13 @@ def pump(runner: Runner, tasks: Iterable[Task | None]) -> Iterator[Answer]:
         while todo:
             task = todo.pop()
             try:
-                result = runner.submit(task.tokens, task.order, task.outputs, task.options)
+                result = runner.submit(task.parts, task.outputs, task.options)
             except torch.OutOfMemoryError as error:
                 # Batches in flight hold memory too: once they are done the same one may fit.
                 landed = [_landed(*each) for each in flying]
                 flying.clear()
                 runner.free()
-                if landed or len(task.order) > 1:
+                if landed or len(task) > 1:
                     todo += [task] if landed else _halves(task)
                 else:
                     landed = [(task, error)]
@@ -170,13 +172,24 @@ def _landed(task: Task, wait: Callable[[], BatchResult]) -> Answer:
 
 def _halves(task: Task) -> list[Task]:
     """Two tasks of about as many tokens each, the first one last."""
-    lengths = np.diff(task.tokens.offsets)[task.order]
+    lengths = np.concatenate([part.lengths for part in task.parts])
     warnings.warn(
-        f"out of memory for {len(task.order)} texts of {lengths.sum()} tokens: the batch is split; "
+        f"out of memory for {len(lengths)} texts of {lengths.sum()} tokens: the batch is split; "
         "a smaller token_budget avoids it",
         RuntimeWarning,
         stacklevel=2,
     )
     middle = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))
-    middle = min(max(1, middle), len(task.order) - 1)
-    return [replace(task, order=order) for order in (task.order[middle:], task.order[:middle])]
+    middle = min(max(1, middle), len(lengths) - 1)
+    first: list[Selection] = []
+    second: list[Selection] = []
+    at = 0
+    for part in task.parts:
+        for half, order in (
+            (first, part.order[: max(0, middle - at)]),
+            (second, part.order[max(0, middle - at) :]),
+        ):
+            if len(order):
+                half.append(replace(part, order=order))
+        at += len(part)
+    return [replace(task, parts=second, start=task.start + middle), replace(task, parts=first)]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from m3fast.checkpoint.files import read_json
 from m3fast.checkpoint.folder import again
-from m3fast.checkpoint.sentence import read_json
 from m3fast.engine.engine import Engine
 from m3fast.errors import EngineClosedError, InputError
 from m3fast.flag.pool import Pool

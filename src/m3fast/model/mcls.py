@@ -47,7 +47,7 @@ def plain_limit(max_length: int) -> int:
 def insert_cls(tokens: TokenIds, cls_id: int) -> TokenIds:
     """The same texts with `cls_id` at places 256, 512, … of each that has tokens to follow it."""
     stretch = CLS_EVERY - 1
-    more = np.maximum(np.diff(tokens.offsets) - 2, 0) // stretch  # [N], beside the first
+    more = np.maximum(tokens.lengths - 2, 0) // stretch  # [N], beside the first
     ends = np.cumsum(more)
     if not len(ends) or ends[-1] == 0:
         return tokens

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m3fast.types import TokenIds
+from m3fast.types import Selection, TokenIds
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
 
     from m3fast.checkpoint.config import Pooling
     from m3fast.types import SparseRows
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
@@ -40,6 +40,10 @@ class HeadOptions:
     truncate_dim: int | None
     dropped: tuple[int, ...]
 
+    def width(self, full: int) -> int:
+        """What `truncate_dim` leaves of so many dimensions."""
+        return full if self.truncate_dim is None else min(full, self.truncate_dim)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
@@ -60,10 +64,9 @@ class BatchResult:
     finite: bool = False
 
 
-def dummy_texts(tokens: int, length: int) -> tuple[TokenIds, NDArray[np.int64]]:
-    """Texts of `length` tokens of id 0, so many tokens in all."""
-    count = tokens // length
-    offsets = np.arange(count + 1, dtype=np.int64) * length
-    return TokenIds(np.zeros(count * length, np.int32), offsets, np.zeros(count, np.bool_)), (
-        np.arange(count)
-    )
+def dummy_texts(tokens: int, length: int) -> list[Selection]:
+    """Texts of `length` tokens of id 0, so many tokens in all; the last may be shorter."""
+    offsets = np.append(np.arange(0, tokens, length), tokens)
+    count = len(offsets) - 1
+    ids = TokenIds(np.zeros(tokens, np.int32), offsets, np.zeros(count, np.bool_))
+    return [Selection(ids, np.arange(count))]

@@ -1,10 +1,9 @@
-"""One model on one device: a packed batch goes in, the outputs asked for come out."""
+"""The runner of a CPU, and what a GPU's shares with it: a batch is packed, computed, returned."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,20 +12,21 @@ import torch.nn.functional as F
 
 from m3fast.kernels.padding import pad_rows, unpad
 from m3fast.model.encoder import Tokens, Workspace, encode
-from m3fast.model.heads import colbert_head, dense_head, pooled_rows, sparse_head, word_rows
+from m3fast.model.heads import sparse_head
 from m3fast.model.inference import inference
 from m3fast.model.mcls import cls_counts
 from m3fast.model.packing import pack_texts
 from m3fast.runner.base import BatchResult, HeadOptions, Outputs, dummy_texts
-from m3fast.types import TokenIds
+from m3fast.runner.forward import forward
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Sequence
 
     from m3fast.checkpoint.config import ModelConfig
     from m3fast.checkpoint.weights import Weights
     from m3fast.kernels.attention import AttentionPlan
-    from m3fast.types import PackedBatch, TokenIds
+    from m3fast.types import PackedBatch, Selection
+
 
 class Runner:
     """The encoder and heads of one checkpoint on one device, for any thread.
@@ -60,9 +60,9 @@ class Runner:
         return self._spaces[self._own.turn % len(self._spaces)]
 
     def submit(
-        self, tokens: TokenIds, order: NDArray[np.int64], outputs: Outputs, options: HeadOptions
+        self, parts: Sequence[Selection], outputs: Outputs, options: HeadOptions
     ) -> Callable[[], BatchResult]:
-        """Start on texts `order` of `tokens`; what comes back waits for the result.
+        """Start on one batch of the texts of all parts; what comes back waits for the result.
 
         Heads that are not in `outputs` are not computed.
 
@@ -70,7 +70,7 @@ class Runner:
             InputError: a token id that the model has no row for.
             torch.OutOfMemoryError: the device has no room for a batch of this size.
         """
-        result = self._run(pack_texts(tokens, order, self.config), outputs, options)
+        result = self._run(pack_texts(parts, self.config), outputs, options)
         return lambda: result
 
     def free(self) -> None:
@@ -82,7 +82,7 @@ class Runner:
 
     def warmup(self, outputs: Outputs, options: HeadOptions) -> None:
         """Run once what a first call would otherwise wait for."""
-        self.submit(*dummy_texts(4, 4), outputs, options)()
+        self.submit(dummy_texts(4, 4), outputs, options)()
 
     def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Last hidden states [B, L, H] of a padded batch, 0 where the mask is, on this device.
@@ -121,22 +121,15 @@ class Runner:
             n_cls = 0
             if options.pooling == "mcls":
                 n_cls = int(cls_counts(np.diff(batch.cu_seqlens)).sum())
-            rows = pooled_rows(cu_seqlens, options.pooling, len(ids), n_cls)
-            only = None if outputs.sparse or outputs.colbert else rows
-            head = self.weights.sparse if outputs.sparse else None
-            hidden, weights = encode(self.config, self.weights, tokens, space, only, head)
-            vectors = (options.normalize, options.truncate_dim)
-            dense, sparse, colbert = None, None, None
-            if outputs.dense:
-                rows = rows if only is None else None
-                given = (hidden, rows, cu_seqlens, options.pooling, *vectors)
-                dense = dense_head(*given, modules=self.weights.modules).cpu()
+            dense, weights, colbert = forward(
+                self.config, self.weights, tokens, texts, cu_seqlens, outputs, options, space,
+                n_cls=n_cls,
+            )  # fmt: skip
+            sparse = None
             if weights is not None:
                 sparse = sparse_head(weights, batch, options.dropped, self.config.vocab_size)
-            if outputs.colbert and self.weights.colbert is not None:
-                head = self.weights.colbert
-                words = word_rows(texts, cu_seqlens, options.pooling, len(ids) - n_cls)
-                colbert = colbert_head(hidden, head, texts, cu_seqlens, *vectors, rows=words).cpu()
-            return BatchResult(dense, sparse, colbert)
-
-
+            return BatchResult(
+                None if dense is None else dense.cpu(),
+                sparse,
+                None if colbert is None else colbert.cpu(),
+            )

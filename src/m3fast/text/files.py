@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from m3fast.checkpoint.sentence import Sentence, optional_json
+from m3fast.checkpoint.files import optional_json
+from m3fast.checkpoint.sentence import Sentence
 from m3fast.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""HTTP below the routes: sockets, limits, errors, bodies."""
+"""HTTP below the routes: sockets, limits, errors, requests and replies."""

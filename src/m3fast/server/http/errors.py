@@ -1,6 +1,6 @@
-"""What went wrong, in the shape that the clients of each family of routes expect.
+"""Error responses, in the shape that the clients of each family of routes expect.
 
-    openai, native   {"error": {"message", "type", "param", "code"}}
+    openai, own      {"error": {"message", "type", "param", "code"}}
     rerank           the same and, as Cohere has it, {"id", "message"}
     tei              {"error", "error_type"}
 
@@ -29,7 +29,7 @@ from m3fast.errors import (
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-Family = Literal["openai", "tei", "rerank", "native"]
+Family = Literal["openai", "tei", "rerank", "own"]
 
 TEI_PATHS = frozenset(
     ("/", "/embed", "/embed_sparse", "/embed_all", "/rerank", "/similarity", "/tokenize", "/info")
@@ -89,12 +89,12 @@ class Problem(Exception):
 
 
 def family_of(path: str, method: str = "POST") -> Family:
-    """Whose shape an error at this path has."""
+    """The family whose error shape this path has."""
     if path in TEI_PATHS and (method, path) != ("GET", "/"):
         return "tei"
     if path in ("/v1/rerank", "/v2/rerank"):
         return "rerank"
-    return "openai" if path.startswith("/v1/") else "native"
+    return "openai" if path.startswith("/v1/") else "own"
 
 
 def retry_after(seconds: float) -> tuple[tuple[bytes, bytes], ...]:
@@ -145,12 +145,12 @@ def render(problem: Problem, family: Family, request_id: str) -> tuple[int, byte
     return kind.status, orjson.dumps(body)
 
 
-# A body may be made of millions of faults; listing them all would take seconds.
+# A body may have millions of faults; to list them all would take seconds.
 _MOST_FAULTS = 256
 
 
 def malformed(error: ValidationError, model: type[BaseModel], fields: frozenset[str]) -> Problem:
-    """The fault that a body's author most likely wants to hear of.
+    """The Problem that tells the most helpful of a body's faults.
 
     Args:
         error: as pydantic raised it.
@@ -160,7 +160,7 @@ def malformed(error: ValidationError, model: type[BaseModel], fields: frozenset[
     if error.error_count() > _MOST_FAULTS:
         return Problem("malformed", "body: expected the documented fields, found many others")
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    # Of the alternatives that a field allows, the one that was followed furthest was meant.
+    # Of a field's alternatives, the one that matched furthest was most likely meant.
     best = max(faults, key=lambda fault: [p for p in fault["loc"] if isinstance(p, int)])
     place, kind = "", best["type"]
     for part in best["loc"]:

@@ -1,4 +1,4 @@
-"""Sockets and certificates: what can be wrong before a model is loaded, said in one line."""
+"""Listening sockets and TLS certificates, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BACKLOG = 2048
-# File descriptors for everything that is no connection.
+# File descriptors beside those of connections.
 SPARE_FILES = 256
 
 
@@ -91,7 +91,7 @@ def url_of(sockets: list[socket.socket], tls: bool) -> str:
 
 
 def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """For TLS 1.2 and later.
+    """A server's context for TLS 1.2 and later.
 
     Raises:
         InputError: a file is missing or is not what it should be.
@@ -117,7 +117,7 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
 
 
 def room_for(connections: int) -> int:
-    """At most `connections`, as many as the limit on open files allows; its soft one is raised."""
+    """How many of `connections` the limit on open files allows; the soft limit is raised first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

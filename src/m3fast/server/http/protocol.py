@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol, with an end to clients that are slow, greedy or silent.
+"""uvicorn's HTTP protocol with limits for clients that are slow, greedy or silent.
 
-uvicorn waits for as long as a client likes: for headers, for its taking a response, while it sends
-bytes that are no request. `check`, called several times a second for every connection, ends that.
+uvicorn itself waits without limit for headers, for a client that takes no response, and for bytes
+that are no request. `check`, called several times a second for every connection, ends those.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import fcntl
 import struct
 import termios
-from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar
 
 import httptools
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from m3fast.server.http.refusals import REFUSALS
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,39 +28,20 @@ if TYPE_CHECKING:
 
 # Between requests, in a request's line and headers, in its body.
 IDLE, HEAD, BODY = range(3)
-# What a refused client still sends is thrown away: it would not see the refusal if the connection
-# were closed with bytes unread. For so many seconds in all, and so many since the last byte.
+# What a refused client still sends is read and dropped: if the connection were closed with bytes
+# unread, the client would not see the refusal. Seconds in all, and seconds since the last byte.
 LINGER, QUIET = 20.0, 2.0
-# Connections beyond the limit that are told so; those beyond even these are cut.
+# Connections beyond the limit that get a 503; those beyond even these are cut.
 SPARE = 64
 # Requests that wait for the one before them on their connection.
 PIPELINE = 64
-REASONS = {
-    400: "request: expected HTTP/1.1, found something else",
-    408: "request: its headers did not come in time",
-    431: "request: its line and headers are too long",
-    503: "connections: no room for one more now",
-}
-
-
-def _refusal(status: int, message: str) -> bytes:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    body = orjson.dumps({"error": error})
-    retry = "retry-after: 1\r\n" if status == 503 else ""
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-REFUSALS = {status: _refusal(status, message) for status, message in REASONS.items()}
 
 
 class _Writer:
-    """A transport as a response needs it. What comes after its end is dropped: uvloop would raise,
-    and the application hears of the end an instant later."""
+    """A transport that drops what is written after its end.
+
+    uvloop would raise, and the application hears of the end a moment later.
+    """
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._write, self.is_closing = transport.write, transport.is_closing
@@ -93,13 +74,14 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._stage = IDLE
-        self._since = 0.0  # when the client's turn began, or its last byte came to be thrown away
+        self._since = 0.0  # when the client's turn began, or the last dropped byte came
         self._answered = 0.0  # when the last response was complete
-        self._begun = 0  # messages that began in the last chunk
-        self._fed = self._chunk = self._useful = 0  # bytes of a message, of the last chunk, of body
-        self._left, self._moved = 0, 0.0  # bytes of responses not taken, and since when so many
+        self._messages_begun = 0  # in the last chunk
+        self._message_bytes = self._body_bytes = 0  # of the current message
+        self._chunk_bytes = 0  # of the last chunk
+        self._untaken, self._untaken_since = 0, 0.0  # bytes of responses, and since when so many
         self._status = 0
-        self._deaf = self._lingers = self._last = self._upgrades = False
+        self._ignores_input = self._lingers = self._last = self._upgrades = False
 
     @property
     def busy(self) -> bool:
@@ -119,10 +101,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._lingers or (self._stage == BODY and not self.busy):
             self._since = self.loop.time()
-        if self._deaf:
+        if self._ignores_input:
             return
         was_idle = self._stage == IDLE
-        self._begun, self._chunk = 0, len(data)
+        self._messages_begun, self._chunk_bytes = 0, len(data)
         try:
             self._feed(data)
         except httptools.HttpParserError:
@@ -130,14 +112,15 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._stage == IDLE:
             return
-        if not self._begun:
-            self._fed += len(data)
+        if not self._messages_begun:
+            self._message_bytes += len(data)
         elif was_idle:
             self._since = self.loop.time()
-            # Where several began in it, how much of it is the last one's is not known.
-            self._fed = len(data) if self._begun == 1 else 0
+            # Where several began in this chunk, the last one's share of it is not known.
+            self._message_bytes = len(data) if self._messages_begun == 1 else 0
         # One limit for endless headers, and for chunked bodies that are mostly not body.
-        if self._fed - 16 * self._useful > self.settings.max_header * (1 + (self._stage == BODY)):
+        limit = self.settings.max_header * (1 + (self._stage == BODY))
+        if self._message_bytes - 16 * self._body_bytes > limit:
             self._refuse(431 if self._stage == HEAD else 400)
 
     def _feed(self, data: bytes) -> None:
@@ -166,17 +149,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._stage = HEAD
-        self._begun += 1
-        self._fed = self._useful = 0
+        self._messages_begun += 1
+        self._message_bytes = self._body_bytes = 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._stage == HEAD:  # nobody wants what may follow a chunked body
+        if self._stage == HEAD:  # what may follow a chunked body is dropped
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         limit = self.settings.max_header
-        if self._fed + self._chunk > limit:
+        if self._message_bytes + self._chunk_bytes > limit:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limit:
                 self._status = 431
@@ -194,7 +177,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        self._useful += len(body)
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -207,10 +190,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()  # `check` keeps the time
         self._since = self._answered = self.loop.time()
         if self._stage == BODY and self.expect_100_continue and not self.busy:
-            self._linger()  # nobody asked for the body: what comes may be the next request
+            self._linger()  # the body was not asked for: what comes may be the next request
 
     def shutdown(self) -> None:
-        """Take no request beyond the one that has begun to arrive."""
+        """Take no request but one that has begun to arrive."""
         self._last = True
         if self.busy:
             self.cycle.keep_alive = False
@@ -218,7 +201,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def check(self, now: float) -> None:
-        """End the connection if the client has kept us waiting for too long.
+        """End the connection if its client has been too slow.
 
         Args:
             now: the loop's time.
@@ -238,21 +221,21 @@ class LimitedProtocol(HttpToolsProtocol):
     def _stalled(self, now: float) -> bool:
         left = self.transport.get_write_buffer_size()
         if left:
-            # The kernel holds megabytes too, and asks for more only once a third of it is gone.
+            # The kernel buffers megabytes too, and takes more only once a third of them is gone.
             file = self.transport.get_extra_info("socket").fileno()
             left += struct.unpack("i", fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)))[0]
-        if left and left == self._left:
-            if now - self._moved > self.settings.write_timeout:
+        if left and left == self._untaken:
+            if now - self._untaken_since > self.settings.write_timeout:
                 self.transport.abort()  # closing would wait for the client once more
         else:
-            self._left, self._moved = left, now
+            self._untaken, self._untaken_since = left, now
         if left and not self._lingers:
             self._since = now
         return left > 0
 
     def _refuse(self, status: int) -> None:
-        """Say why, and hear no more. What was asked before is answered first, and nothing after."""
-        self._deaf = True
+        """Answer earlier requests, then refuse; nothing more is read."""
+        self._ignores_input = True
         type(self).refused(status)
         cycle = self.cycle
         if self.busy and not cycle.more_body:
@@ -264,7 +247,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.busy:
             cycle.disconnected = True
             cycle.message_event.set()
-        if self.busy or self._stage != BODY:  # else it has its response
+        if self.busy or self._stage != BODY:  # in a body it has had its response
             self.transport.write(REFUSALS[status])
         self._linger()
 
@@ -276,7 +259,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _linger(self) -> None:
-        self._deaf = self._lingers = True
+        self._ignores_input = self._lingers = True
         self._since = self._answered = self.loop.time()
         self.flow.resume_reading()
         if self.transport.can_write_eof():

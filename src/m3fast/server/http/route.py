@@ -1,6 +1,8 @@
-"""A FastAPI route that is documented as any other, and runs without FastAPI's per-request work.
+"""A FastAPI route without FastAPI's work per request.
 
-The OpenAPI document is made from the signature: `async def name(body: Model, call: Call) -> Reply`.
+The OpenAPI document is made from the signature of the endpoint:
+
+    async def name(body: Model, context: RequestContext) -> Reply
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from m3fast.server.http.context import context_of
 from m3fast.server.http.errors import malformed
-from m3fast.server.http.middleware import call_of
-from m3fast.server.schemas import requests
-from m3fast.server.schemas.responses import TeiError
+from m3fast.server.schemas.rerank import Document
+from m3fast.server.schemas.tei import Prompted, Similar, TeiError
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 
 class Route(APIRoute):
-    """Parses the body with one call of pydantic, from the bytes, and sends the reply."""
+    """Parses the body from its bytes with one call of pydantic, and sends the reply."""
 
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
         options["response_model"] = None
@@ -38,29 +40,28 @@ class Route(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in (self.methods or ()):
             raise HTTPException(405)
-        call = call_of(scope)
-        call.record.route = self.path
+        context = context_of(scope)
+        context.record.route = self.path
         values: dict[str, Any] = dict(scope.get("path_params", {}))
         if self._model is not None:
-            raw = await call.content()
+            raw = await context.content()
             try:
                 values[self._body] = self._model.model_validate_json(raw)
             except ValidationError as error:
                 raise malformed(error, self._model, self._fields) from None
             del raw
-        reply = await self.endpoint(call=call, **values)
-        await reply(call, send)
+        reply = await self.endpoint(context=context, **values)
+        await reply(context, send)
 
 
 def _names(model: type[BaseModel]) -> frozenset[str]:
     """Names of the fields of a model and of those inside it."""
-    inner = {"inputs": (requests.Similar, requests.Prompted), "documents": (requests.Document,)}
+    inner = {"inputs": (Similar, Prompted), "documents": (Document,)}
     found = set(model.model_fields)
     for name in model.model_fields:
         for other in inner.get(name, ()):
             found |= set(other.model_fields)
     return frozenset(found)
-
 
 
 # Statuses with a body of the family's error shape, and what they mean.

@@ -1,4 +1,4 @@
-"""Arrays as a safetensors file that is sent while it is read: no copy of it is made."""
+"""Arrays as a safetensors file, made piece by piece."""
 
 from __future__ import annotations
 

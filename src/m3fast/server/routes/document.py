@@ -1,19 +1,19 @@
-"""The OpenAPI document: FastAPI's own, with this server's names, limits and keys put in."""
+"""The OpenAPI document: FastAPI's own, with this server's names, limits and keys."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from m3fast.server.http.middleware import OPEN
-from m3fast.server.routes.encoding import most_dimensions
+from m3fast.server.http.middleware import WITHOUT_KEY
+from m3fast.server.routes.checks import most_dimensions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from m3fast.server.service import Service
 
-# Of FastAPI, for malformed bodies; our routes answer those in their family's shape.
-THEIRS = ("HTTPValidationError", "ValidationError")
+# FastAPI's schemas of its answer to malformed bodies; our routes have their family's shape.
+FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 
 
 def describe(app: FastAPI, service: Service) -> None:
@@ -23,14 +23,14 @@ def describe(app: FastAPI, service: Service) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = make()
-            _mend(document, service)
+            _complete(document, service)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _mend(document: dict[str, Any], service: Service) -> None:
+def _complete(document: dict[str, Any], service: Service) -> None:
     settings, engine = service.settings, service.engine.engine
     prompts = list(engine.sentence.prompts)
     limits: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ def _mend(document: dict[str, Any], service: Service) -> None:
         "prompts": {"enum": prompts} if prompts else {"not": {}},  # as `prompt_of` has it
     }
     parts = document["components"]
-    for name in THEIRS:
+    for name in FASTAPI_ERRORS:
         parts["schemas"].pop(name, None)
     if settings.api_keys:
         parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -50,7 +50,7 @@ def _mend(document: dict[str, Any], service: Service) -> None:
         for method, operation in operations.items():
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
-            if settings.api_keys and (method.upper(), path) not in OPEN:
+            if settings.api_keys and (method.upper(), path) not in WITHOUT_KEY:
                 operation["security"] = [{"key": []}]
     _limit(parts["schemas"], limits)
 

@@ -15,33 +15,23 @@ from m3fast.inputs import narrowed
 from m3fast.kernels.maxsim import quantize_vectors
 from m3fast.scoring import combine
 from m3fast.server.http import tensors
+from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import dumps, listed, ragged_json, rows_json
 from m3fast.server.http.errors import Problem
-from m3fast.server.http.middleware import Call
+from m3fast.server.http.reply import INLINE_BASE64, Reply, StreamedReply, gathered, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.http.wire import (
-    INLINE_BASE64,
-    Pieces,
-    Reply,
-    dumps,
-    gathered,
-    listed,
-    ragged_json,
-    reply,
-    rows_json,
-)
-from m3fast.server.routes.encoding import (
+from m3fast.server.routes.checks import (
     check_dimensions,
     check_heads,
     check_list,
-    encode,
     model_of,
     prompt_of,
     texts_of,
-    usage,
 )
+from m3fast.server.routes.encoding import encode, usage
 from m3fast.server.routes.ranking import computed, products
-from m3fast.server.schemas.requests import EncodeRequest, ScoreRequest
-from m3fast.server.schemas.responses import EncodeResponse, Error, ScoreResponse
+from m3fast.server.schemas.encode import EncodeRequest, EncodeResponse, ScoreRequest, ScoreResponse
+from m3fast.server.schemas.responses import Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,24 +42,24 @@ if TYPE_CHECKING:
 
 router = APIRouter(route_class=Route, tags=["m3fast"])
 BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-# Pairs of one request, in lists of full length.
+# Most pairs of a request, in lists of full length.
 MOST_PAIRS = 32
 # Token vectors converted at a time.
 ROWS = 4096
 
 
 @router.post("/encode", responses=documented(EncodeResponse, Error, content=BINARY))
-async def encode_texts(body: EncodeRequest, call: Call) -> Any:
+async def encode_texts(body: EncodeRequest, context: RequestContext) -> Any:
     """Any of dense, sparse and ColBERT vectors from one pass, as JSON or as safetensors."""
-    engine = call.service.engine.engine
-    name = model_of(call, body.model)
+    engine = context.service.engine.engine
+    name = model_of(context, body.model)
     texts = texts_of(body.texts, "texts", empty=True)
-    check_list(call, len(texts), "texts")
+    check_list(context, len(texts), "texts")
     for head in ("sparse", "colbert"):
         check_heads(engine, head, **{head: getattr(body, head)})
     check_dimensions(engine, body.dimensions, colbert=body.colbert)
     found = await encode(
-        call,
+        context,
         texts,
         lambda i: f"texts[{i}]",
         dense=body.dense,
@@ -85,7 +75,7 @@ async def encode_texts(body: EncodeRequest, call: Call) -> Any:
     )
     size = _bytes(found)
     if body.format == "json":
-        return reply(lambda: _json(found, name, usage(call)), size)
+        return reply(lambda: _json(found, name, usage(context)), size)
     headers = (
         (b"content-type", b"application/octet-stream"),
         (b"content-disposition", b'attachment; filename="embeddings.safetensors"'),
@@ -94,22 +84,22 @@ async def encode_texts(body: EncodeRequest, call: Call) -> Any:
         small = tensors.pieces(_arrays(found, body.vector_dtype), name)
         return Reply(b"".join(small), headers=headers)
     loop = asyncio.get_running_loop()
-    arrays = await loop.run_in_executor(call.service.pool, _arrays, found, body.vector_dtype)
-    return Pieces(
+    arrays = await loop.run_in_executor(context.service.pool, _arrays, found, body.vector_dtype)
+    return StreamedReply(
         gathered(tensors.pieces(arrays, name)), length=tensors.size(arrays, name), headers=headers
     )
 
 
 @router.post("/score", responses=documented(ScoreResponse, Error))
-async def score(body: ScoreRequest, call: Call) -> Any:
+async def score(body: ScoreRequest, context: RequestContext) -> Any:
     """Dense, sparse and ColBERT scores of pairs, and their weighted means."""
-    engine = call.service.engine.engine
-    name = model_of(call, body.model)
+    engine = context.service.engine.engine
+    name = model_of(context, body.model)
     triple = list(scoring.check_weights(body.weights or (1.0, 1.0, 1.0)).values())
-    places, pairs, shape = _pairs(body, call)
+    places, pairs, shape = _pairs(body, context)
     heads = engine.outputs.colbert
     found = await encode(
-        call,
+        context,
         list(places),
         list(places.values()).__getitem__,
         dense=True,
@@ -125,13 +115,13 @@ async def score(body: ScoreRequest, call: Call) -> Any:
         parts = scoring.all_scores(found, found, pairs)
         every = combine(parts, triple) if heads else parts
         shaped = {mode: values.reshape(shape) for mode, values in every.items()}
-        return dumps({**shaped, "model": name, "usage": usage(call)})
+        return dumps({**shaped, "model": name, "usage": usage(context)})
 
-    return Reply(await computed(call, scores, products(found, pairs)))
+    return Reply(await computed(context, scores, products(found, pairs)))
 
 
 def _pairs(
-    body: ScoreRequest, call: Call
+    body: ScoreRequest, context: RequestContext
 ) -> tuple[dict[str, str], NDArray[np.int64], tuple[int, ...]]:
     """Distinct texts by where they stand, pairs [P, 2] of them, shape of the scores."""
     places: dict[str, str] = {}
@@ -143,16 +133,16 @@ def _pairs(
     numbers: dict[str, int] = {}
     passages = body.passages or []
     if body.pairs is not None:
-        check_list(call, len(body.pairs), "pairs")
+        check_list(context, len(body.pairs), "pairs")
         found = [
             [number(text, f"pairs[{i}][{j}]") for j, text in enumerate(pair)]
             for i, pair in enumerate(body.pairs)
         ]
         return places, np.array(found, np.int64).reshape(-1, 2), (len(found),)
-    check_list(call, len(passages), "passages")
+    check_list(context, len(passages), "passages")
     queries = [body.query] if body.query is not None else body.queries or []
-    check_list(call, len(queries), "queries")
-    most = MOST_PAIRS * call.service.settings.max_list
+    check_list(context, len(queries), "queries")
+    most = MOST_PAIRS * context.service.settings.max_list
     if len(queries) * len(passages) > most:
         raise Problem(
             "validation",

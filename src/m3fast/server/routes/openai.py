@@ -8,31 +8,23 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 
 from m3fast.inputs import narrowed
+from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import base64_of, dumps, listed
 from m3fast.server.http.errors import Problem
-from m3fast.server.http.middleware import Call
+from m3fast.server.http.reply import INLINE_BASE64, INLINE_FLOATS, Reply, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.http.wire import (
-    INLINE_BASE64,
-    INLINE_FLOATS,
-    Reply,
-    base64_of,
-    dumps,
-    listed,
-    reply,
-)
-from m3fast.server.routes.encoding import (
+from m3fast.server.routes.checks import (
     agreed,
     check_dimensions,
     check_list,
-    encode,
     model_of,
     prompt_of,
     texts_of,
     truncation_of,
-    usage,
 )
-from m3fast.server.schemas.requests import EmbeddingRequest
-from m3fast.server.schemas.responses import EmbeddingResponse, Error, Model, ModelList
+from m3fast.server.routes.encoding import encode, usage
+from m3fast.server.schemas.openai import EmbeddingRequest, EmbeddingResponse, Model, ModelList
+from m3fast.server.schemas.responses import Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,12 +34,12 @@ _STARTED = int(time.time())
 
 
 @router.post("/v1/embeddings", responses=documented(EmbeddingResponse, Error))
-async def embeddings(body: EmbeddingRequest, call: Call) -> Any:
+async def embeddings(body: EmbeddingRequest, context: RequestContext) -> Any:
     """Dense vectors, as floats or as base64 (float32, little-endian, unless told otherwise)."""
-    engine = call.service.engine.engine
-    name = model_of(call, body.model)
+    engine = context.service.engine.engine
+    name = model_of(context, body.model)
     texts = texts_of(body.input, "input")
-    check_list(call, len(texts), "input")
+    check_list(context, len(texts), "input")
     for param in ("dimensions", "output_dimension"):
         check_dimensions(engine, getattr(body, param), param=param)
     prompts = ("prompt_name", "input_type", "task")
@@ -56,7 +48,7 @@ async def embeddings(body: EmbeddingRequest, call: Call) -> Any:
     encoding = agreed(body, "encoding_format", "embedding_type", "encoding_type", "embedding_types")
     length, truncate = truncation_of(engine, body)
     found = await encode(
-        call,
+        context,
         texts,
         lambda i: f"input[{i}]",
         dense=True,
@@ -68,7 +60,7 @@ async def embeddings(body: EmbeddingRequest, call: Call) -> Any:
     )
     rows = found.dense
     assert rows is not None  # it was asked for
-    tail = b',"model":' + dumps(name) + b',"usage":' + dumps(usage(call)) + b"}"
+    tail = b',"model":' + dumps(name) + b',"usage":' + dumps(usage(context)) + b"}"
     if encoding == "base64":
         dtype, big = body.embed_dtype, body.endianness == "big"
         if dtype == "float16":
@@ -94,15 +86,15 @@ def _model(name: str) -> dict[str, Any]:
 
 
 @router.get("/v1/models", responses=documented(ModelList, Error, body=False))
-async def models(call: Call) -> Any:
+async def models(context: RequestContext) -> Any:
     """The names that requests may use as `model`; the first is the default."""
-    names = call.service.settings.served_names
+    names = context.service.settings.served_names
     return Reply(dumps({"object": "list", "data": [_model(name) for name in names]}))
 
 
 @router.get("/v1/models/{model:path}", responses=documented(Model, Error, body=False))
-async def model(model: str, call: Call) -> Any:
+async def model(model: str, context: RequestContext) -> Any:
     """One of them."""
-    if model not in call.service.settings.served_names:
+    if model not in context.service.settings.served_names:
         raise Problem("model", "model: expected one of those at /v1/models, found another", "model")
     return Reply(dumps(_model(model)))

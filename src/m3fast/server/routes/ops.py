@@ -8,17 +8,19 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
+from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import dumps
 from m3fast.server.http.errors import Problem
-from m3fast.server.http.middleware import Call
+from m3fast.server.http.reply import JSON, Reply
 from m3fast.server.http.route import Route
-from m3fast.server.http.wire import JSON, Reply, dumps
 from m3fast.server.schemas.responses import Error, Status
 from m3fast.server.telemetry.metrics import CONTENT_TYPE
 
 router = APIRouter(route_class=Route, tags=["Operations"])
 PAGE = Path(__file__).parent / "page" / "index.html"
 NO_STORE = (b"cache-control", b"no-store")
-# The page is one file, so its script and style stand in it; nothing comes from elsewhere.
+# The page stays one file, with its script and style in it: it is served whole, and the policy lets
+# it load nothing from elsewhere.
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -34,15 +36,15 @@ def _status(reason: str) -> Reply:
 
 
 @router.get("/health", responses=_STATUS)
-async def health(call: Call) -> Any:
+async def health(context: RequestContext) -> Any:
     """Whether the engine is alive; 503 with the reason once it is not."""
-    return _status(call.service.dead)
+    return _status(context.service.dead)
 
 
 @router.get("/ready", responses=_STATUS)
-async def ready(call: Call) -> Any:
+async def ready(context: RequestContext) -> Any:
     """Whether requests are taken: after the warm-up, and not while shutting down."""
-    return _status(call.service.unready)
+    return _status(context.service.unready)
 
 
 @router.get(
@@ -50,15 +52,15 @@ async def ready(call: Call) -> Any:
     response_class=PlainTextResponse,
     responses={401: {"model": Error}},
 )
-async def metrics(call: Call) -> Any:
+async def metrics(context: RequestContext) -> Any:
     """Metrics in Prometheus' text format."""
-    service = call.service
+    service = context.service
     kind = (b"content-type", CONTENT_TYPE.encode())
     return Reply(service.telemetry.metrics(service.engine), headers=(kind, NO_STORE))
 
 
 @router.get("/", response_class=HTMLResponse, responses={404: {"model": Error}})
-async def page(call: Call) -> Any:
+async def page(context: RequestContext) -> Any:
     """A page to try the model on."""
     try:
         text = PAGE.read_bytes()

@@ -1,4 +1,4 @@
-"""Scores of texts that were encoded together, off the event loop where they take long."""
+"""Scores of texts that were encoded together; large ones are computed off the event loop."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 
 from m3fast import scoring
 from m3fast.server.http.errors import Problem
-from m3fast.server.routes.encoding import check_heads, check_list, encode
+from m3fast.server.routes.checks import check_heads, check_list
+from m3fast.server.routes.encoding import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from m3fast.server.http.middleware import Call
+    from m3fast.server.http.context import RequestContext
     from m3fast.types import Embeddings
 
 Mode = Literal["hybrid", "colbert", "dense", "sparse"]
@@ -30,7 +31,7 @@ MOST_PRODUCTS = 1 << 38
 
 
 async def rank(
-    call: Call,
+    context: RequestContext,
     query: str | list[int],
     texts: Sequence[str | list[int]],
     param: str,
@@ -47,10 +48,10 @@ async def rank(
         mode: None for hybrid, or dense where the model has nothing else.
         weights: of hybrid: (dense, sparse, colbert) or a name; None for "miracl".
     """
-    engine = call.service.engine.engine
+    engine = context.service.engine.engine
     if not texts:
         raise Problem("empty", f"{param}: expected at least one text, found none", param)
-    check_list(call, len(texts), param)
+    check_list(context, len(texts), param)
     if weights is not None and mode not in (None, "hybrid"):
         raise Problem("validation", f"weights: expected none with mode {mode}", "weights")
     if mode is None:
@@ -61,7 +62,7 @@ async def rank(
     sparse, colbert = "sparse" in by_mode, "colbert" in by_mode
     check_heads(engine, "mode", sparse=sparse, colbert=colbert)
     found = await encode(
-        call,
+        context,
         [query, *texts],
         lambda i: f"{param}[{i - 1}]" if i else "query",
         max_length=max_length,
@@ -79,7 +80,7 @@ async def rank(
         return scoring.hybrid_scores(parts, triple)[0]
 
     pairs = np.stack([np.zeros(len(texts), np.int64), np.arange(1, len(found))], 1)
-    return await computed(call, scores, products(found, pairs))
+    return await computed(context, scores, products(found, pairs))
 
 
 def check_weights(weights: str | Sequence[float]) -> dict[str, float]:
@@ -94,11 +95,11 @@ def check_weights(weights: str | Sequence[float]) -> dict[str, float]:
     return found
 
 
-async def computed(call: Call, work: Callable[[], Any], size: int) -> Any:
+async def computed(context: RequestContext, work: Callable[[], Any], size: int) -> Any:
     """The result of `work`, of about `size` multiplications."""
     if size <= INLINE_PRODUCTS:
         return work()
-    return await asyncio.get_running_loop().run_in_executor(call.service.pool, work)
+    return await asyncio.get_running_loop().run_in_executor(context.service.pool, work)
 
 
 def products(found: Embeddings, pairs: NDArray[np.int64]) -> int:

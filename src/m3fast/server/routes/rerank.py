@@ -7,50 +7,44 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter
 
-from m3fast.server.http.middleware import Call
+from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import dumps
+from m3fast.server.http.reply import Reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.http.wire import Reply, dumps
-from m3fast.server.routes.encoding import (
-    agreed,
-    check_list,
-    cut_texts,
-    model_of,
-    truncation_of,
-    usage,
-)
+from m3fast.server.routes.checks import agreed, check_list, model_of, truncation_of
+from m3fast.server.routes.encoding import cut_texts, usage
 from m3fast.server.routes.ranking import rank
-from m3fast.server.schemas.requests import RerankRequest
-from m3fast.server.schemas.responses import RerankError, RerankResponse
+from m3fast.server.schemas.rerank import RerankError, RerankRequest, RerankResponse
 
 router = APIRouter(route_class=Route, tags=["Rerank"])
 
 
 @router.post("/v1/rerank", responses=documented(RerankResponse, RerankError))
-async def rerank_v1(body: RerankRequest, call: Call) -> Any:
+async def rerank_v1(body: RerankRequest, context: RequestContext) -> Any:
     """Documents ranked for a query: MaxSim, dense, sparse, or all three together."""
-    return await _rerank(body, call, "1")
+    return await _rerank(body, context, "1")
 
 
 @router.post("/v2/rerank", responses=documented(RerankResponse, RerankError))
-async def rerank_v2(body: RerankRequest, call: Call) -> Any:
+async def rerank_v2(body: RerankRequest, context: RequestContext) -> Any:
     """The same under Cohere's second version."""
-    return await _rerank(body, call, "2")
+    return await _rerank(body, context, "2")
 
 
-async def _rerank(body: RerankRequest, call: Call, version: str) -> Reply:
-    name = model_of(call, body.model)
-    length, truncate = truncation_of(call.service.engine.engine, body)
+async def _rerank(body: RerankRequest, context: RequestContext, version: str) -> Reply:
+    name = model_of(context, body.model)
+    length, truncate = truncation_of(context.service.engine.engine, body)
     top = agreed(body, "top_n", "top_k")
     texts = [each if isinstance(each, str) else each.text for each in body.documents]
-    check_list(call, len(texts), "documents")
+    check_list(context, len(texts), "documents")
     query, *_ = await cut_texts(
-        call, [body.query], body.max_tokens_per_query, "max_tokens_per_query", lambda _: "query"
+        context, [body.query], body.max_tokens_per_query, "max_tokens_per_query", lambda _: "query"
     )
     cut = await cut_texts(
-        call, texts, body.max_tokens_per_doc, "max_tokens_per_doc", lambda i: f"documents[{i}]"
+        context, texts, body.max_tokens_per_doc, "max_tokens_per_doc", lambda i: f"documents[{i}]"
     )
     scores = await rank(
-        call,
+        context,
         query,
         cut,
         "documents",
@@ -65,9 +59,9 @@ async def _rerank(body: RerankRequest, call: Call, version: str) -> Reply:
         if body.return_documents:
             results[-1]["document"] = {"text": texts[i]}
     answer = {
-        "id": call.record.id,
+        "id": context.record.id,
         "model": name,
-        "usage": usage(call),
+        "usage": usage(context),
         "meta": {"api_version": {"version": version}, "billed_units": {"search_units": 1}},
         "results": results,
     }

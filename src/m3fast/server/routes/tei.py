@@ -11,35 +11,40 @@ from fastapi import APIRouter
 
 from m3fast import scoring
 from m3fast._version import __version__
+from m3fast.server.http.context import RequestContext
+from m3fast.server.http.encoders import dumps, listed, ragged_json, rows_json
 from m3fast.server.http.errors import Problem
-from m3fast.server.http.middleware import Call
+from m3fast.server.http.reply import Reply, reply
 from m3fast.server.http.route import Route, documented
-from m3fast.server.http.wire import Reply, dumps, listed, ragged_json, reply, rows_json
-from m3fast.server.routes.encoding import (
+from m3fast.server.routes.checks import (
     check_dimensions,
     check_heads,
     check_list,
-    encode,
     prompt_of,
     texts_of,
 )
+from m3fast.server.routes.encoding import encode
 from m3fast.server.routes.ranking import rank
-from m3fast.server.schemas.requests import (
+from m3fast.server.schemas.tei import (
     EmbedRequest,
+    Info,
     Prompted,
     SimilarityRequest,
+    SparseValue,
+    TeiError,
+    TeiRank,
     TeiRerankRequest,
+    Token,
     TokenizeRequest,
     TokensRequest,
 )
-from m3fast.server.schemas.responses import Info, SparseValue, TeiError, TeiRank, Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from m3fast.types import Embeddings, SparseRows
 
-# /tokenize answers with an object per token, so it takes less than the other routes: characters.
+# Characters of /tokenize, which answers with an object per token and so takes less than others.
 MOST_CHARACTERS, INLINE_CHARACTERS = 1 << 18, 1 << 10
 MOST_NORMALISED = 2 * MOST_CHARACTERS
 router = APIRouter(route_class=Route, tags=["Text Embeddings Inference"])
@@ -47,11 +52,11 @@ router = APIRouter(route_class=Route, tags=["Text Embeddings Inference"])
 
 @router.post("/embed", responses=documented(list[list[float]], TeiError))
 @router.post("/", responses=documented(list[list[float]], TeiError))
-async def embed(body: EmbedRequest, call: Call) -> Any:
+async def embed(body: EmbedRequest, context: RequestContext) -> Any:
     """Dense vectors."""
-    check_dimensions(call.service.engine.engine, body.dimensions)
+    check_dimensions(context.service.engine.engine, body.dimensions)
     found = await _encode(
-        body, call, dense=True, normalize=body.normalize, dimensions=body.dimensions
+        body, context, dense=True, normalize=body.normalize, dimensions=body.dimensions
     )
     rows = found.dense
     assert rows is not None  # it was asked for
@@ -59,28 +64,28 @@ async def embed(body: EmbedRequest, call: Call) -> Any:
 
 
 @router.post("/embed_sparse", responses=documented(list[list[SparseValue]], TeiError))
-async def embed_sparse(body: TokensRequest, call: Call) -> Any:
+async def embed_sparse(body: TokensRequest, context: RequestContext) -> Any:
     """Lexical weights by token id."""
-    check_heads(call.service.engine.engine, "/embed_sparse", sparse=True)
-    found = (await _encode(body, call, sparse=True)).sparse
+    check_heads(context.service.engine.engine, "/embed_sparse", sparse=True)
+    found = (await _encode(body, context, sparse=True)).sparse
     assert found is not None  # it was asked for
     return reply(lambda: listed(_weights(found)), found.values.nbytes + found.indices.nbytes)
 
 
 @router.post("/embed_all", responses=documented(list[list[list[float]]], TeiError))
-async def embed_all(body: TokensRequest, call: Call) -> Any:
+async def embed_all(body: TokensRequest, context: RequestContext) -> Any:
     """ColBERT vectors: one per token but the first."""
-    check_heads(call.service.engine.engine, "/embed_all", colbert=True)
-    found = (await _encode(body, call, colbert=True)).colbert
+    check_heads(context.service.engine.engine, "/embed_all", colbert=True)
+    found = (await _encode(body, context, colbert=True)).colbert
     assert found is not None  # it was asked for
     return reply(lambda: ragged_json(found.values, found.offsets), found.values.nbytes)
 
 
 @router.post("/rerank", responses=documented(list[TeiRank], TeiError))
-async def rerank(body: TeiRerankRequest, call: Call) -> Any:
+async def rerank(body: TeiRerankRequest, context: RequestContext) -> Any:
     """Texts ranked for a query by the hybrid score; by the dense one if there is no other."""
-    scores = await rank(call, body.query, body.texts, "texts", truncate=body.truncate)
-    _timing(call, [body.query, *body.texts])
+    scores = await rank(context, body.query, body.texts, "texts", truncate=body.truncate)
+    _timing(context, [body.query, *body.texts])
     ranks: list[dict[str, Any]] = []
     for i in np.argsort(-scores, kind="stable").tolist():
         ranks.append({"index": i, "score": scores[i]})
@@ -90,17 +95,17 @@ async def rerank(body: TeiRerankRequest, call: Call) -> Any:
 
 
 @router.post("/similarity", responses=documented(list[float], TeiError))
-async def similarity(body: SimilarityRequest, call: Call) -> Any:
+async def similarity(body: SimilarityRequest, context: RequestContext) -> Any:
     """Dense scores of sentences with one other."""
     given, options = body.inputs, body.parameters or Prompted()
-    engine, name = call.service.engine.engine, options.prompt_name
+    engine, name = context.service.engine.engine, options.prompt_name
     prompt_of(engine, name, "parameters.prompt_name")
     if not given.sentences:
         raise Problem("empty", "inputs.sentences: expected at least one, found none", "inputs")
-    check_list(call, len(given.sentences), "inputs.sentences")
+    check_list(context, len(given.sentences), "inputs.sentences")
     texts = [given.source_sentence, *given.sentences]
     found = await encode(
-        call,
+        context,
         texts,
         lambda i: f"inputs.sentences[{i - 1}]" if i else "inputs.source_sentence",
         dense=True,
@@ -108,21 +113,21 @@ async def similarity(body: SimilarityRequest, call: Call) -> Any:
         truncate=options.truncate,
         prompt_name=name,
     )
-    _timing(call, texts)
+    _timing(context, texts)
     parts = scoring.all_scores(found.view(0, 1), found.view(1, len(found)))
     return Reply(dumps(parts["dense"][0]))
 
 
 @router.post("/tokenize", responses=documented(list[list[Token]], TeiError))
-async def tokenize(body: TokenizeRequest, call: Call) -> Any:
+async def tokenize(body: TokenizeRequest, context: RequestContext) -> Any:
     """Tokens of each text, its prompt before it, uncut, with their place in it in characters."""
     texts = texts_of(body.inputs, "inputs")
-    check_list(call, len(texts), "inputs")
+    check_list(context, len(texts), "inputs")
     characters = sum(map(len, texts))
     if characters > MOST_CHARACTERS:
         message = f"inputs: expected at most {MOST_CHARACTERS} characters, found {characters}"
         raise Problem("validation", message, "inputs")
-    engine = call.service.engine.engine
+    engine = context.service.engine.engine
     tokenizer = engine.tokenizer
     prompt = engine.prompt(prompt_of(engine, body.prompt_name, "prompt_name"))
     texts = [prompt + text for text in texts] if prompt else texts
@@ -135,17 +140,17 @@ async def tokenize(body: TokenizeRequest, call: Call) -> Any:
             raise Problem("too_large", f"{message}, found more", "inputs")
         return dumps([_tokens(text, tokenizer.spans(text, special=special)) for text in texts])
 
-    call.record.texts = len(texts)
+    context.record.texts = len(texts)
     if characters <= INLINE_CHARACTERS:
         return Reply(made())
     loop = asyncio.get_running_loop()
-    return Reply(await loop.run_in_executor(call.service.pool, made))
+    return Reply(await loop.run_in_executor(context.service.pool, made))
 
 
 @router.get("/info", responses=documented(Info, TeiError, body=False))
-async def info(call: Call) -> Any:
+async def info(context: RequestContext) -> Any:
     """The model and the server's limits."""
-    settings, engine = call.service.settings, call.service.engine.engine
+    settings, engine = context.service.settings, context.service.engine.engine
     return Reply(
         dumps(
             {
@@ -192,30 +197,30 @@ def _tokens(
     ]
 
 
-async def _encode(body: Any, call: Call, **options: Any) -> Embeddings:
+async def _encode(body: Any, context: RequestContext, **options: Any) -> Embeddings:
     texts = texts_of(body.inputs, "inputs")
-    check_list(call, len(texts), "inputs")
-    name = prompt_of(call.service.engine.engine, body.prompt_name, "prompt_name")
+    check_list(context, len(texts), "inputs")
+    name = prompt_of(context.service.engine.engine, body.prompt_name, "prompt_name")
     found = await encode(
-        call,
+        context,
         texts,
         lambda i: f"inputs[{i}]",
         truncate=body.truncate,
         prompt_name=name,
         **options,
     )
-    _timing(call, texts)
+    _timing(context, texts)
     return found
 
 
-def _timing(call: Call, texts: list[Any]) -> None:
+def _timing(context: RequestContext, texts: list[Any]) -> None:
     """TEI's headers, in whole milliseconds as there; Server-Timing has the fractions."""
-    record = call.record
+    record = context.record
     stages = record.stages
     assert stages is not None  # encode has returned
     total = stages.tokenize + stages.queue + stages.compute
-    kind = call.service.engine.engine.device.type
-    call.more_headers += [
+    kind = context.service.engine.engine.device.type
+    context.more_headers += [
         (name, str(value).encode())
         for name, value in (
             (b"x-compute-type", {"cuda": "gpu"}.get(kind, kind)),

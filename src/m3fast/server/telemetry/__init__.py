@@ -1,1 +1,1 @@
-"""What a server tells about itself: metrics, log lines, traces."""
+"""Metrics, logs and traces of a server."""

@@ -1,4 +1,4 @@
-"""Work put off to a thread of its own, dropped and counted when the thread cannot keep up."""
+"""`Background`: a queue and a thread for work that no request waits for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Background(Generic[Item]):
     ) -> None:
         """
         Args:
-            work: gets all items that wait, in order. What it raises is the end of the thread.
+            work: gets all items that wait, in order. An exception in it ends the thread.
             limit: most items that wait.
             pause: seconds to let items gather between two calls, so that a busy server is not
                 interrupted for each one.
@@ -38,7 +38,7 @@ class Background(Generic[Item]):
         self._thread.start()
 
     def put(self, item: Item) -> bool:
-        """Returns False where it was dropped."""
+        """Queue an item; False where it was dropped."""
         if self._queue.qsize() >= self._limit or self._closing.is_set():
             self.drop()
             return False
@@ -55,7 +55,7 @@ class Background(Generic[Item]):
         return self._closing.is_set()
 
     def close(self, seconds: float) -> bool:
-        """Take no more, finish what waits; False where that took longer than `seconds`."""
+        """Take no more and finish the rest; False where that took longer than `seconds`."""
         if not self._closing.is_set():
             self._closing.set()
             self._queue.put(None)

@@ -1,7 +1,7 @@
-"""What a log line says, as JSON or as readable text.
+"""Log lines as JSON or as readable text.
 
-No line holds a user's text: of an exception only the classes and the places in the code are
-written, never its message, and a logger that this server does not know is cut to where it spoke.
+No line holds a user's text. Of an exception only the classes and the places in the code are
+written, never its message; of a logger that this server does not know, only the place of the call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAME = "m3fast.server"
 FIELDS = "m3fast_fields"
 FRAMES = 40
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Their messages are fixed sentences and numbers; any other logger's may quote what it was given.
+# Loggers whose messages are fixed sentences and numbers; others' may quote a user's text.
 KNOWN = ("m3fast", "uvicorn", "opentelemetry")
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 

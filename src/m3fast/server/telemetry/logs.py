@@ -1,6 +1,6 @@
-"""Log lines on stderr: one per request, and what every other logger of the process has to say.
+"""The log on stderr: a line per request, events of the server, and the process's other loggers.
 
-What is in a line is the matter of `lines`; here is how it gets out without ever being waited for.
+Lines are formatted (`formats`) and written in a thread of their own: no request waits for them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ LogFormat = Literal["json", "text"]
 LEVELS = ("debug", "info", "warning", "error")
 # Lines that wait for stderr; more are dropped and counted.
 LINES = 8192
-# Asked every few seconds by machines: worth a line where they fail, else only in debugging.
+# Machines ask these every few seconds: a line only where they fail, or in debugging.
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 
 class Logs:
     """Structured logging to a file descriptor that may block, break or be closed.
 
-    From its making until `close()` it also takes what other loggers of the process say (level
-    warning and up; uvicorn's and m3fast's from `level`), and uncaught exceptions of threads.
+    From its making until `close()` it also takes the records of other loggers of the process (of
+    level warning and up; uvicorn's and m3fast's from `level`), and uncaught exceptions of threads.
     """
 
     def __init__(self, style: LogFormat, level: str, *, fd: int = 2) -> None:
@@ -48,8 +48,8 @@ class Logs:
             raise InputError(f"log_level: expected one of {', '.join(LEVELS)}, found {level!r}")
         self._format = as_json if style == "json" else as_text
         self._fd: int | None = None
-        # Where the process began without a stderr, 2 may be anything by now; where it is closed
-        # later, its number could become a client's socket: hence a copy.
+        # A process that began without a stderr may have any file as 2 by now. A copy, because 2
+        # could become a client's socket if stderr is closed later.
         if fd != 2 or sys.__stderr__ is not None:
             with contextlib.suppress(OSError):
                 self._fd = os.dup(fd)
@@ -81,12 +81,12 @@ class Logs:
             self._put(level, {"event": name, **fields})
 
     def exception(self, request_id: str, error: BaseException) -> None:
-        """What went wrong and where, without any message."""
+        """A line for an exception: its classes and the places in the code, no message."""
         fields: dict[str, Any] = {"event": "exception", "request_id": request_id}
         self._put(logging.ERROR, {**fields, "exception": describe(error)})
 
     def close(self, seconds: float = 2.0) -> None:
-        """Write what waits, for at most `seconds`, and give the other loggers back."""
+        """Write the lines that wait, for at most `seconds`, and restore the other loggers."""
         self._undo()
         if self._background.close(seconds) and self._fd is not None:
             os.close(self._fd)  # a thread that hangs in a write keeps it
@@ -135,7 +135,7 @@ class _Handler(logging.Handler):
         self._background = background
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name != "uvicorn.access":  # says what our own line says, and quotes the URL
+        if record.name != "uvicorn.access":  # repeats our own line, and quotes the URL
             self._background.put(record)
 
 

@@ -37,8 +37,7 @@ SECONDS = (
 )  # fmt: skip
 BATCH_TOKENS = tuple(float(1 << i) for i in range(2, 18))
 BATCH_TEXTS = tuple(float(1 << i) for i in range(13))
-# Routes, statuses and kinds come from the code. Should one ever come from a client after all,
-# there is an end to how many of them are kept apart.
+# Routes, statuses and kinds come from the code. The limit holds should one ever come from a client.
 MOST_LABELS = 256
 OTHER = "other"
 Family = TypeVar("Family", Counter, Histogram)
@@ -174,7 +173,7 @@ class Metrics:
 
 
 class _Series(Generic[Family]):
-    """The series of a metric by the values of its labels, found without the library's detours."""
+    """The series of a metric by the values of its labels, faster than the library's own look-up."""
 
     def __init__(self, family: Family) -> None:
         self._family = family

@@ -1,4 +1,4 @@
-"""What is known of one request when it is over: the source of metrics, log lines and traces."""
+"""`RequestRecord`: the facts of one request, of which metrics, logs and traces are made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RequestRecord:
         engine_ns: time.time_ns() when the engine got it, 0 for never.
         stages: seconds in the engine, None where the request did not reach it.
         error: kind of failure, such as "validation" or "overloaded", None for none.
-        traceparent: W3C trace context header as received.
+        traceparent: the W3C trace context header as received.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""What a server tells about itself: metrics, log lines and traces, from the records it hands in."""
+"""`Telemetry`: metrics, logs and traces of one server, from the records of its requests."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ class Telemetry:
         self.logs = Logs(log_format, log_level, fd=fd)
 
     def finished(self, record: RequestRecord) -> None:
-        """A request is over; the record must not change any more."""
+        """Take the record of a request that is over; it must not change any more."""
         self._metrics.request(record)
         self.logs.request(record)
         if self._traces is not None:
             self._traces.request(record)
 
     def batch(self, record: BatchRecord) -> None:
-        """A batch was computed or has failed; may be called from any thread."""
+        """Take the record of a batch, computed or failed; may be called from any thread."""
         self._metrics.batch(record)
 
     def exception(self, request_id: str, error: BaseException) -> None:
-        """Log what went wrong and where in the code, without any message."""
+        """Log the classes of an exception and the places in the code, without any message."""
         self.logs.exception(request_id, error)
 
     def metrics(self, engine: AsyncEngine) -> bytes:

@@ -1,8 +1,7 @@
 """OpenTelemetry traces: a span per request with the engine's stages below it, sent as OTLP/HTTP.
 
-Spans are made once a request is over, in a thread of their own, with the times it really took.
-Where they are sent, how many are sampled and what the service is called is told by the usual
-`OTEL_*` environment variables.
+Spans are made in a thread of their own once a request is over, with its times. The usual `OTEL_*`
+environment variables say where they are sent, how many are sampled and the service's name.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Traces:
         return self._background.dropped
 
     def request(self, record: RequestRecord) -> None:
-        """Make the spans of a request that is over, later; none of what was never read as one."""
+        """Queue the spans of a request that is over; none for one that could not be parsed."""
         if record.started_ns:
             self._background.put(record)
 

@@ -1,4 +1,4 @@
-"""Texts that cost more than they seem to: charged by their normalised characters."""
+"""Texts count by their normalised characters, which may be many more than they were sent with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers until the application is there: the process is alive, and not ready."""
+"""The ASGI app that answers while the model is loaded: alive, not ready."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 REASON = "the model is being loaded"
 
 
-class Gate:
-    """Passes requests on to `app` once that is set; until then /health alone says yes."""
+class StartupApp:
+    """Answers 503 but for /health until `app` is set, then passes every request on to it."""
 
     def __init__(self) -> None:
         self.app: ASGIApp | None = None

@@ -1,4 +1,4 @@
-"""Traces: the spans of a request, whose child they are, when they were, and that nothing waits."""
+"""Traces: the spans of a request, their parents and times, and that no request waits for them."""
 
 import json
 import os
@@ -203,7 +203,7 @@ def test_missing_packages_are_one_clear_error(monkeypatch):
 def test_without_traces_nothing_of_them_is_imported():
     code = """
 import json, sys
-from m3fast.server.telemetry import Telemetry
+from m3fast.server.telemetry.telemetry import Telemetry
 Telemetry().close()
 print(json.dumps([name for name in sys.modules if name.startswith("opentelemetry")]))
 """

@@ -1,4 +1,4 @@
-"""The metrics: what each is counted from, what labels there can be, that servers do not share."""
+"""The metrics: what each counts, which labels it can have, and that no two servers share them."""
 
 import asyncio
 import re
@@ -167,7 +167,7 @@ def test_figures_of_a_real_engine():
 
 
 def test_the_documentation_lists_every_metric():
-    page = Path(__file__, "../../../docs/observability.md").resolve().read_text()
+    page = Path(__file__, "../../../../docs/observability.md").resolve().read_text()
     named = set(re.findall(r"`(m3fast_\w+)`", page))
     pattern = rb"# HELP (m3fast_\w+) "
     there = {name.decode() for name in re.findall(pattern, Metrics().render(idle(), {}))}
