@@ -1,5 +1,5 @@
-// The operations on torch's tensors, bound to Python: tensors are read and written where they lie.
-// kernels/*.py has checked that they are contiguous and fit each other. Work is done without the GIL.
+// The operations on torch's tensors, bound to Python; tensors are read and written where they lie.
+// kernels/*.py has checked that they are contiguous and fit each other. No work holds the GIL.
 #include "bindings.h"
 
 #include <pybind11/gil_safe_call_once.h>

@@ -63,7 +63,8 @@ inline Kernels table(const char* name) {
     by_factor(x.dtype, [&](auto e) { linear<decltype(e)>(x, rest...); });
   };
   k.maxsim = [](auto queries, auto q_offsets, auto docs, auto... rest) {
-    by_document(docs.dtype, [&](auto e) { maxsim<decltype(e)>(queries, q_offsets, docs, rest...); });
+    by_document(docs.dtype,
+                [&](auto e) { maxsim<decltype(e)>(queries, q_offsets, docs, rest...); });
   };
   k.maxsim_pairs = [](auto queries, auto q_offsets, auto docs, auto... rest) {
     by_document(docs.dtype,

@@ -88,7 +88,8 @@ void maxsim(Span<float> queries, Span<int64_t> q_offsets, Matrix docs, Span<int6
         best_products(block, block.panels, as<T>(docs) + d_ends[j] * dim, n, wide, best);
         for (int64_t i = first; i < last; ++i) {
           const int64_t size = q_ends[i + 1] - q_ends[i];
-          as<float>(out)[i * n_docs + j] = size && n ? mean_of(best + q_ends[i] - start, size) : 0.f;
+          const float mean = size && n ? mean_of(best + q_ends[i] - start, size) : 0.f;
+          as<float>(out)[i * n_docs + j] = mean;
         }
       }
     });

@@ -1,5 +1,5 @@
-// What crosses from Python to the operations: where a contiguous tensor or array lies, and its size.
-// Plain data without functions, so that files for different instructions share no code by it.
+// What crosses from Python to the operations: where a contiguous tensor or array lies, how large.
+// Plain data without functions, so that files for different instructions share no code.
 #pragma once
 #include <cstdint>
 

@@ -20,8 +20,8 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
             INVALID("cuLaunchKernelEx: %s: expected block %c of 1 to %u, found %u", f->name, 'x' + i,
                     most_block[i], block[i]);
         if (f->required[0] && block[i] != f->required[i])
-            INVALID("cuLaunchKernelEx: %s: expected block %c of %u as compiled, found %u", f->name, 'x' + i,
-                    f->required[i], block[i]);
+            INVALID("cuLaunchKernelEx: %s: expected block %c of %u as compiled, found %u", f->name,
+                    'x' + i, f->required[i], block[i]);
     }
     int room = f->dynamic_shared > (48 << 10) - f->static_shared ? f->dynamic_shared
                                                                  : (48 << 10) - f->static_shared;
