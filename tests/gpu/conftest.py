@@ -103,6 +103,36 @@ def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "interpreter", ON_CPU)
 
 
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty gives NaN: what a kernel does not write is seen."""
+    empty = torch.empty
+
+    def poisoned(*sizes: Any, **options: Any) -> torch.Tensor:
+        made = empty(*sizes, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def fast_reduction(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MaxSim's maximum by numpy: the interpreter would combine element by element, in Python."""
+    if device.type == "cuda":
+        return
+    from triton.runtime.interpreter import ReduceOps
+
+    from m3fast.kernels.gpu.maxsim import _greater
+
+    slow = ReduceOps.apply_impl
+
+    def fast(self: Any, x: Any) -> Any:
+        known = self.combine_fn is _greater
+        return self.min_max(x[0], val_reduce_op=np.max) if known else slow(self, x)
+
+    monkeypatch.setattr(ReduceOps, "apply_impl", fast)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need the real thing."""
     for item in items:
@@ -149,33 +179,3 @@ def gap():
         return (a - b).abs().max().item() if a.numel() else 0.0
 
     return measure
-
-
-@pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty gives NaN: what a kernel does not write is seen."""
-    empty = torch.empty
-
-    def poisoned(*sizes: Any, **options: Any) -> torch.Tensor:
-        made = empty(*sizes, **options)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-
-
-@pytest.fixture
-def fast_reduction(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MaxSim's maximum by numpy: the interpreter would combine element by element, in Python."""
-    if device.type == "cuda":
-        return
-    from triton.runtime.interpreter import ReduceOps
-
-    from m3fast.kernels.gpu.maxsim import _greater
-
-    slow = ReduceOps.apply_impl
-
-    def fast(self: Any, x: Any) -> Any:
-        known = self.combine_fn is _greater
-        return self.min_max(x[0], val_reduce_op=np.max) if known else slow(self, x)
-
-    monkeypatch.setattr(ReduceOps, "apply_impl", fast)
