@@ -29,7 +29,7 @@ using Factor = float;
 #endif
 
 template <class T>
-struct Attention {
+struct Heads {
   const T* qkv;  // [T, 3, heads, dim]
   int64_t heads, dim;
   float scale;  // log2(e) included: exponentials are of base 2
@@ -141,7 +141,7 @@ M3_INLINE void copy_row(const T* from, E* to, int64_t dim) {
 
 // Queries [first, first + count) of the text of `length` tokens that begins at token `start`.
 template <class E, class T>
-void attend_queries(const Attention<T>& a, const Scratch<E>& m, int64_t start, int64_t length,
+void attend_queries(const Heads<T>& a, const Scratch<E>& m, int64_t start, int64_t length,
                     int64_t head, int64_t first, int64_t count) {
   const int64_t dim = a.dim, width = a.heads * dim;
   const T* text = a.qkv + start * 3 * width + head * dim;
@@ -194,18 +194,19 @@ void attend_queries(const Attention<T>& a, const Scratch<E>& m, int64_t start, i
 }
 
 template <class E, class T>
-void attention(const Attention<T>& a, const int32_t* cu_seqlens, int64_t texts, int threads) {
+void attend_texts(const Heads<T>& a, Span<int32_t> cu_seqlens, int64_t longest, int threads) {
   struct Task {
     int64_t text, first, count;
   };
-  const auto length = [=](int64_t i) { return int64_t{cu_seqlens[i + 1]} - cu_seqlens[i]; };
-  std::vector<int64_t> order(texts);
+  const int32_t* ends = cu_seqlens.data;
+  const auto length = [=](int64_t i) { return int64_t{ends[i + 1]} - ends[i]; };
+  std::vector<int64_t> order(cu_seqlens.size - 1);
   std::iota(order.begin(), order.end(), 0);
   // Longest first, so that the last tasks to finish are small ones.
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t i, int64_t j) { return length(i) > length(j); });
   std::vector<Task> blocks;
-  int64_t most = 0, pairs = 0;
+  int64_t pairs = 0;
   for (int64_t i : order) {
     const int64_t parts = (length(i) + QUERIES - 1) / QUERIES;
     pairs += length(i) * length(i);
@@ -215,17 +216,28 @@ void attention(const Attention<T>& a, const int32_t* cu_seqlens, int64_t texts, 
       const int64_t first = all * p / parts * PANEL;
       const int64_t last = std::min(length(i), all * (p + 1) / parts * PANEL);
       blocks.push_back({i, first, last - first});
-      most = std::max(most, last - first);
     }
   }
   threads = threads_for(2 * pairs * a.heads * a.dim, threads);
   parallel_for(static_cast<int64_t>(blocks.size()) * a.heads, threads, [&](Tasks& tasks) {
-    const Scratch<E> scratch(a.dim, (most + PANEL - 1) / PANEL);
+    const Scratch<E> scratch(a.dim, (std::min(longest, QUERIES) + PANEL - 1) / PANEL);
     for (int64_t t; tasks.next(t);) {
       const Task& b = blocks[t / a.heads];
-      attend_queries(a, scratch, cu_seqlens[b.text], length(b.text), t % a.heads, b.first, b.count);
+      attend_queries(a, scratch, ends[b.text], length(b.text), t % a.heads, b.first, b.count);
     }
   });
+}
+
+template <class T>
+void attention(Matrix qkv, Span<int32_t> cu_seqlens, int64_t longest, float scale, Matrix out,
+               int threads) {
+  const float log2e = 1.44269504088896341f;
+  const int64_t dim = qkv.cols;
+  const Heads<T> heads{as<T>(qkv), out.cols / dim, dim, scale * log2e, as<T>(out)};
+  if (dim % PAIR<Factor<T>> == 0)
+    attend_texts<Factor<T>>(heads, cu_seqlens, longest, threads);
+  else
+    attend_texts<float>(heads, cu_seqlens, longest, threads);
 }
 
 }  // namespace m3::M3_ISA

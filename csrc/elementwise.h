@@ -40,14 +40,21 @@ M3_INLINE vf gelu(vf y) {
 }
 
 template <class T>
-void bias_gelu(T* x, const float* bias, int64_t rows, int64_t cols, int threads) {
-  over_rows(rows, cols, threads, [=](int64_t first, int64_t last) {
-    for (T* row = x + first * cols; row < x + last * cols; row += cols)
+void bias_gelu(Matrix x, Span<float> bias, int threads) {
+  const int64_t cols = x.cols;
+  over_rows(x.rows, cols, threads, [=](int64_t first, int64_t last) {
+    for (T* row = as<T>(x) + first * cols; row < as<T>(x) + last * cols; row += cols)
       sweep(cols, [=](int64_t c, int64_t n) M3_LAMBDA_INLINE {
-        store(row + c, gelu(load(row + c, n) + load(bias + c, n)), n);
+        store(row + c, gelu(load(row + c, n) + load(bias.data + c, n)), n);
       });
   });
 }
+
+struct LayerNorm {
+  const float *weight, *shift;  // [cols]
+  float eps;
+  int64_t cols;
+};
 
 // Writes LN of the row whose element block [c, c + n) is value(c, n) to out; y is scratch [cols].
 // The variance is that of the centred row: one pass over E[y²] would lose digits.
@@ -77,16 +84,17 @@ M3_INLINE void layernorm_row(const LayerNorm& ln, float* y, T* out, Value value)
 }
 
 template <class T>
-void add_layernorm(const T* x, const T* residual, const float* bias, const LayerNorm& ln, T* out,
-                   int64_t rows, int threads) {
-  over_rows(rows, ln.cols, threads, [&](int64_t first, int64_t last) {
+void add_layernorm(Matrix x, Matrix residual, Span<float> bias, Span<float> weight,
+                   Span<float> shift, float eps, Matrix out, int threads) {
+  const LayerNorm ln{weight.data, shift.data, eps, x.cols};
+  over_rows(x.rows, ln.cols, threads, [&](int64_t first, int64_t last) {
     Buffer y(ln.cols);
     for (int64_t r = first; r < last; ++r) {
-      const T *a = x + r * ln.cols, *b = residual + r * ln.cols;
-      T* to = out + r * ln.cols;
-      if (bias)
+      const T *a = as<T>(x) + r * ln.cols, *b = as<T>(residual) + r * ln.cols;
+      T* to = as<T>(out) + r * ln.cols;
+      if (const float* more = bias.data)
         layernorm_row(ln, y, to, [=](int64_t c, int64_t n) M3_LAMBDA_INLINE {
-          return load(a + c, n) + load(bias + c, n) + load(b + c, n);
+          return load(a + c, n) + load(more + c, n) + load(b + c, n);
         });
       else
         layernorm_row(ln, y, to, [=](int64_t c, int64_t n) M3_LAMBDA_INLINE {
@@ -97,16 +105,18 @@ void add_layernorm(const T* x, const T* residual, const float* bias, const Layer
 }
 
 template <class T>
-void embed_layernorm(const int32_t* ids, const int32_t* positions, const T* word, const T* position,
-                     const float* type_row, const LayerNorm& ln, T* out, int64_t rows,
-                     int threads) {
-  over_rows(rows, ln.cols, threads, [&](int64_t first, int64_t last) {
+void embed_layernorm(Span<int32_t> ids, Span<int32_t> positions, Matrix word, Matrix position,
+                     Span<float> type_row, Span<float> weight, Span<float> shift, float eps,
+                     Matrix out, int threads) {
+  const LayerNorm ln{weight.data, shift.data, eps, out.cols};
+  over_rows(out.rows, ln.cols, threads, [&](int64_t first, int64_t last) {
     Buffer y(ln.cols);
     for (int64_t r = first; r < last; ++r) {
-      const T* w = word + ids[r] * ln.cols;
-      const T* p = position + positions[r] * ln.cols;
-      layernorm_row(ln, y, out + r * ln.cols, [=](int64_t c, int64_t n) M3_LAMBDA_INLINE {
-        return load(w + c, n) + load(p + c, n) + load(type_row + c, n);
+      const T* w = as<T>(word) + ids.data[r] * ln.cols;
+      const T* p = as<T>(position) + positions.data[r] * ln.cols;
+      const float* type = type_row.data;
+      layernorm_row(ln, y, as<T>(out) + r * ln.cols, [=](int64_t c, int64_t n) M3_LAMBDA_INLINE {
+        return load(w + c, n) + load(p + c, n) + load(type + c, n);
       });
     }
   });

@@ -32,7 +32,7 @@ const Kernels& kernels() {
 void use_kernels(const char* name) {
   for (const Kernels* k : runnable_kernels())
     if (!std::strcmp(k->name, name)) return chosen.store(k);
-  fail("cpu path: one that this machine runs was expected, got '", name, "'");
+  fail("cpu path: expected one that this machine runs, found '", name, "'");
 }
 
 }  // namespace m3

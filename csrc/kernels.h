@@ -3,50 +3,40 @@
 #include <cstdint>
 #include <vector>
 
+#include "views.h"
+
 namespace m3 {
 
-enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
-
-struct LayerNorm {
-  const float* weight;  // [cols]
-  const float* shift;   // [cols]
-  float eps;
-  int64_t cols;
-};
-
-// Tensors are row-major and contiguous; parameters [cols] are always fp32; arithmetic is fp32.
+// Arithmetic is fp32. kernels/*.py has checked shapes and dtypes.
 struct Kernels {
   const char* name;
-  // x[r] <- gelu(x[r] + bias); f32, bf16
-  void (*bias_gelu)(void* x, const float* bias, int64_t rows, int64_t cols, Dtype, int threads);
-  // out[r] = LN(x[r] + residual[r] + bias), bias may be null, out may be x or residual; f32, bf16
-  void (*add_layernorm)(const void* x, const void* residual, const float* bias, const LayerNorm&,
-                        void* out, int64_t rows, Dtype, int threads);
+  // x <- gelu(x + bias); f32, bf16
+  void (*bias_gelu)(Matrix x, Span<float> bias, int threads);
+  // out = LN(x + residual + bias), bias may be null, out may be x or residual; f32, bf16
+  void (*add_layernorm)(Matrix x, Matrix residual, Span<float> bias, Span<float> weight,
+                        Span<float> shift, float eps, Matrix out, int threads);
   // out[r] = LN(word[ids[r]] + position[positions[r]] + type_row); f32, bf16
-  void (*embed_layernorm)(const int32_t* ids, const int32_t* positions, const void* word,
-                          const void* position, const float* type_row, const LayerNorm&, void* out,
-                          int64_t rows, Dtype, int threads);
+  void (*embed_layernorm)(Span<int32_t> ids, Span<int32_t> positions, Matrix word, Matrix position,
+                          Span<float> type_row, Span<float> weight, Span<float> shift, float eps,
+                          Matrix out, int threads);
   // qkv [T, 3, heads, dim], cu_seqlens [texts + 1] -> out [T, heads * dim]; f32, bf16
-  void (*attention)(const void* qkv, const int32_t* cu_seqlens, int64_t texts, int64_t heads,
-                    int64_t dim, float scale, void* out, Dtype, int threads);
+  void (*attention)(Matrix qkv, Span<int32_t> cu_seqlens, int64_t longest, float scale, Matrix out,
+                    int threads);
   // Outputs of a panel of packed weights, and whether there is a product of bf16.
   int panel;
   bool multiplies_bf16;
-  // weight [outs, depth] -> packed [ceil(outs / panel) * panel, depth] in the order `linear` reads
-  void (*pack_weight)(const void* weight, int64_t outs, int64_t depth, void* packed, Dtype,
-                      int threads);
+  // weight [outs, depth] -> packed [ceil(outs / panel) * panel * depth] in the order of `linear`
+  void (*pack_weight)(Matrix weight, Matrix packed, int threads);
   // y [rows, outs] = x [rows, depth] weight^T + bias, which may be null, or GELU of that; f32, and
   // bf16 with even depth where it is multiplied
-  void (*linear)(const void* x, const void* packed, const float* bias, bool with_gelu, void* y,
-                 int64_t rows, int64_t depth, int64_t outs, Dtype, int threads);
-  // out [n_queries, n_docs]; queries fp32, docs of any dtype
-  void (*maxsim)(const float* queries, const int64_t* q_offsets, int64_t n_queries,
-                 const void* docs, const int64_t* d_offsets, int64_t n_docs, int64_t dim,
-                 float* out, Dtype, int threads);
-  // pairs [n_pairs, 2] of (query, document), out [n_pairs]
-  void (*maxsim_pairs)(const float* queries, const int64_t* q_offsets, const void* docs,
-                       const int64_t* d_offsets, const int64_t* pairs, int64_t n_pairs, int64_t dim,
-                       float* out, Dtype, int threads);
+  void (*linear)(Matrix x, Matrix packed, int panel, Span<float> bias, bool with_gelu, Matrix y,
+                 int threads);
+  // queries [tokens, dim] f32, docs [tokens, dim] f32, bf16 or f16 -> out [queries, docs]
+  void (*maxsim)(Span<float> queries, Span<int64_t> q_offsets, Matrix docs,
+                 Span<int64_t> d_offsets, Matrix out, int threads);
+  // pairs [P, 2] of (query, document) -> out [P]
+  void (*maxsim_pairs)(Span<float> queries, Span<int64_t> q_offsets, Matrix docs,
+                       Span<int64_t> d_offsets, Span<int64_t> pairs, Matrix out, int threads);
 };
 
 // Null where this build or this processor has not got the instructions.

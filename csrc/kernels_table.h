@@ -7,16 +7,7 @@
 
 namespace m3::M3_ISA {
 
-template <class T>
-const T* as(const void* p) {
-  return static_cast<const T*>(p);
-}
-template <class T>
-T* as(void* p) {
-  return static_cast<T*>(p);
-}
-
-// body(T{}) with the element type; f16 only where `body` takes it.
+// body(T{}) with the element type, f32 or bf16.
 template <class Body>
 void by_dtype(Dtype dtype, Body body) {
   if (dtype == Dtype::bf16)
@@ -25,82 +16,59 @@ void by_dtype(Dtype dtype, Body body) {
     body(0.f);
 }
 
+// As `by_dtype`, where bf16 is multiplied only by AVX512_BF16.
+template <class Body>
+void by_factor(Dtype dtype, Body body) {
+#ifdef __AVX512BF16__
+  by_dtype(dtype, body);
+#else
+  (void)dtype;
+  body(0.f);
+#endif
+}
+
+// As `by_dtype`, and f16.
+template <class Body>
+void by_document(Dtype dtype, Body body) {
+  if (dtype == Dtype::f16)
+    body(f16{});
+  else
+    by_dtype(dtype, body);
+}
+
 inline Kernels table(const char* name) {
   Kernels k{};
   k.name = name;
-  k.bias_gelu = [](void* x, const float* bias, int64_t rows, int64_t cols, Dtype dtype,
-                   int threads) {
-    by_dtype(dtype, [=](auto e) { bias_gelu(as<decltype(e)>(x), bias, rows, cols, threads); });
-  };
-  k.add_layernorm = [](const void* x, const void* residual, const float* bias, const LayerNorm& ln,
-                       void* out, int64_t rows, Dtype dtype, int threads) {
-    by_dtype(dtype, [&](auto e) {
-      using T = decltype(e);
-      add_layernorm(as<T>(x), as<T>(residual), bias, ln, as<T>(out), rows, threads);
-    });
-  };
-  k.embed_layernorm = [](const int32_t* ids, const int32_t* positions, const void* word,
-                         const void* position, const float* type_row, const LayerNorm& ln,
-                         void* out, int64_t rows, Dtype dtype, int threads) {
-    by_dtype(dtype, [&](auto e) {
-      using T = decltype(e);
-      embed_layernorm(ids, positions, as<T>(word), as<T>(position), type_row, ln, as<T>(out), rows,
-                      threads);
-    });
-  };
-  k.attention = [](const void* qkv, const int32_t* cu_seqlens, int64_t texts, int64_t heads,
-                   int64_t dim, float scale, void* out, Dtype dtype, int threads) {
-    const float log2e = 1.44269504088896341f;
-    by_dtype(dtype, [=](auto e) {
-      using T = decltype(e);
-      const Attention<T> given{as<T>(qkv), heads, dim, scale * log2e, as<T>(out)};
-      if (dim % PAIR<Factor<T>> == 0)
-        attention<Factor<T>>(given, cu_seqlens, texts, threads);
-      else
-        attention<float>(given, cu_seqlens, texts, threads);
-    });
-  };
   k.panel = OUTS;
 #ifdef __AVX512BF16__
   k.multiplies_bf16 = true;
 #endif
-  k.pack_weight = [](const void* weight, int64_t outs, int64_t depth, void* packed, Dtype dtype,
-                     int threads) {
-    by_dtype(dtype, [=](auto e) {
-      using T = decltype(e);
-      pack_weight(as<T>(weight), outs, depth, as<T>(packed), threads);
-    });
+  k.bias_gelu = [](auto x, auto... rest) {
+    by_dtype(x.dtype, [&](auto e) { bias_gelu<decltype(e)>(x, rest...); });
   };
-  k.linear = [](const void* x, const void* packed, const float* bias, bool with_gelu, void* y,
-                int64_t rows, int64_t depth, int64_t outs, Dtype dtype, int threads) {
-    const auto body = [=](auto e) {
-      using T = decltype(e);
-      linear(as<T>(x), as<T>(packed), bias, with_gelu, as<T>(y), rows, depth, outs, threads);
-    };
-#ifdef __AVX512BF16__
-    by_dtype(dtype, body);
-#else
-    (void)dtype;
-    body(0.f);
-#endif
+  k.add_layernorm = [](auto x, auto... rest) {
+    by_dtype(x.dtype, [&](auto e) { add_layernorm<decltype(e)>(x, rest...); });
   };
-  k.maxsim = [](const float* queries, const int64_t* q_offsets, int64_t n_queries, const void* docs,
-                const int64_t* d_offsets, int64_t n_docs, int64_t dim, float* out, Dtype dtype,
-                int threads) {
-    const auto body = [=](auto e) {
-      maxsim(queries, q_offsets, n_queries, as<decltype(e)>(docs), d_offsets, n_docs, dim, out,
-             threads);
-    };
-    dtype == Dtype::f16 ? body(f16{}) : by_dtype(dtype, body);
+  k.embed_layernorm = [](auto ids, auto positions, auto word, auto... rest) {
+    by_dtype(word.dtype,
+             [&](auto e) { embed_layernorm<decltype(e)>(ids, positions, word, rest...); });
   };
-  k.maxsim_pairs = [](const float* queries, const int64_t* q_offsets, const void* docs,
-                      const int64_t* d_offsets, const int64_t* pairs, int64_t n_pairs, int64_t dim,
-                      float* out, Dtype dtype, int threads) {
-    const auto body = [=](auto e) {
-      maxsim_pairs(queries, q_offsets, as<decltype(e)>(docs), d_offsets, pairs, n_pairs, dim, out,
-                   threads);
-    };
-    dtype == Dtype::f16 ? body(f16{}) : by_dtype(dtype, body);
+  k.attention = [](auto qkv, auto... rest) {
+    by_dtype(qkv.dtype, [&](auto e) { attention<decltype(e)>(qkv, rest...); });
+  };
+  k.pack_weight = [](auto weight, auto... rest) {
+    by_dtype(weight.dtype, [&](auto e) { pack_weight<decltype(e)>(weight, rest...); });
+  };
+  k.linear = [](auto x, auto... rest) {
+    by_factor(x.dtype, [&](auto e) { linear<decltype(e)>(x, rest...); });
+  };
+  k.maxsim = [](auto queries, auto q_offsets, auto docs, auto... rest) {
+    by_document(docs.dtype,
+                [&](auto e) { maxsim<decltype(e)>(queries, q_offsets, docs, rest...); });
+  };
+  k.maxsim_pairs = [](auto queries, auto q_offsets, auto docs, auto... rest) {
+    by_document(docs.dtype,
+                [&](auto e) { maxsim_pairs<decltype(e)>(queries, q_offsets, docs, rest...); });
   };
   return k;
 }

@@ -19,14 +19,15 @@ constexpr int64_t TASKS = 4;               // a thread, where there are so many 
 
 // packed [ceil(outs / OUTS)][depth / PAIR][OUTS][PAIR]; outputs past the end are 0.
 template <class T>
-void pack_weight(const T* weight, int64_t outs, int64_t depth, T* packed, int threads) {
+void pack_weight(Matrix weight, Matrix packed, int threads) {
+  const int64_t outs = weight.rows, depth = weight.cols;
   parallel_for((outs + OUTS - 1) / OUTS, threads, [=](Tasks& tasks) {
     for (int64_t p; tasks.next(p);) {
-      T* to = packed + p * OUTS * depth;
+      T* to = as<T>(packed) + p * OUTS * depth;
       for (int64_t k = 0; k < depth; k += PAIR<T>)
         for (int64_t o = p * OUTS; o < (p + 1) * OUTS; ++o)
           for (int64_t i = 0; i < PAIR<T>; ++i)
-            *to++ = o < outs ? weight[o * depth + k + i] : T{};
+            *to++ = o < outs ? as<T>(weight)[o * depth + k + i] : T{};
     }
   });
 }
@@ -47,9 +48,10 @@ M3_INLINE void finish(const vf (&acc)[R][WIDTH], const float* shift, bool with_g
     }
 }
 
+// The panel has been checked by the binding.
 template <class T>
-void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y, int64_t rows,
-            int64_t depth, int64_t outs, int threads) {
+void linear(Matrix x, Matrix packed, int, Span<float> bias, bool with_gelu, Matrix y, int threads) {
+  const int64_t rows = x.rows, depth = x.cols, outs = y.cols;
   if (!rows || !outs) return;
   constexpr int64_t CHAIN = CHAIN_BYTES / sizeof(T);
   // Of few rows the weights decide: they come from memory at the price of 16 rows or so.
@@ -59,7 +61,7 @@ void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y
   const int64_t group =
       std::max<int64_t>(1, std::min(fits, panels * blocks / (TASKS * threads)));  // panels of a task
   const int64_t groups = (panels + group - 1) / group;
-  const T* packed_end = packed + panels * OUTS * depth;
+  const T* packed_end = as<T>(packed) + panels * OUTS * depth;
   const int64_t tiles = (std::min(rows, BLOCK) + ROWS - 1) / ROWS;
   constexpr int64_t STEP_LINES = (OUTS * 4 + 63) / 64;  // of packed weights, for one step in depth
   const int lines = static_cast<int>((STEP_LINES + tiles - 1) / tiles);
@@ -71,10 +73,10 @@ void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y
       const int64_t n = rows * (b + 1) / blocks - first;
       const int64_t begin = t / blocks * group, end = std::min(panels, begin + group);
       for (int64_t p = begin; p < end; ++p) {
-        const T* panel = packed + p * OUTS * depth;
+        const T* panel = as<T>(packed) + p * OUTS * depth;
         const int64_t live = std::min<int64_t>(OUTS, outs - p * OUTS);
         float shift[OUTS] = {};
-        if (bias) std::memcpy(shift, bias + p * OUTS, live * sizeof(float));
+        if (bias.data) std::memcpy(shift, bias.data + p * OUTS, live * sizeof(float));
         for (int64_t k = 0; k < depth; k += CHAIN) {
           const int64_t steps = std::min(CHAIN, depth - k);
           // Few rows wait for weights from memory: while one chain of them is used, the next comes.
@@ -86,8 +88,8 @@ void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y
           over_tiles(n, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
             constexpr int R = decltype(count)::value;
             vf acc[R][WIDTH];
-            multiply<R, WIDTH>(x + (first + r) * depth + k, depth, PAIR<T>, panel + k * OUTS, steps,
-                               acc, ahead);
+            multiply<R, WIDTH>(as<T>(x) + (first + r) * depth + k, depth, PAIR<T>,
+                               panel + k * OUTS, steps, acc, ahead);
             if (ahead.lines) {
               ahead.at += steps / PAIR<T> * ahead.lines * 64;
               if (ahead.at >= ahead_end) ahead.lines = 0;
@@ -97,7 +99,8 @@ void linear(const T* x, const T* packed, const float* bias, bool with_gelu, T* y
               for (int i = 0; i < R; ++i)
                 for (int w = 0; w < WIDTH; ++w) acc[i][w] += load(sum + i * OUTS + w * VL);
             if (k + steps == depth) {
-              finish<R>(acc, shift, with_gelu, y + (first + r) * outs + p * OUTS, outs, live);
+              T* to = as<T>(y) + (first + r) * outs + p * OUTS;
+              finish<R>(acc, shift, with_gelu, to, outs, live);
               return;
             }
             for (int i = 0; i < R; ++i)

@@ -67,26 +67,29 @@ inline float mean_of(const float* values, int64_t n) {
 }
 
 template <class T>
-void maxsim(const float* queries, const int64_t* q_offsets, int64_t n_queries, const T* docs,
-            const int64_t* d_offsets, int64_t n_docs, int64_t dim, float* out, int threads) {
+void maxsim(Span<float> queries, Span<int64_t> q_offsets, Matrix docs, Span<int64_t> d_offsets,
+            Matrix out, int threads) {
+  const int64_t *q_ends = q_offsets.data, *d_ends = d_offsets.data;
+  const int64_t n_queries = q_offsets.size - 1, n_docs = d_offsets.size - 1, dim = docs.cols;
   for (int64_t first = 0, last; first < n_queries; first = last) {
     last = first + 1;
-    while (last < n_queries && q_offsets[last + 1] - q_offsets[first] <= QUERY_TOKENS) ++last;
-    const int64_t start = q_offsets[first], tokens = q_offsets[last] - start;
+    while (last < n_queries && q_ends[last + 1] - q_ends[first] <= QUERY_TOKENS) ++last;
+    const int64_t start = q_ends[first], tokens = q_ends[last] - start;
     QueryBlock block(tokens, dim);
-    const int64_t work = tokens * (d_offsets[n_docs] - d_offsets[0]) * dim;
+    const int64_t work = tokens * (d_ends[n_docs] - d_ends[0]) * dim;
     const int team = threads_for(work, threads);
     parallel_for(block.panels, team, [&](Tasks& tasks) {
-      for (int64_t p; tasks.next(p);) block.fill(p, queries + start * dim, tokens);
+      for (int64_t p; tasks.next(p);) block.fill(p, queries.data + start * dim, tokens);
     });
     parallel_for(n_docs, team, [&](Tasks& tasks) {
       Buffer wide(DOC_ROWS * dim), best(block.panels * PANEL);
       for (int64_t j; tasks.next(j);) {
-        const int64_t n = d_offsets[j + 1] - d_offsets[j];
-        best_products(block, block.panels, docs + d_offsets[j] * dim, n, wide, best);
+        const int64_t n = d_ends[j + 1] - d_ends[j];
+        best_products(block, block.panels, as<T>(docs) + d_ends[j] * dim, n, wide, best);
         for (int64_t i = first; i < last; ++i) {
-          const int64_t size = q_offsets[i + 1] - q_offsets[i];
-          out[i * n_docs + j] = size && n ? mean_of(best + q_offsets[i] - start, size) : 0.f;
+          const int64_t size = q_ends[i + 1] - q_ends[i];
+          const float mean = size && n ? mean_of(best + q_ends[i] - start, size) : 0.f;
+          as<float>(out)[i * n_docs + j] = mean;
         }
       }
     });
@@ -94,28 +97,29 @@ void maxsim(const float* queries, const int64_t* q_offsets, int64_t n_queries, c
 }
 
 template <class T>
-void maxsim_pairs(const float* queries, const int64_t* q_offsets, const T* docs,
-                  const int64_t* d_offsets, const int64_t* pairs, int64_t n_pairs, int64_t dim,
-                  float* out, int threads) {
+void maxsim_pairs(Span<float> queries, Span<int64_t> q_offsets, Matrix docs,
+                  Span<int64_t> d_offsets, Span<int64_t> pairs, Matrix out, int threads) {
+  const int64_t *q_ends = q_offsets.data, *d_ends = d_offsets.data, *of = pairs.data;
+  const int64_t n_pairs = pairs.size / 2, dim = docs.cols;
   int64_t longest = 0, products = 0;
   for (int64_t p = 0; p < n_pairs; ++p) {
-    const int64_t i = pairs[2 * p], j = pairs[2 * p + 1], tokens = q_offsets[i + 1] - q_offsets[i];
+    const int64_t i = of[2 * p], j = of[2 * p + 1], tokens = q_ends[i + 1] - q_ends[i];
     longest = std::max(longest, tokens);
-    products += tokens * (d_offsets[j + 1] - d_offsets[j]);
+    products += tokens * (d_ends[j + 1] - d_ends[j]);
   }
   parallel_for(n_pairs, threads_for(products * dim, threads), [&](Tasks& tasks) {
     QueryBlock block(longest, dim);
     Buffer wide(DOC_ROWS * dim), best(block.panels * PANEL);
     int64_t held = -1;  // the query now in `block`: neighbours in the list often share one
     for (int64_t t; tasks.next(t);) {
-      const int64_t i = pairs[2 * t], j = pairs[2 * t + 1];
-      const int64_t tokens = q_offsets[i + 1] - q_offsets[i], n = d_offsets[j + 1] - d_offsets[j];
+      const int64_t i = of[2 * t], j = of[2 * t + 1];
+      const int64_t tokens = q_ends[i + 1] - q_ends[i], n = d_ends[j + 1] - d_ends[j];
       const int64_t panels = (tokens + PANEL - 1) / PANEL;
       if (held != i)
-        for (int64_t p = 0; p < panels; ++p) block.fill(p, queries + q_offsets[i] * dim, tokens);
+        for (int64_t p = 0; p < panels; ++p) block.fill(p, queries.data + q_ends[i] * dim, tokens);
       held = i;
-      best_products(block, panels, docs + d_offsets[j] * dim, n, wide, best);
-      out[t] = tokens && n ? mean_of(best, tokens) : 0.f;
+      best_products(block, panels, as<T>(docs) + d_ends[j] * dim, n, wide, best);
+      as<float>(out)[t] = tokens && n ? mean_of(best, tokens) : 0.f;
     }
   });
 }

@@ -8,6 +8,8 @@
 #include <immintrin.h>
 #endif
 
+#include "views.h"
+
 #define M3_INLINE inline __attribute__((always_inline))
 #define M3_LAMBDA_INLINE __attribute__((always_inline))
 
@@ -25,6 +27,11 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
+
+template <class T>
+M3_INLINE T* as(const Matrix& m) {
+  return static_cast<T*>(m.data);
+}
 
 M3_INLINE vf splat(float x) { return x - vf{}; }  // x + 0 would be an addition: -0 + 0 is 0
 

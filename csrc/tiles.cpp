@@ -8,9 +8,9 @@ namespace m3 {
 
 std::vector<Tile> attention_tiles(const int32_t* cu_seqlens, int64_t texts, int32_t short_text,
                                   int32_t rows) {
-  M3_CHECK(texts >= 0, "cu_seqlens: at least 1 entry was expected, got none");
-  M3_CHECK(short_text >= 0, "short: 0 or more was expected, got ", short_text);
-  M3_CHECK(rows > 0, "rows: 1 or more was expected, got ", rows);
+  M3_CHECK(texts >= 0, "cu_seqlens: expected at least 1 entry, found none");
+  M3_CHECK(short_text >= 0, "short: expected 0 or more, found ", short_text);
+  M3_CHECK(rows > 0, "rows: expected 1 or more, found ", rows);
   check_offsets("cu_seqlens", cu_seqlens, texts, cu_seqlens[texts]);
 
   std::vector<Tile> tiles;

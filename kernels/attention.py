@@ -70,10 +70,10 @@ def attention_tiles(cu_seqlens: NDArray[np.int32], short: int, rows: int) -> NDA
         ValueError: `short` below 1, or `rows` of 0 with a text of more than `short` tokens.
     """
     if short < 1:
-        raise ValueError(f"short: at least 1 was expected, got {short}")
+        raise ValueError(f"short: expected at least 1, found {short}")
     longest = int(np.diff(cu_seqlens).max(initial=0))
     if rows < 1 and longest > short:
-        raise ValueError(f"rows: at least 1 was expected for {longest} tokens, got {rows}")
+        raise ValueError(f"rows: expected at least 1 for {longest} tokens, found {rows}")
     if lib := native.library():
         return lib.attention_tiles(cu_seqlens, short, max(rows, 1))
     return reference.attention_tiles_ref(cu_seqlens.tolist(), short, rows).numpy()
@@ -104,7 +104,7 @@ def attention_plan(
     total = int(cu_seqlens[-1]) if len(cu_seqlens) else 0
     lengths = np.diff(checks.offsets("cu_seqlens", cu_seqlens, total, np.int32))
     if (found := int(lengths.max(initial=0))) > longest:
-        raise ValueError(f"longest: at least {found} was expected from cu_seqlens, got {longest}")
+        raise ValueError(f"longest: expected at least {found} from cu_seqlens, found {longest}")
     config = attention_config(dim, dtype, longest, device)
     tiles = torch.from_numpy(attention_tiles(cu_seqlens, config.short, config.rows))
     texts = torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths))
@@ -145,7 +145,7 @@ def varlen_attention(
     checks.tensor("qkv", qkv, 4, checks.FLOATS)
     tokens, three, heads, dim = qkv.shape
     if three != 3 or heads == 0 or dim == 0:
-        raise ValueError(f"qkv: shape [T, 3, H, D] was expected, got {list(qkv.shape)}")
+        raise ValueError(f"qkv: expected shape [T, 3, H, D], found {list(qkv.shape)}")
     scale = 1 / math.sqrt(dim) if scale is None else float(scale)
 
     if out is not None:
@@ -167,10 +167,7 @@ def varlen_attention(
     if lib := native.library_for(qkv, out):
         ends = checks.array("cu_seqlens", cu_seqlens, np.int32)
         out = qkv.new_empty(tokens, heads * dim) if out is None else out
-        lib.attention(
-            qkv.data_ptr(), ends.ctypes.data, len(ends) - 1, tokens, max_seqlen, heads, dim, scale,
-            out.data_ptr(), native.DTYPES[qkv.dtype], native.threads(),
-        )  # fmt: skip
+        lib.attention(qkv, ends, max_seqlen, scale, out, native.threads())
         return out
     ends = _offsets(cu_seqlens, tokens, max_seqlen)
     result = _grouped_sdpa(qkv, ends, np.diff(ends), scale)
@@ -181,7 +178,7 @@ def _offsets(cu_seqlens: object, tokens: int, max_seqlen: int) -> NDArray[np.int
     ends = checks.offsets("cu_seqlens", cu_seqlens, tokens, np.int32)
     longest = int(np.diff(ends).max(initial=0))
     if max_seqlen != longest:
-        raise ValueError(f"max_seqlen: {longest} was expected from cu_seqlens, got {max_seqlen}")
+        raise ValueError(f"max_seqlen: expected {longest} from cu_seqlens, found {max_seqlen}")
     return ends
 
 
@@ -191,12 +188,12 @@ def _unsupported(qkv: torch.Tensor, scale: float, out: torch.Tensor | None) -> s
     if qkv.dtype == torch.float64:
         return "it has no float64"
     if dim not in HEAD_SIZES:
-        return f"head size 16, 32, 64 or 128 was expected, got {dim}"
+        return f"expected head size 16, 32, 64 or 128, found {dim}"
     if heads * dim > 2**22:  # a tile's offsets are 32 bits wide
-        return f"a width of at most {2**22} was expected, got {heads * dim}"
+        return f"expected a width of at most {2**22}, found {heads * dim}"
     if not qkv.is_contiguous() or (out is not None and not out.is_contiguous()):
         return "qkv or out is strided"
-    return "" if 0 <= scale < math.inf else f"a finite scale >= 0 was expected, got {scale}"
+    return "" if 0 <= scale < math.inf else f"expected a finite scale >= 0, found {scale}"
 
 
 def _check_plan(plan: AttentionPlan, tokens: int, device: torch.device) -> None:
@@ -208,8 +205,8 @@ def _check_plan(plan: AttentionPlan, tokens: int, device: torch.device) -> None:
         checks.shape(name, tensor, shape)
         if tensor.device != device or not tensor.is_contiguous():
             raise ValueError(
-                f"{name}: a contiguous tensor on {device} was expected, "
-                f"got strides {tensor.stride()} on {tensor.device}"
+                f"{name}: expected a contiguous tensor on {device}, "
+                f"found strides {tensor.stride()} on {tensor.device}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Whether Triton's kernels take a call; where they cannot, the slower path is said once."""
+"""Decides whether a call runs as a Triton kernel, and warns once where it cannot."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def takes(op: str, *tensors: torch.Tensor | None, unsupported: str = "") -> bool
         say_slower(op, reason)
     if first.is_cuda and not reason and first.device.index != torch.cuda.current_device():
         raise ValueError(
-            f"{op}: tensors on the current device were expected, which is "
-            f"cuda:{torch.cuda.current_device()}, got {first.device}: use torch.cuda.device"
+            f"{op}: expected tensors on the current device, "
+            f"cuda:{torch.cuda.current_device()}, found {first.device}: use torch.cuda.device"
         )
     return not reason
 

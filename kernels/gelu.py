@@ -46,10 +46,7 @@ def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         launch_bias_gelu(x, bias)
         return x
     if lib := native.library_for(x, bias):
-        wide = bias.float()
-        lib.bias_gelu(
-            x.data_ptr(), wide.data_ptr(), *x.shape, native.DTYPES[x.dtype], native.threads()
-        )
+        lib.bias_gelu(x, bias.float(), native.threads())
         return x
     y = bias_gelu_ref(x, bias)  # torch's own gelu gave NaN for inf with AVX-512
     return y if torch.is_grad_enabled() and y.requires_grad else x.copy_(y)

@@ -1,4 +1,4 @@
-"""LayerNorm with what comes before it (the residual sum, or the embedding lookup) and after it."""
+"""LayerNorm fused with the residual sum or embedding lookup before it, or the sparse head after."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_layernorm(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape.
     """
-    rows, width = _check(x, residual, bias, weight, shift, out)
+    _, width = _check(x, residual, bias, weight, shift, out)
 
     given = (x, residual, bias, weight, shift, out)
     if dispatch.takes("add_layernorm", *given, unsupported=_unsupported(width, *given)):
@@ -49,11 +49,8 @@ def add_layernorm(
         return out
     if lib := native.library_for(x, residual, bias, weight, shift, out):
         out = torch.empty_like(x) if out is None else out
-        wide = [None if p is None else p.float() for p in (bias, weight, shift)]
-        lib.add_layernorm(
-            x.data_ptr(), residual.data_ptr(), *(0 if p is None else p.data_ptr() for p in wide),
-            eps, out.data_ptr(), rows, width, native.DTYPES[x.dtype], native.threads(),
-        )  # fmt: skip
+        wide = None if bias is None else bias.float(), weight.float(), shift.float()
+        lib.add_layernorm(x, residual, *wide, eps, out, native.threads())
         return out
     y = add_layernorm_ref(x, residual, bias, weight, shift, eps)
     return y if out is None else out.copy_(y)
@@ -186,7 +183,7 @@ def embed_layernorm(
             continue
         low, high = (int(v) for v in index.aminmax()) if len(index) else (0, 0)
         if len(index) and not 0 <= low <= high < len(table):
-            raise ValueError(f"{name}: 0 to {len(table) - 1} was expected, got {low} to {high}")
+            raise ValueError(f"{name}: expected 0 to {len(table) - 1}, found {low} to {high}")
 
     given = (word, position, type_row, weight, shift, out)
     reason = _unsupported(word.shape[1], ids, positions, *given)
@@ -199,12 +196,8 @@ def embed_layernorm(
     lib = native.library_for(*given)
     if lib and ids.is_contiguous() and positions.is_contiguous():
         out = word.new_empty(len(ids), word.shape[1]) if out is None else out
-        wide = [p.float() for p in (type_row, weight, shift)]
-        lib.embed_layernorm(
-            ids.data_ptr(), positions.data_ptr(), word.data_ptr(), position.data_ptr(),
-            *(p.data_ptr() for p in wide), eps, out.data_ptr(), *out.shape,
-            native.DTYPES[word.dtype], native.threads(),
-        )  # fmt: skip
+        wide = type_row.float(), weight.float(), shift.float()
+        lib.embed_layernorm(ids, positions, word, position, *wide, eps, out, native.threads())
         return out
     y = embed_layernorm_ref(ids, positions, word, position, type_row, weight, shift, eps)
     return y if out is None else out.copy_(y)

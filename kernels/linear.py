@@ -48,10 +48,7 @@ def pack_weight(weight: torch.Tensor) -> Weight:
     lib = native.library()
     (outs, depth), panel = weight.shape, lib.linear_panel()
     packed = weight.new_empty(-(-outs // panel) * panel * depth)
-    lib.pack_weight(
-        weight.data_ptr(), outs, depth, packed.data_ptr(), native.DTYPES[weight.dtype],
-        native.threads(),
-    )  # fmt: skip
+    lib.pack_weight(weight.detach(), packed, native.threads())
     return PackedWeight(packed, (outs, depth), panel)
 
 
@@ -106,11 +103,11 @@ def linear(
     if not packed:
         checks.tensor("weight", weight, 2, (x.dtype,))
     elif weight.dtype != x.dtype:
-        raise TypeError(f"weight: dtype {x.dtype} was expected, got {weight.dtype}")
+        raise TypeError(f"weight: expected dtype {x.dtype}, found {weight.dtype}")
     rows, depth = x.shape
     outs = weight.shape[0]
     if weight.shape[1] != depth:
-        raise ValueError(f"weight: shape [{outs}, {depth}] was expected, got {list(weight.shape)}")
+        raise ValueError(f"weight: expected shape [{outs}, {depth}], found {list(weight.shape)}")
     if bias is not None:
         checks.parameter("bias", bias, outs, x)
     if out is not None:
@@ -118,7 +115,7 @@ def linear(
     if packed:
         return _packed(x, weight, bias, gelu, out)
     if gelu:
-        raise TypeError("gelu: a packed weight was expected with it")
+        raise TypeError("gelu: expected a packed weight, found a tensor")
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias.to(x.dtype), x, weight.t(), out=out)
@@ -133,15 +130,12 @@ def _packed(
 ) -> torch.Tensor:
     checks.device("x", x, weight.data)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        raise TypeError("weight: one that is not packed was expected where a gradient is wanted")
+        raise TypeError("weight: expected a tensor for a gradient, found a packed weight")
     rows, outs = x.shape[0], weight.shape[0]
     out = x.new_empty(rows, outs) if out is None else out
     if not out.is_contiguous():
-        raise ValueError(f"out: contiguous rows were expected, got strides {list(out.stride())}")
+        raise ValueError(f"out: expected contiguous rows, found strides {list(out.stride())}")
     x = x.contiguous()
     wide = None if bias is None else bias.float().contiguous()
-    native.library().linear(
-        x.data_ptr(), weight.data.data_ptr(), weight.panel, 0 if wide is None else wide.data_ptr(),
-        gelu, out.data_ptr(), *x.shape, outs, native.DTYPES[x.dtype], native.threads(),
-    )  # fmt: skip
+    native.library().linear(x, weight.data, weight.panel, wide, gelu, out, native.threads())
     return out

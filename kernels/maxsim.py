@@ -38,7 +38,7 @@ def quantize_vectors(
     """
     checks.tensor("x", x, 2, FLOATS)
     if dtype not in SCALED:
-        raise TypeError(f"dtype: {' or '.join(map(str, SCALED))} was expected, got {dtype}")
+        raise TypeError(f"dtype: expected {' or '.join(map(str, SCALED))}, found {dtype}")
     wide = x.float()
     greatest = wide.abs().amax(1) if x.shape[1] else wide.new_zeros(len(x))
     scales = (greatest / SCALED[dtype]).clamp_min(torch.finfo(torch.float32).tiny)
@@ -115,15 +115,15 @@ def maxsim(
     if docs.dtype in SCALED:
         if doc_scales is None:
             raise ValueError(
-                f"doc_scales: fp32 [{len(docs)}] was expected for {docs.dtype}, got None"
+                f"doc_scales: expected fp32 [{len(docs)}] for {docs.dtype}, found None"
             )
         checks.tensor("doc_scales", doc_scales, 1, (torch.float32,))
         checks.shape("doc_scales", doc_scales, (len(docs),))
         checks.device("doc_scales", doc_scales, docs)
     elif doc_scales is not None:
-        raise ValueError(f"doc_scales: None was expected for documents of {docs.dtype}")
+        raise ValueError(f"doc_scales: expected None for {docs.dtype} documents, found a tensor")
     if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"top_k: a number from 1 on was expected, got {top_k!r}")
+        raise ValueError(f"top_k: expected a number from 1 on, found {top_k!r}")
     q_ends = _offsets("q_offsets", q_offsets, queries)
     d_ends = _offsets("d_offsets", d_offsets, docs)
     if isinstance(pairs, torch.Tensor):
@@ -144,7 +144,7 @@ def _offsets(name: str, value: object, rows: torch.Tensor) -> NDArray[np.int64] 
         checks.tensor(name, value, 1, (torch.int32, torch.int64))
         checks.device(name, value, rows)
         if not len(value):
-            raise ValueError(f"{name}: at least one entry was expected, got none")
+            raise ValueError(f"{name}: expected at least one entry, found none")
         return value
     return checks.offsets(name, value, len(rows), None)
 
@@ -190,15 +190,13 @@ def _scores(
     fits = docs.is_cpu and docs.is_contiguous() and scales is None
     if fits and (lib := native.library()):
         wide = queries.float().contiguous()
-        kind, threads, dim = native.DTYPES[docs.dtype], native.threads(), docs.shape[1]
-        q, d = (wide.data_ptr(), q_ends.ctypes.data), (docs.data_ptr(), d_ends.ctypes.data)
+        packed = wide, q_ends, docs, d_ends
         if pairs is None:
             out = torch.empty(n_queries, n_docs)
-            lib.maxsim(*q, n_queries, *d, n_docs, dim, out.data_ptr(), kind, threads)
+            lib.maxsim(*packed, out, native.threads())
         else:
             out = torch.empty(len(pairs))
-            rows = (pairs.ctypes.data, len(pairs))
-            lib.maxsim_pairs(*q, *d, *rows, dim, out.data_ptr(), kind, threads)
+            lib.maxsim_pairs(*packed, pairs, out, native.threads())
         return out
     if pairs is None:
         return _all_pairs(queries.float(), q_ends, docs, d_ends, scales)

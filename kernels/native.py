@@ -31,14 +31,14 @@ elif forced:
         _extension.cpu_path(forced)
     else:
         known = ", ".join(_paths)
-        refused = f"{VARIABLE}: one of {known} was expected on this machine, got {forced!r}"
+        refused = f"{VARIABLE}: expected one of {known} on this machine, found {forced!r}"
 
 available = _extension is not None
 _warned = forced == "torch"
 _calling = threading.local()
 
-# Dtypes as the extension numbers them. Encoder operations take the first two; arithmetic is fp32.
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# Of the encoder's operations; arithmetic is fp32.
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 def library() -> Any:
@@ -65,7 +65,7 @@ def library_for(*tensors: torch.Tensor | None) -> Any:
     for t in tensors:
         if t is None:
             continue
-        if not t.is_cpu or DTYPES.get(t.dtype, 2) == 2 or not t.is_contiguous():
+        if not t.is_cpu or t.dtype not in DTYPES or not t.is_contiguous():
             return None
         if wants_gradient and t.requires_grad:
             return None

@@ -1,4 +1,4 @@
-"""Hidden states to the vectors that leave: rows picked, cut, L2-normalised, in fp32."""
+"""Hidden states to dense and ColBERT vectors: rows picked, cut, L2-normalised, in fp32."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def vectors_of_tokens(
     width = _width(x, dim)
     checks.shape("texts", checks.tensor("texts", texts, 1, (torch.int32,)), (len(x),))
     if len(checks.tensor("cu_seqlens", cu_seqlens, 1, (torch.int32,))) == 0:
-        raise ValueError("cu_seqlens: at least 1 entry was expected, got 0")
+        raise ValueError("cu_seqlens: expected at least 1 entry, found 0")
     for name, value in (("texts", texts), ("cu_seqlens", cu_seqlens)):
         checks.device(name, value, x)
     count = max(0, len(x) - len(cu_seqlens) + 1) if out is None else len(out)
@@ -104,7 +104,7 @@ def vectors_of_tokens(
 def _width(x: torch.Tensor, dim: int | None) -> int:
     full = checks.tensor("x", x, 2, checks.FLOATS).shape[1]
     if dim is not None and dim < 1:
-        raise ValueError(f"dim: at least 1 was expected, got {dim}")
+        raise ValueError(f"dim: expected at least 1, found {dim}")
     return full if dim is None else min(full, dim)
 
 

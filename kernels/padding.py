@@ -1,4 +1,4 @@
-"""Padded to packed and back, on the device that the tensors are on, without a word to the host."""
+"""Padded batches to packed rows and back, on the tensors' own device and without waiting for it."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def unpad(
     checks.shape("mask", mask, tuple(ids.shape))
     checks.device("mask", mask, ids)
     if ids.numel() > 2**31 - 2:
-        raise ValueError(f"ids: fewer than 2**31 - 1 were expected, got {ids.numel()}")
+        raise ValueError(f"ids: expected fewer than 2**31 - 1, found {ids.numel()}")
     if pad_id is not None and not 0 <= pad_id < 2**31 - 1:
-        raise ValueError(f"pad_id: 0 to 2**31 - 2 was expected, got {pad_id}")
+        raise ValueError(f"pad_id: expected 0 to 2**31 - 2, found {pad_id}")
     capacity = ids.numel() if total is None else _in_range("total", total, ids.numel())
 
     lib = native.cuda_library("unpad", ids, mask)
@@ -77,12 +77,7 @@ def unpad(
     slots = ids.new_empty(rows, width, dtype=torch.int32)
     device, stream = _stream(ids)
     state = _state(device, stream, rows + 2)
-    lib.unpad_ids(
-        *(ids.data_ptr(), ids.element_size(), mask.data_ptr(), mask.element_size()),
-        *(rows, width, capacity, pad_id, state.data_ptr()),
-        *(part.data_ptr() for part in (*packed, cu_seqlens, slots)),
-        *(device, stream),
-    )
+    lib.unpad_ids(ids, mask, pad_id, state, *packed, cu_seqlens, slots, device, stream)
     return Unpadded(packed[0], packed[1], packed[2], cu_seqlens, slots)
 
 
@@ -107,9 +102,7 @@ def pack_rows(hidden: torch.Tensor, slots: torch.Tensor, total: int) -> torch.Te
         return _pack_rows_torch(hidden, slots, total)
     hidden, slots = hidden.contiguous(), slots.contiguous()
     packed = hidden.new_empty(total, hidden.shape[2])
-    row_bytes = hidden.shape[2] * hidden.element_size()
-    pointers = hidden.data_ptr(), slots.data_ptr(), packed.data_ptr()
-    lib.gather_rows(*pointers, slots.numel(), total, row_bytes, *_stream(hidden))
+    lib.gather_rows(hidden, slots, packed, *_stream(hidden))
     return packed
 
 
@@ -131,9 +124,7 @@ def pad_rows(packed: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         return _pad_rows_torch(packed, slots)
     packed, slots = packed.contiguous(), slots.contiguous()
     padded = packed.new_empty(*slots.shape, packed.shape[1])
-    row_bytes = packed.shape[1] * packed.element_size()
-    pointers = packed.data_ptr(), slots.data_ptr(), padded.data_ptr()
-    lib.scatter_rows(*pointers, slots.numel(), len(packed), row_bytes, *_stream(packed))
+    lib.scatter_rows(packed, slots, padded, *_stream(packed))
     return padded
 
 
@@ -207,5 +198,5 @@ def _stream(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _in_range(name: str, value: int, most: int) -> int:
     if not 0 <= value <= most:
-        raise ValueError(f"{name}: 0 to {most} was expected, got {value}")
+        raise ValueError(f"{name}: expected 0 to {most}, found {value}")
     return value

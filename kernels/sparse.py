@@ -44,7 +44,7 @@ def sparse_rows(
     tokens = checks.array("ids", ids, np.int32)
     values = checks.array("weights", weights, np.float32)
     if len(values) != len(tokens):
-        raise ValueError(f"weights: shape [{len(tokens)}] was expected, got [{len(values)}]")
+        raise ValueError(f"weights: expected shape [{len(tokens)}], found [{len(values)}]")
     ends = checks.offsets("cu_seqlens", cu_seqlens, len(tokens), np.int32)
     drop = np.asarray(dropped, np.int32)
 
@@ -113,9 +113,9 @@ def sparse_csr(
     checks.shape("texts", checks.tensor("texts", texts, 1, (torch.int32,)), (total,))
     checks.tensor("cu_seqlens", cu_seqlens, 1, (torch.int32,))
     if len(cu_seqlens) == 0:
-        raise ValueError("cu_seqlens: shape [N + 1] was expected, got [0]")
+        raise ValueError("cu_seqlens: expected shape [N + 1], found [0]")
     if isinstance(dropped, torch.Tensor):  # to read it would be to wait for it
-        raise TypeError("dropped: a sequence of ints was expected, got Tensor")
+        raise TypeError("dropped: expected a sequence of ints, found Tensor")
     n_texts = len(cu_seqlens) - 1
     if out is None:
         out = ids.new_empty(csr_entries(total, n_texts))
@@ -219,7 +219,7 @@ def _rows(name: str, rows: Rows) -> Rows:
     indices = checks.array(f"{name} indices", rows[1], np.int32)
     values = checks.array(f"{name} values", rows[2], np.float32)
     if len(indices) != len(values):
-        raise ValueError(f"{name} values: [{len(indices)}] was expected, got [{len(values)}]")
+        raise ValueError(f"{name} values: expected [{len(indices)}], found [{len(values)}]")
     return checks.offsets(f"{name} indptr", rows[0], len(indices), np.int64), indices, values
 
 

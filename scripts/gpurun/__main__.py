@@ -22,10 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="NAMES", help="parts of steps' names")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
-    its = rehearse.COMMANDS.get(options.command)
+    rehearsal = rehearse.COMMANDS.get(options.command)
     try:
-        if its:
-            return its(Out(options.out))
+        if rehearsal:
+            return rehearsal(Out(options.out))
         only = [word.strip() for word in options.only.split(",") if word.strip()]
         return run(options.command, Out(options.out), only)
     except KeyboardInterrupt:

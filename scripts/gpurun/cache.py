@@ -1,4 +1,4 @@
-"""What is brought along to a machine without a network: compiled kernels, and wheels.
+"""Compiled kernels and wheels for a machine without a network.
 
 Triton finds a kernel again where the same libtriton.so compiled it for the same architecture and
 its files lie at the same path: cached files name each other by whole paths.
@@ -10,11 +10,8 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from gpurun.out import TESTS, Out
 from gpurun.steps import ROOT
 
 BROUGHT = ROOT / "build" / "gpu"  # made here, carried there
@@ -63,25 +60,3 @@ def size() -> int:
 
 def kernels() -> int:
     return sum(1 for _ in TRITON.glob("*/*.cubin"))
-
-
-def verdicts(out: Out) -> Path:
-    """The outcomes of tests that `make gpu-bench` judges by: this folder's, or the last run's."""
-    here = out.path(TESTS)
-    return here if here.exists() else BROUGHT / TESTS
-
-
-def judged(out: Out, found: Mapping[str, Any]) -> bool:
-    """Whether they are there for this card and these sources."""
-    file = verdicts(out)
-    here = [(line["tree"], line.get("device")) for line in Out(file.parent).lines(file.name)
-            if "tree" in line]  # fmt: skip
-    return (found["tree"], found["device"]) in here
-
-
-def keep_verdicts(out: Out) -> None:
-    """For a later command with another folder."""
-    last = BROUGHT / TESTS
-    if out.path(TESTS).exists() and out.path(TESTS).resolve() != last.resolve():
-        last.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(out.path(TESTS), last)

@@ -1,7 +1,9 @@
-"""`python -m gpurun.launched tune|engine [K/N]`: what commands for a GPU launch, with no GPU.
+"""Compiles for sm_90, and launches on a driver that executes nothing, what a GPU is to run.
 
-Compiled for sm_90, launched on a driver that executes nothing: what `make gpu-tune` may time, and
-layers of the encoders that are tested there. K/N takes every N-th case from the K-th on.
+    python -m gpurun.launched tune [K/N]      every config that `make gpu-tune` may time
+    python -m gpurun.launched engine [K/N]    a layer of each encoder that is tested there
+
+K/N takes every N-th case from the K-th on.
 """
 
 from __future__ import annotations

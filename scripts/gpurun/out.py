@@ -1,4 +1,4 @@
-"""The folder that results are written into as they happen: few files, of bounded size."""
+"""The folder of results: eight files of bounded size, written to as things happen."""
 
 from __future__ import annotations
 

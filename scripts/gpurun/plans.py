@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from bench import order
 
-from gpurun import cache
+from gpurun import cache, verdicts
 from gpurun.out import KERNELS, RECORDS, TUNED, Out
 from gpurun.shards import Shard
 from gpurun.steps import ROOT, Step
@@ -18,9 +18,11 @@ from gpurun.steps import ROOT, Step
 PYTHON = sys.executable
 FOUND = 86  # compute-sanitizer's exit where it found something
 # Where most of the seconds are, in parts that take about as long each.
-SPLIT = {"test_gpurunner": 3, "test_gpurunner_memory": 2, "test_attention": 3, "test_maxsim": 3,
-         "test_sparse": 2}  # fmt: skip
-FIRST = "tests/gpu/test_first.py"
+SPLIT = {
+    "test_gpurunner": 3, "test_gpurunner_memory": 2, "test_attention": 2, "test_attention_full": 2,
+    "test_maxsim": 2, "test_maxsim_full": 2, "test_sparse": 2,
+}  # fmt: skip
+FIRST = "tests/gpu/first"
 SLACK = 1.5  # of a suite's estimate: what comes last is cut off, not what comes first
 
 
@@ -55,7 +57,7 @@ class Plan:
         names = [step.name for phase in self.phases for step in phase.steps]
         for word in words:
             if not any(word in name for name in names):
-                raise ValueError(f"ONLY: part of a step's name was expected, got {word!r}; "
+                raise ValueError(f"ONLY: expected part of a step's name, found {word!r}; "
                                  f"{self.name} has {', '.join(names)}")  # fmt: skip
         if not words:
             return self
@@ -88,8 +90,12 @@ def build() -> Step:
 
 
 def check(group: str, limit: float, **more: str) -> Shard:
-    """A group of tests/gpu/test_first.py."""
-    return Shard(f"check {group}", (FIRST, "-k", f"Test{group}"), limit, environment=more)
+    """The file of tests/gpu/first that has this group."""
+    return Shard(f"check {group}", (file_of(group),), limit, environment=more)
+
+
+def file_of(group: str) -> str:
+    return f"{FIRST}/test_{group.lower()}.py"
 
 
 def figures(out: Out, suite: str, limit: float, *more: str) -> Step:
@@ -125,21 +131,18 @@ def first(out: Out) -> Plan:
 
 def tests(out: Out) -> Plan:
     del out
-    files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
-    shards = [
-        part
-        for file in sorted(files, key=lambda f: -SPLIT.get(f.stem, 1))
-        if file.stem != "test_train"
-        for part in Shard(file.stem, (str(file.relative_to(ROOT)),), 150).split(
-            SPLIT.get(file.stem, 1)
-        )
-    ]
+    files = [file for file in sorted((ROOT / "tests" / "gpu").rglob("test_*.py"))
+             if file.stem != "test_train"]  # fmt: skip
+    parts = sorted(((SPLIT.get(file.stem, 1), file) for file in files), key=lambda p: -p[0])
+    whole = [(count, Shard(file.stem, (str(file.relative_to(ROOT)),), 150))
+             for count, file in parts]  # fmt: skip
+    shards = [part for count, shard in whole for part in shard.split(count)]
     train = Shard("test_train", ("tests/gpu/test_train.py",), 60)
     return Plan("gpu-tests", 180, (Phase(shards, at_once=8, spare=25), Phase((train,))))
 
 
 def bench(out: Out) -> Plan:
-    more = ("--quick", "--verdicts", str(cache.verdicts(out)))
+    more = ("--quick", "--verdicts", str(verdicts.file(out)))
     steps = tuple(figures(out, suite, SLACK * limit, *more) for suite, limit in order.QUICK)
     return Plan("gpu-bench", 210, (Phase(steps),))
 
@@ -162,7 +165,7 @@ def sanitize(out: Out) -> Plan:
                 "--target-processes", "all")  # fmt: skip
         # Each tensor its own allocation, so that a read beyond its end is seen.
         apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        arguments = (FIRST, "-k", f"Test{group} and not graph")
+        arguments = (file_of(group), "-k", "not graph")
         return Shard(f"{kind} {group}", arguments, 80, each=60, wrap=wrap, found=FOUND,
                      environment=apart)  # fmt: skip
 
@@ -170,7 +173,7 @@ def sanitize(out: Out) -> Plan:
                   for kind in ("memcheck", "racecheck"))  # fmt: skip
     left_out = (
         "captured graphs: they need torch's caching allocator, which hides reads beyond an end",
-        "the engine as a whole, training, and every test of tests/gpu but test_first.py",
+        "the engine as a whole, training, and every test of tests/gpu but first/",
         "initcheck and synccheck",
     )
     return Plan("gpu-sanitize", 90, (Phase(steps, at_once=6),), left_out)

@@ -1,4 +1,4 @@
-"""Steps that go wrong in each way there is, and what they must leave in the folder."""
+"""Steps that fail in every way we know, and what each must leave in the folder of results."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def rehearsed(step: Step | Shard) -> Step | Shard:
     """The same step where there is no GPU."""
     limit = min(step.limit * SLOWER, LIMIT)
     if isinstance(step, Shard):
-        how = INTERPRETED if step.arguments[0] == plans.FIRST else LAUNCHED
+        how = INTERPRETED if step.arguments[0].startswith(plans.FIRST) else LAUNCHED
         return replace(step, limit=limit, each=300.0, wrap=(), found=None,
                        environment={**step.environment, **how})  # fmt: skip
     command = list(step.command)

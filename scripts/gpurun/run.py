@@ -1,4 +1,4 @@
-"""From a plan to its table: the steps of one command, one after the other or several at once."""
+"""Runs a plan: its steps, one by one or several at once, then the table of what came of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpurun import cache, plans, shards, table
+from gpurun import cache, plans, shards, table, verdicts
 from gpurun.out import BETWEEN, STEPS, TABLE, TESTS, Out
 from gpurun.plans import Phase, Plan
 from gpurun.shards import Seen, Shard
@@ -52,26 +52,25 @@ def run(command: str, out: Out, only: Sequence[str] = ()) -> int:
     environment = plans.environment()
     try:
         found = about(environment)
-        why = "" if found["device"] else "torch finds no CUDA device"
+        if not found["device"]:
+            raise RuntimeError("torch finds no CUDA device")
     except RuntimeError as error:
-        found, why = {}, str(error)
-    if why:
-        print(f"make gpu-{command} needs a CUDA device: {why}", file=sys.stderr)
-        return 2
-    if command == "bench" and not cache.judged(out, found):
-        print("make gpu-bench: rows are judged by make gpu-tests, which has not run for this "
-              "card and tree",
-              file=sys.stderr)  # fmt: skip
-        return 2
+        return _refused(f"make gpu-{command} needs a CUDA device: {error}")
+    if command == "bench" and not verdicts.known(out, found):
+        return _refused("make gpu-bench: rows are judged by make gpu-tests, which has not run for "
+                        "this card and tree")  # fmt: skip
     if command == "sanitize" and not Path(plans.sanitizer()).exists():
-        print("make gpu-sanitize: compute-sanitizer is not installed", file=sys.stderr)
-        return 2
+        return _refused("make gpu-sanitize: compute-sanitizer is not installed")
     try:
         plan = plans.PLANS[command](out).only(only)
     except ValueError as error:
-        print(f"make gpu-{command}: {error}", file=sys.stderr)
-        return 2
+        return _refused(f"make gpu-{command}: {error}")
     return execute(plan, out, found, environment, begun=BEGUN)
+
+
+def _refused(why: str) -> int:
+    print(why, file=sys.stderr)
+    return 2
 
 
 def execute(
@@ -119,7 +118,7 @@ def execute(
     out.text(TABLE, text + BETWEEN)
     say("\n" + text)
     if found["device"]:  # a rehearsal's outcomes judge nothing
-        cache.keep_verdicts(out)
+        verdicts.keep(out)
     if stopped:
         raise stopped
     return int(not all(result.ok for result in runner.results))

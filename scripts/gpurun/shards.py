@@ -1,4 +1,4 @@
-"""Tests as steps: behind a test that hangs, crashes or loses CUDA's context the rest goes on."""
+"""Tests as steps: where one hangs, crashes or loses CUDA's context, the others still run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process a step, with a hard limit. What hangs says where, and takes its children along.
+"""A step is one process with a hard limit: past it, it says where it hangs and all of it is ended.
 
     runner ── step (a process group) ── its children, told by M3FAST_STEP in their environment
        └───── watcher: ends them all when the runner is gone, however it went

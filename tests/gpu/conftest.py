@@ -28,7 +28,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LAUNCHED = int(os.environ.get("M3FAST_LAUNCH") or 0)
 ON_CPU = INTERPRETED or bool(LAUNCHED)
 if not ON_CPU and not torch.cuda.is_available():
-    collect_ignore_glob = ["test_*.py"]
+    collect_ignore_glob = ["test_*.py", "first"]
 
 DEVICE = torch.device("cpu" if ON_CPU else "cuda")
 # The interpreter's bf16 dot returns garbage (triton issue 11584).
@@ -101,6 +101,36 @@ def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     from m3fast.kernels import dispatch
 
     monkeypatch.setattr(dispatch, "interpreter", ON_CPU)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty gives NaN: what a kernel does not write is seen."""
+    empty = torch.empty
+
+    def poisoned(*sizes: Any, **options: Any) -> torch.Tensor:
+        made = empty(*sizes, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def fast_reduction(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MaxSim's maximum by numpy: the interpreter would combine element by element, in Python."""
+    if device.type == "cuda":
+        return
+    from triton.runtime.interpreter import ReduceOps
+
+    from m3fast.kernels.gpu.maxsim import _greater
+
+    slow = ReduceOps.apply_impl
+
+    def fast(self: Any, x: Any) -> Any:
+        known = self.combine_fn is _greater
+        return self.min_max(x[0], val_reduce_op=np.max) if known else slow(self, x)
+
+    monkeypatch.setattr(ReduceOps, "apply_impl", fast)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

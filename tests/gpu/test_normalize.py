@@ -97,15 +97,16 @@ def test_bad_arguments(device):
     x = torch.zeros(4, 8, device=device)
     texts, cu = ragged([4], device)
     rows = torch.zeros(2, dtype=torch.int64, device=device)
+    of_rows, of_tokens = vectors_of_rows, vectors_of_tokens
     for call, error, name in [
-        (lambda: vectors_of_rows(x.long(), rows, True), TypeError, "x: dtype"),
-        (lambda: vectors_of_rows(x, rows.int(), True), TypeError, "rows: dtype"),
-        (lambda: vectors_of_rows(x, rows, True, 0), ValueError, "dim: at least 1"),
-        (lambda: vectors_of_rows(x, rows, True, out=x), ValueError, r"out: shape \[2, 8\]"),
-        (lambda: vectors_of_rows(x, rows, True, out=x.half()[:2]), TypeError, "out: dtype"),
-        (lambda: vectors_of_tokens(x, texts[:3], cu, True), ValueError, r"texts: shape \[4\]"),
-        (lambda: vectors_of_tokens(x, texts.long(), cu, True), TypeError, "texts: dtype"),
-        (lambda: vectors_of_tokens(x, texts, cu[:0], True), ValueError, "cu_seqlens: at least"),
+        (lambda: of_rows(x.long(), rows, True), TypeError, "x: expected dtype"),
+        (lambda: of_rows(x, rows.int(), True), TypeError, "rows: expected dtype"),
+        (lambda: of_rows(x, rows, True, 0), ValueError, "dim: expected at least 1"),
+        (lambda: of_rows(x, rows, True, out=x), ValueError, r"out: expected shape \[2, 8\]"),
+        (lambda: of_rows(x, rows, True, out=x.half()[:2]), TypeError, "out: expected dtype"),
+        (lambda: of_tokens(x, texts[:3], cu, True), ValueError, r"texts: expected shape \[4\]"),
+        (lambda: of_tokens(x, texts.long(), cu, True), TypeError, "texts: expected dtype"),
+        (lambda: of_tokens(x, texts, cu[:0], True), ValueError, "cu_seqlens: expected at least"),
     ]:
         with pytest.raises(error, match=name):
             call()

@@ -164,24 +164,24 @@ def test_no_tiles(path, lengths):
 
 def test_bad_arguments(path):
     qkv, cu = torch.zeros(5, 3, 1, 8), np.array([0, 2, 5], np.int32)
-    with pytest.raises(TypeError, match=r"qkv: a torch\.Tensor"):
+    with pytest.raises(TypeError, match=r"qkv: expected a torch\.Tensor"):
         varlen_attention(qkv.numpy(), cu, 3)
-    with pytest.raises(TypeError, match="qkv: dtype"):
+    with pytest.raises(TypeError, match="qkv: expected dtype"):
         varlen_attention(qkv.long(), cu, 3)
-    with pytest.raises(ValueError, match=r"qkv: shape \[T, 3, H, D\]"):
+    with pytest.raises(ValueError, match=r"qkv: expected shape \[T, 3, H, D\]"):
         varlen_attention(torch.zeros(5, 2, 1, 8), cu, 3)
-    with pytest.raises(ValueError, match="qkv: 4 dimensions"):
+    with pytest.raises(ValueError, match="qkv: expected 4 dimensions"):
         varlen_attention(torch.zeros(5, 24), cu, 3)
-    with pytest.raises(TypeError, match="cu_seqlens: dtype int32"):
+    with pytest.raises(TypeError, match="cu_seqlens: expected dtype int32"):
         varlen_attention(qkv, cu.astype(np.int64), 3)
     with pytest.raises(TypeError, match="cu_seqlens"):
         varlen_attention(qkv, [0, 2, 5], 3)
     for bad in ([0, 2, 4], [1, 2, 5], [0, 6, 5], []):
         with pytest.raises(ValueError, match="cu_seqlens"):
             varlen_attention(qkv, np.array(bad, np.int32), 3)
-    with pytest.raises(ValueError, match="max_seqlen: 3 was expected from cu_seqlens, got 2"):
+    with pytest.raises(ValueError, match="max_seqlen: expected 3 from cu_seqlens, found 2"):
         varlen_attention(qkv, cu, 2)
-    with pytest.raises(ValueError, match=r"out: shape \[5, 8\]"):
+    with pytest.raises(ValueError, match=r"out: expected shape \[5, 8\]"):
         varlen_attention(qkv, cu, 3, out=torch.zeros(5, 9))
 
 

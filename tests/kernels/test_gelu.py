@@ -74,11 +74,11 @@ def test_gradient_leaves_the_input_alone(rng, gap):
 
 def test_bad_arguments(path):
     x = torch.zeros(2, 8)
-    with pytest.raises(ValueError, match=r"bias: shape \[8\] was expected, got \[7\]"):
+    with pytest.raises(ValueError, match=r"bias: expected shape \[8\], found \[7\]"):
         bias_gelu_(x, torch.zeros(7))
-    with pytest.raises(TypeError, match="bias: dtype"):
+    with pytest.raises(TypeError, match="bias: expected dtype"):
         bias_gelu_(x, torch.zeros(8, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match="x: 2 dimensions"):
+    with pytest.raises(ValueError, match="x: expected 2 dimensions"):
         bias_gelu_(torch.zeros(8), torch.zeros(8))
-    with pytest.raises(TypeError, match="x: dtype"):
+    with pytest.raises(TypeError, match="x: expected dtype"):
         bias_gelu_(x.int(), torch.zeros(8))

@@ -169,39 +169,39 @@ def test_gradient(rng, gap):
 
 def test_bad_arguments(path):
     x, p = torch.zeros(2, 8), torch.zeros(8)
-    with pytest.raises(ValueError, match=r"residual: shape \[2, 8\]"):
+    with pytest.raises(ValueError, match=r"residual: expected shape \[2, 8\]"):
         add_layernorm(x, torch.zeros(3, 8), p, p, p, EPS)
-    with pytest.raises(TypeError, match="residual: dtype"):
+    with pytest.raises(TypeError, match="residual: expected dtype"):
         add_layernorm(x, x.bfloat16(), p, p, p, EPS)
-    with pytest.raises(ValueError, match=r"weight: shape \[8\]"):
+    with pytest.raises(ValueError, match=r"weight: expected shape \[8\]"):
         add_layernorm(x, x, p, torch.zeros(7), p, EPS)
-    with pytest.raises(TypeError, match="shift: a torch"):
+    with pytest.raises(TypeError, match="shift: expected a torch"):
         add_layernorm(x, x, p, p, None, EPS)
-    with pytest.raises(TypeError, match="out: dtype"):
+    with pytest.raises(TypeError, match="out: expected dtype"):
         add_layernorm(x, x, p, p, p, EPS, out=x.double())
-    with pytest.raises(ValueError, match="residual: device cpu was expected, got meta"):
+    with pytest.raises(ValueError, match="residual: expected device cpu, found meta"):
         add_layernorm(x, x.to("meta"), p, p, p, EPS)
     one = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"head_weight: shape \[8\]"):
+    with pytest.raises(ValueError, match=r"head_weight: expected shape \[8\]"):
         add_layernorm_dot(x, x, p, p, p, EPS, p[None, 0], one)
-    with pytest.raises(ValueError, match=r"head_bias: shape \[1\]"):
+    with pytest.raises(ValueError, match=r"head_bias: expected shape \[1\]"):
         add_layernorm_dot(x, x, p, p, p, EPS, p, p)
-    with pytest.raises(ValueError, match=r"weights: shape \[2\]"):
+    with pytest.raises(ValueError, match=r"weights: expected shape \[2\]"):
         add_layernorm_dot(x, x, p, p, p, EPS, p, one, weights=p)
-    with pytest.raises(TypeError, match="weights: dtype"):
+    with pytest.raises(TypeError, match="weights: expected dtype"):
         add_layernorm_dot(x, x, p, p, p, EPS, p, one, weights=p[:2].double())
     ids, table = torch.zeros(2, dtype=torch.int32), torch.zeros(5, 8)
-    with pytest.raises(TypeError, match="ids: dtype"):
+    with pytest.raises(TypeError, match="ids: expected dtype"):
         embed_layernorm(ids.long(), ids, table, table, p, p, p, EPS)
-    with pytest.raises(ValueError, match=r"position: shape \[5, 8\]"):
+    with pytest.raises(ValueError, match=r"position: expected shape \[5, 8\]"):
         embed_layernorm(ids, ids, table, torch.zeros(5, 9), p, p, p, EPS)
-    with pytest.raises(ValueError, match="ids: 0 to 4 was expected, got 0 to 5"):
+    with pytest.raises(ValueError, match="ids: expected 0 to 4, found 0 to 5"):
         embed_layernorm(ids + torch.tensor([0, 5]).int(), ids, table, table, p, p, p, EPS)
-    with pytest.raises(ValueError, match="positions: 0 to 4 was expected, got -1 to -1"):
+    with pytest.raises(ValueError, match="positions: expected 0 to 4, found -1 to -1"):
         embed_layernorm(ids, ids - 1, table, table, p, p, p, EPS)
-    with pytest.raises(ValueError, match="ids: device cpu was expected, got meta"):
+    with pytest.raises(ValueError, match="ids: expected device cpu, found meta"):
         embed_layernorm(ids.to("meta"), ids, table, table, p, p, p, EPS)
-    with pytest.raises(ValueError, match=r"out: shape \[2, 8\]"):
+    with pytest.raises(ValueError, match=r"out: expected shape \[2, 8\]"):
         embed_layernorm(ids, ids, table, table, p, p, p, EPS, out=table)
-    with pytest.raises(ValueError, match="ids: 0 to -1 was expected"):
+    with pytest.raises(ValueError, match="ids: expected 0 to -1"):
         embed_layernorm(ids, ids, table[:0], table, p, p, p, EPS, check_ids=False)

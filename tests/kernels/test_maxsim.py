@@ -162,37 +162,37 @@ def test_top_k(path, rng):
 def test_bad_arguments(path):
     q, d = torch.zeros(2, 4), torch.zeros(3, 4)
     q_ends, d_ends = ends([2]), ends([3])
-    with pytest.raises(TypeError, match="queries: dtype"):
+    with pytest.raises(TypeError, match="queries: expected dtype"):
         maxsim(q.double(), q_ends, d, d_ends)
-    with pytest.raises(TypeError, match=r"docs: a torch\.Tensor"):
+    with pytest.raises(TypeError, match=r"docs: expected a torch\.Tensor"):
         maxsim(q, q_ends, d.numpy(), d_ends)
-    with pytest.raises(ValueError, match=r"docs: shape \[3, 4\] was expected, got \[3, 5\]"):
+    with pytest.raises(ValueError, match=r"docs: expected shape \[3, 4\], found \[3, 5\]"):
         maxsim(q, q_ends, torch.zeros(3, 5), d_ends)
-    with pytest.raises(ValueError, match="q_offsets: a last entry of 2"):
+    with pytest.raises(ValueError, match="q_offsets: expected a last entry of 2"):
         maxsim(q, d_ends, d, d_ends)
-    with pytest.raises(ValueError, match="d_offsets: ascending"):
+    with pytest.raises(ValueError, match="d_offsets: expected ascending"):
         maxsim(q, q_ends, d, np.array([0, 4, 3]))
-    with pytest.raises(TypeError, match="d_offsets: dtype int64"):
+    with pytest.raises(TypeError, match="d_offsets: expected dtype int64"):
         maxsim(q, q_ends, d, np.array([0.0, 3.0]))
-    with pytest.raises(ValueError, match="pairs: queries below 1 and documents below 1"):
+    with pytest.raises(ValueError, match="pairs: expected queries below 1 and documents below 1"):
         maxsim(q, q_ends, d, d_ends, np.array([[0, 1]]))
-    with pytest.raises(TypeError, match=r"pairs: dtype torch\.int64"):
+    with pytest.raises(TypeError, match=r"pairs: expected dtype torch\.int64"):
         maxsim(q, q_ends, d, d_ends, torch.zeros(1, 2))
-    with pytest.raises(ValueError, match=r"pairs: shape \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"pairs: expected shape \[1, 2\]"):
         maxsim(q, q_ends, d, d_ends, torch.zeros(1, 3, dtype=torch.int64))
     for wrong in (0, -1, 1.0):
-        with pytest.raises(ValueError, match="top_k: a number from 1 on"):
+        with pytest.raises(ValueError, match="top_k: expected a number from 1 on"):
             maxsim(q, q_ends, d, d_ends, top_k=wrong)
-    with pytest.raises(ValueError, match="doc_scales: None was expected"):
+    with pytest.raises(ValueError, match="doc_scales: expected None"):
         maxsim(q, q_ends, d, d_ends, doc_scales=torch.ones(3))
     values, scales = quantize_vectors(d)
-    with pytest.raises(ValueError, match=r"doc_scales: fp32 \[3\] was expected"):
+    with pytest.raises(ValueError, match=r"doc_scales: expected fp32 \[3\]"):
         maxsim(q, q_ends, values, d_ends)
-    with pytest.raises(TypeError, match=r"doc_scales: dtype torch\.float32"):
+    with pytest.raises(TypeError, match=r"doc_scales: expected dtype torch\.float32"):
         maxsim(q, q_ends, values, d_ends, doc_scales=scales.double())
-    with pytest.raises(ValueError, match=r"doc_scales: shape \[3\] was expected, got \[2\]"):
+    with pytest.raises(ValueError, match=r"doc_scales: expected shape \[3\], found \[2\]"):
         maxsim(q, q_ends, values, d_ends, doc_scales=scales[:2])
-    with pytest.raises(TypeError, match=r"dtype: torch\.int8 or torch\.float8_e4m3fn"):
+    with pytest.raises(TypeError, match=r"dtype: expected torch\.int8 or torch\.float8_e4m3fn"):
         quantize_vectors(d, torch.uint8)
-    with pytest.raises(TypeError, match="x: dtype"):
+    with pytest.raises(TypeError, match="x: expected dtype"):
         quantize_vectors(values)

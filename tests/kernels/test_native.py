@@ -3,6 +3,7 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,7 +38,7 @@ def test_cpu_path():
             assert lib.cpu_path(path) == path == lib.cpu_path()
     finally:
         lib.cpu_path(before)
-    with pytest.raises(ValueError, match=r"cpu path: .* got 'mmx'"):
+    with pytest.raises(ValueError, match=r"cpu path: .* found 'mmx'"):
         lib.cpu_path("mmx")
     assert lib.cpu_path() == before
     assert lib.has_cuda in (True, False)
@@ -81,7 +82,7 @@ def test_forced_torch_is_an_extension_not_built_and_no_news(again):
 
 def test_a_path_that_is_not_here(again, monkeypatch, capsys):
     its = again("mmx")
-    expected = r"M3FAST_CPU_PATH: one of .*torch was expected on this machine, got 'mmx'"
+    expected = r"M3FAST_CPU_PATH: expected one of .*torch on this machine, found 'mmx'"
     with pytest.raises(ValueError, match=expected):
         its.library()
     monkeypatch.setattr(native, "refused", its.refused)
@@ -130,3 +131,14 @@ assert count() == start + 1
 def test_runs_on_the_team_of_torch():
     done = subprocess.run([sys.executable, "-c", COUNT_THREADS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not native.available, reason=native.why)
+def test_tensors_of_another_dtype_are_refused():
+    lib, x, ends = native.library(), torch.zeros(2, 48), np.array([0, 2], np.int32)
+    for bias in (torch.zeros(48).double(), np.zeros(48), [0.0] * 48):
+        with pytest.raises((TypeError, AttributeError)):
+            lib.bias_gelu(x, bias, 1)
+    for given in (ends.astype(np.int64), np.array([0, 9, 2, 9], np.int32)[::2]):
+        with pytest.raises(TypeError):
+            lib.attention(x.view(2, 3, 1, 16), given, 2, 1.0, torch.zeros(2, 16), 1)

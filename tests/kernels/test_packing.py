@@ -114,12 +114,12 @@ def test_errors_count_through_all_parts(path, rng):
 
 def test_bad_out(path):
     ids, offsets, order = np.zeros(4, np.int32), np.array([0, 2, 4]), np.array([0, 1])
-    with pytest.raises(TypeError, match="out: dtype int32"):
+    with pytest.raises(TypeError, match="out: expected dtype int32"):
         pack(ids, offsets, order, 1, 9, out=np.empty(99))
     fixed = np.empty(99, np.int32)
     fixed.flags.writeable = False
     for bad in (np.empty(99, np.int32)[::2], fixed):
-        with pytest.raises(ValueError, match="out: a contiguous numpy array that can be written"):
+        with pytest.raises(ValueError, match="out: expected a contiguous array to write into"):
             pack(ids, offsets, order, 1, 9, out=bad)
 
 
@@ -143,11 +143,11 @@ def test_id_outside_the_vocabulary(path):
 
 def test_bad_arguments(path):
     ids, offsets, order = np.zeros(4, np.int32), np.array([0, 2, 4]), np.array([0, 1])
-    with pytest.raises(TypeError, match="ids: dtype int32"):
+    with pytest.raises(TypeError, match="ids: expected dtype int32"):
         pack(ids.astype(np.int64), offsets, order, 1, 9)
-    with pytest.raises(TypeError, match="offsets: dtype int64"):
+    with pytest.raises(TypeError, match="offsets: expected dtype int64"):
         pack(ids, offsets.astype(np.int32), order, 1, 9)
-    with pytest.raises(TypeError, match="order: an array of int64"):
+    with pytest.raises(TypeError, match="order: expected an array of int64"):
         pack(ids, offsets, [0, 1], 1, 9)
     for bad in ([0, 2, 3], [1, 2, 4], [0, 5, 4], []):
         with pytest.raises(ValueError, match="offsets"):

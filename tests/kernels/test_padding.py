@@ -122,33 +122,33 @@ def test_nothing_to_move(rows, width, channels):
 
 def test_bad_arguments():
     ids, mask = torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(TypeError, match="ids: dtype"):
+    with pytest.raises(TypeError, match="ids: expected dtype"):
         unpad(ids.float(), mask, 1)
-    with pytest.raises(TypeError, match="mask: dtype"):
+    with pytest.raises(TypeError, match="mask: expected dtype"):
         unpad(ids, mask.float(), 1)
-    with pytest.raises(ValueError, match="ids: 2 dimensions"):
+    with pytest.raises(ValueError, match="ids: expected 2 dimensions"):
         unpad(ids[0], mask, 1)
-    with pytest.raises(ValueError, match=r"mask: shape \[2, 3\] was expected, got \[2, 2\]"):
+    with pytest.raises(ValueError, match=r"mask: expected shape \[2, 3\], found \[2, 2\]"):
         unpad(ids, mask[:, :2], 1)
-    with pytest.raises(ValueError, match="mask: device cpu was expected, got meta"):
+    with pytest.raises(ValueError, match="mask: expected device cpu, found meta"):
         unpad(ids, mask.to("meta"), 1)
     for total in (-1, 7):
-        with pytest.raises(ValueError, match=f"total: 0 to 6 was expected, got {total}"):
+        with pytest.raises(ValueError, match=f"total: expected 0 to 6, found {total}"):
             unpad(ids, mask, 1, total=total)
-        with pytest.raises(ValueError, match=f"total: 0 to 6 was expected, got {total}"):
+        with pytest.raises(ValueError, match=f"total: expected 0 to 6, found {total}"):
             pack_rows(torch.zeros(2, 3, 4), ids.int(), total)
-    with pytest.raises(ValueError, match="pad_id: 0 to"):
+    with pytest.raises(ValueError, match="pad_id: expected 0 to"):
         unpad(ids, mask, -1)
     huge = torch.empty(1 << 16, 1 << 15, dtype=torch.int32, device="meta")
-    with pytest.raises(ValueError, match=r"ids: fewer than 2\*\*31 - 1"):
+    with pytest.raises(ValueError, match=r"ids: expected fewer than 2\*\*31 - 1"):
         unpad(huge, huge, 1)
-    with pytest.raises(TypeError, match=r"slots: dtype torch\.int32"):
+    with pytest.raises(TypeError, match=r"slots: expected dtype torch\.int32"):
         pad_rows(torch.zeros(2, 4), ids)
-    with pytest.raises(ValueError, match=r"slots: shape \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"slots: expected shape \[2, 3\]"):
         pack_rows(torch.zeros(2, 3, 4), ids[:1].int(), 3)
-    with pytest.raises(ValueError, match="hidden: 3 dimensions"):
+    with pytest.raises(ValueError, match="hidden: expected 3 dimensions"):
         pack_rows(torch.zeros(3, 4), ids.int(), 3)
-    with pytest.raises(TypeError, match=r"packed: a torch\.Tensor was expected"):
+    with pytest.raises(TypeError, match=r"packed: expected a torch\.Tensor"):
         pad_rows([1], ids.int())
 
 
@@ -187,9 +187,9 @@ def test_says_once_that_cuda_kernels_are_absent(monkeypatch, recwarn):
 def test_a_failed_launch_names_the_kernel():
     if not native.available or not native.library().has_cuda or torch.cuda.is_available():
         pytest.skip("needs the CUDA half and no GPU")
-    lib, sizes = native.library(), (1, 1, 16, 0, 0)
+    lib, row, slots = native.library(), torch.zeros(1, 4), torch.zeros(1, 1, dtype=torch.int32)
     for kernel in ("gather_rows", "scatter_rows"):
         with pytest.raises(RuntimeError, match=rf"^{kernel}_kernel: .*CUDA"):
-            getattr(lib, kernel)(0, 0, 0, *sizes)
+            getattr(lib, kernel)(row, slots, row, 0, 0)
     with pytest.raises(RuntimeError, match=r"^unpad_ids_kernel: .*CUDA"):
-        lib.unpad_ids(0, 8, 0, 1, 1, 1, 1, None, *[0] * 8)
+        lib.unpad_ids(slots, slots, None, *[slots] * 6, 0, 0)

@@ -87,13 +87,13 @@ def test_same_bits(path, rng, same_bits):
 def test_bad_arguments(path, rng):
     ids, weights = np.zeros(4, np.int32), np.zeros(4, np.float32)
     cu = np.array([0, 4], np.int32)
-    with pytest.raises(TypeError, match="ids: dtype int32"):
+    with pytest.raises(TypeError, match="ids: expected dtype int32"):
         sparse_rows(ids.astype(np.int64), weights, cu, [])
-    with pytest.raises(TypeError, match="weights: dtype float32"):
+    with pytest.raises(TypeError, match="weights: expected dtype float32"):
         sparse_rows(ids, weights.astype(np.float64), cu, [])
-    with pytest.raises(TypeError, match="weights: an array of float32 was expected, got torch"):
+    with pytest.raises(TypeError, match="weights: expected an array of float32, found torch"):
         sparse_rows(ids, torch.zeros(4, dtype=torch.bfloat16), cu, [])
-    with pytest.raises(ValueError, match=r"weights: shape \[4\] was expected, got \[3\]"):
+    with pytest.raises(ValueError, match=r"weights: expected shape \[4\], found \[3\]"):
         sparse_rows(ids, weights[:3], cu, [])
     for bad in ([0, 3], [1, 4], [0, 5, 4]):
         with pytest.raises(ValueError, match="cu_seqlens"):
@@ -103,12 +103,12 @@ def test_bad_arguments(path, rng):
         lexical_scores((rows[0], rows[1], rows[2][1:]), rows)
     with pytest.raises(ValueError, match="docs indptr"):
         lexical_scores(rows, (rows[0] + 1, rows[1], rows[2]))
-    with pytest.raises(TypeError, match="pairs: an array of int64"):
+    with pytest.raises(TypeError, match="pairs: expected an array of int64"):
         lexical_scores(rows, rows, [[0, 0]])
     for bad in ([0, 2], [2, 0], [-1, 0]):
-        with pytest.raises(ValueError, match=r"pairs: queries below 2 .* at 1"):
+        with pytest.raises(ValueError, match=r"pairs: expected queries below 2 .* at 1"):
             lexical_scores(rows, rows, np.array([[0, 0], bad]))
-    with pytest.raises(ValueError, match=r"pairs: shape \[P, 2\]"):
+    with pytest.raises(ValueError, match=r"pairs: expected shape \[P, 2\]"):
         lexical_scores(rows, rows, np.zeros((2, 3), np.int64))
 
 

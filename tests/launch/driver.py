@@ -1,4 +1,4 @@
-"""Triton's own CUDA driver and launcher without a GPU: over `libcuda.c`, which executes nothing.
+"""Triton's own CUDA driver and launcher without a GPU: over `libcuda/`, which executes nothing.
 
 Kernels are compiled, loaded and launched on CPU tensors as on a device of compute capability 8.0 or
 9.0: their machine code, grids, shared memory and tensor maps are checked, and no value is computed.
@@ -29,9 +29,9 @@ from triton.runtime.jit import JITFunction
 from m3fast.kernels import attention, dispatch
 
 ARCHS = (80, 90)
-SOURCE = Path(__file__).with_name("libcuda.c")
+SOURCES = sorted(Path(__file__).with_name("libcuda").iterdir())
 INCLUDE = Path(nvidia.__file__).parent / "include"
-FOLDER = SOURCE.parents[2] / "build"
+FOLDER = Path(__file__).parents[2] / "build"
 
 
 def build(folder: Path = FOLDER) -> Path:
@@ -43,16 +43,17 @@ def build(folder: Path = FOLDER) -> Path:
     found = (shutil.which(c) for c in (os.environ.get("CC", ""), "cc", "gcc", "clang"))
     compiler = next((c for c in found if c), None)
     if compiler is None:
-        raise RuntimeError("a C compiler was expected on the path: gcc or clang")
-    parts = SOURCE.read_bytes() + (INCLUDE / "cuda.h").read_bytes()
+        raise RuntimeError("expected a C compiler on the path: gcc or clang")
+    parts = b"".join(file.read_bytes() for file in [*SOURCES, INCLUDE / "cuda.h"])
     library = folder / f"libcuda-{hashlib.sha256(parts).hexdigest()[:16]}" / "libcuda.so.1"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as made:  # several processes may build it
             new = Path(made) / library.name
             options = ["-std=gnu11", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
+            sources = [str(file) for file in SOURCES if file.suffix == ".c"]
             subprocess.run(
-                [compiler, *options, f"-I{INCLUDE}", "-o", str(new), str(SOURCE)], check=True
+                [compiler, *options, f"-I{INCLUDE}", "-o", str(new), *sources], check=True
             )
             new.replace(library)
     return library
@@ -66,9 +67,9 @@ def library() -> ctypes.CDLL:
         RuntimeError: a GPU is here, whose own libcuda has that name; or Triton interprets.
     """
     if torch.cuda.is_available():
-        raise RuntimeError("no GPU was expected: its libcuda is loaded already")
+        raise RuntimeError("expected no GPU: its libcuda is loaded already")
     if knobs.runtime.interpret:
-        raise RuntimeError("TRITON_INTERPRET: unset was expected, kernels are to be compiled")
+        raise RuntimeError("TRITON_INTERPRET: expected unset, kernels are to be compiled")
     path = build()
     knobs.nvidia.libcuda_path = str(path.parent)  # what Triton's modules are linked with
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -91,7 +92,7 @@ class Launcher(nvidia.CudaLauncher):
 
     def __call__(self, *args: Any) -> None:
         if 0 in args[:3]:
-            raise RuntimeError(f"{self.name}: grid: at least 1 was expected, got {args[:3]}")
+            raise RuntimeError(f"{self.name}: grid: expected at least 1, found {args[:3]}")
         super().__call__(*args)
 
 
@@ -128,7 +129,7 @@ _driver = functools.cache(Driver)
 def activate(arch: int) -> None:
     """For good: ops take CPU tensors as those of an `arch`, and Triton launches there."""
     if arch not in ARCHS:
-        raise ValueError(f"arch: 80 or 90 was expected, got {arch}")
+        raise ValueError(f"arch: expected 80 or 90, found {arch}")
     _driver().set_current_device(arch)
     triton_driver.set_active(_driver())
     dispatch.interpreter = True

@@ -26,7 +26,7 @@ def fill(arch: int, say: Callable[[str], None] = print, processes: int = PROCESS
         ValueError: another arch than 80 or 90.
     """
     if arch not in driver.ARCHS:
-        raise ValueError(f"arch: 80 or 90 was expected, got {arch}")
+        raise ValueError(f"arch: expected 80 or 90, found {arch}")
     driver.build()  # once, before several need it
     start, failed = time.monotonic(), list[str]()
     names = [case.name for case in shipped.cases(arch)]

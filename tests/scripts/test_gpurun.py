@@ -14,29 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-FOUND = {
-    "device": "NVIDIA H100 80GB HBM3, 132 SMs, sm_90", "clocks": {}, "commit": "0123456789abcdef",
-    "dirty": False, "tree": "feed", "versions": {"torch": "2.11.0"}, "python": "3.12.3",
-}  # fmt: skip
-
-
-@pytest.fixture
-def gpurun(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from gpurun import cache, out, plans, planted, rehearse, run, shards, steps, table
-
-    return SimpleNamespace(cache=cache, out=out, planted=planted, plans=plans, run=run,
-                           rehearse=rehearse, shards=shards, steps=steps, table=table)  # fmt: skip
-
-
-def nothing(line: str) -> None:
-    del line
-
-
-def python(code: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", code)
+from scripts.gpurun_inputs import FOUND, ROOT, nothing, python
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -162,112 +140,12 @@ def test_table_is_short_and_of_this_run(gpurun: SimpleNamespace, tmp_path: Path)
     assert well.endswith("1 s of steps, all well\n") and "a::new" not in well
 
 
-def test_every_plan_fits_its_time(gpurun: SimpleNamespace, tmp_path: Path) -> None:
-    limits = {"first": 210, "tests": 180, "bench": 210, "tune": 90, "sanitize": 90}
-    assert set(gpurun.plans.PLANS) == set(limits)
-    for name, limit in limits.items():
-        plan = gpurun.plans.PLANS[name](gpurun.out.Out(tmp_path))
-        assert plan.limit <= limit, name
-        steps = [step for phase in plan.phases for step in phase.steps]
-        assert len({step.name for step in steps}) == len(steps)
-        for step in steps:
-            words = step.arguments if hasattr(step, "arguments") else step.command
-            files = [word for word in words if word.startswith(("tests/", "bench/"))]
-            assert all((ROOT / file).exists() for file in files), step.name
-
-
-def test_some_steps_only(
-    gpurun: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    plan = gpurun.plans.first(gpurun.out.Out(tmp_path))
-    assert plan.only([]) is plan
-    few = plan.only(["build", "check T"])
-    names = [step.name for phase in few.phases for step in phase.steps]
-    assert names == ["build", "check Tma"] and "build, check T" in few.left_out[-1]
-    monkeypatch.setattr(gpurun.run, "about", lambda environment: FOUND)
-    monkeypatch.setattr(gpurun.cache, "unpack", str)
-    assert gpurun.run.run("first", gpurun.out.Out(tmp_path), ["build", "chek"]) == 2
-    assert "ONLY: part of a step's name was expected, got 'chek'" in capsys.readouterr().err
-
-
-def test_every_test_of_a_gpu_is_in_a_shard(gpurun: SimpleNamespace, tmp_path: Path) -> None:
-    plan = gpurun.plans.tests(gpurun.out.Out(tmp_path))
-    shards = [shard for phase in plan.phases for shard in phase.steps]
-    parts: dict[str, list[tuple[int, int]]] = {}
-    for shard in shards:
-        parts.setdefault(shard.arguments[0], []).append((shard.part, shard.parts))
-    there = {str(f.relative_to(ROOT)) for f in (ROOT / "tests" / "gpu").glob("test_*.py")}
-    assert parts.keys() == there
-    for of_file in parts.values():
-        assert sorted(of_file) == [(i, len(of_file)) for i in range(len(of_file))]
-    assert [s.arguments[0] for s in plan.phases[-1].steps] == ["tests/gpu/test_train.py"]
-
-
 def test_complete_files_only(gpurun: SimpleNamespace, tmp_path: Path) -> None:
     Seen, out = gpurun.shards.Seen, gpurun.out.Out(tmp_path)
     seen = [Seen(["a.py::x", "b.py::y"], {"a.py::x": "passed", "b.py::y": "failed"}),
             Seen(["b.py::z", "c.py::z"], {"c.py::z": "skipped"})]  # fmt: skip
     gpurun.shards.complete(SimpleNamespace(out=out), seen)
     assert [line["file"] for line in out.lines("tests.jsonl")] == ["a.py", "c.py"]
-
-
-def test_bench_needs_outcomes_of_this_tree(
-    gpurun: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr(gpurun.run, "about", lambda environment: FOUND)
-    monkeypatch.setattr(gpurun.cache, "BROUGHT", tmp_path / "brought")
-    monkeypatch.setattr(gpurun.cache, "ARCHIVE", tmp_path / "none")
-    out = gpurun.out.Out(tmp_path / "out")
-    out.line("tests.jsonl", tree="another", device=FOUND["device"])
-    out.line("tests.jsonl", tree="feed", device=None)  # a rehearsal
-    assert gpurun.run.run("bench", out) == 2
-    assert "gpu-tests, which has not run for this card and tree" in capsys.readouterr().err
-    for device in (None, FOUND["device"]):
-        plan, found = gpurun.plans.Plan("none", 60, ()), {**FOUND, "device": device}
-        gpurun.run.execute(plan, out, found, {}, say=nothing)
-        later = gpurun.cache.judged(gpurun.out.Out(tmp_path / "later"), FOUND)
-        assert later == (device is not None)
-
-
-def test_kernels_travel(
-    gpurun: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    places = {"BROUGHT": "made", "ARCHIVE": "made/t.tar.xz", "WHEELS": "made/wheels",
-              "THERE": "there", "TRITON": "there/triton", "SITE": "there/site"}  # fmt: skip
-    for name, value in places.items():
-        monkeypatch.setattr(gpurun.cache, name, tmp_path / value)
-    monkeypatch.setattr(gpurun.cache, "ROOT", tmp_path)
-    assert "no compiled kernels" in gpurun.cache.unpack()
-    (tmp_path / "there/triton/KEY").mkdir(parents=True)
-    (tmp_path / "there/triton/KEY/a.cubin").write_text("code")
-    assert gpurun.cache.pack().startswith("1 kernels in made/t.tar.xz")
-    (tmp_path / "there/triton/KEY/a.cubin").unlink()
-    (tmp_path / "there/triton/KEY").rmdir()
-    (tmp_path / "there/triton").rmdir()
-    assert gpurun.cache.unpack() == "1 compiled kernels brought along"
-    assert (tmp_path / "there/triton/KEY/a.cubin").read_text() == "code"
-
-
-def test_rehearsed_steps_need_no_gpu(gpurun: SimpleNamespace, tmp_path: Path) -> None:
-    for name, make_plan in gpurun.plans.PLANS.items():
-        for phase in make_plan(gpurun.out.Out(tmp_path)).phases:
-            for step in map(gpurun.rehearse.rehearsed, phase.steps):
-                words = [*getattr(step, "command", ()), *getattr(step, "wrap", ())]
-                assert "cuda" not in words and "--benchmark" not in words, name
-                assert not any("sanitizer" in word for word in words)
-                assert step.name == "build" or step.environment["OMP_NUM_THREADS"] == "1"
-
-
-def test_what_was_not_rehearsed(gpurun: SimpleNamespace, tmp_path: Path) -> None:
-    for name, outcome in (("first", "skipped"), ("tests", "passed")):
-        out = gpurun.out.Out(tmp_path / name)
-        out.line("tests.jsonl", tree="feed", run="now")
-        out.line("tests.jsonl", test="f.py::seen[a]", outcome=outcome)
-        out.line("tests.jsonl", test="f.py::never[b]", outcome="skipped")
-    said = gpurun.rehearse.not_rehearsed(gpurun.out.Out(tmp_path))
-    assert "f.py::never" in said and "f.py::seen" not in said
 
 
 def test_steps_are_json(gpurun: SimpleNamespace, tmp_path: Path) -> None:
