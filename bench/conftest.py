@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, record, regress, report, workloads
-from bench.gate import Gate
-from bench.harness import SCALES, Bench
-from bench.progress import Progress, suite_of
+from bench.core import gputime, record, workloads
+from bench.core.harness import SCALES, Bench
+from bench.core.progress import Progress, suite_of
+from bench.core.proof import Gate
+from bench.report import __main__ as report
+from bench.report import regress
 
 BENCH = pytest.StashKey[Bench]()
 GATE = pytest.StashKey[Gate]()
@@ -49,13 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option("--no-gate", action="store_true",
            help="do not run a suite's tests first: they have run already")  # fmt: skip
     option("--verdicts", type=Path, metavar="FILE",
-           help="run no tests first: what came of tests/gpu; see bench/gate.py")  # fmt: skip
+           help="run no tests first: what came of tests/gpu; see bench/core/proof.py")  # fmt: skip
     option("--threads", type=int,
            help="threads of every candidate: 2 unless given, with a GPU all cores")  # fmt: skip
 
 
 def suites() -> list[str]:
-    return sorted({suite_of(file) for file in Path(__file__).parent.glob("bench_*.py")})
+    return sorted({suite_of(file) for file in Path(__file__).parent.rglob("bench_*.py")})
 
 
 def _chosen(config: pytest.Config) -> set[str]:
@@ -102,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(threads)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    words = gpu.words(device) if cuda else record.device()
+    words = gputime.words(device) if cuda else record.device()
     commit, dirty = record.commit()
     common = {
         "run": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,7 +115,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "scale": scale,
         "tree": record.tree(),
         "versions": record.versions(),
-    } | ({"clocks": gpu.clocks()} if cuda else {})
+    } | ({"clocks": gputime.clocks()} if cuda else {})
     file = config.getoption("--records")
     keep = config.getoption("bench_record") and (file or scale in ("default", "full"))
 
@@ -142,7 +144,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     interpreted = bench.scale.smoke and os.environ.get("TRITON_INTERPRET") == "1"
     cuda = bench.device.type == "cuda"
     if interpreted:
-        gpu.let_scalars_count_loops()
+        gputime.let_scalars_count_loops()
     wanted = _chosen(config) - {"default", "full"}
     first = config.getoption("--first")
     chosen = [
