@@ -25,8 +25,8 @@ from bench.core.workloads import (
 )
 from bench.cpu import candidates
 from bench.cpu.candidates import DTYPES, NAMES, TOLERANCE, Peers
-from bench.peers import encoders
-from bench.peers.encoders import LINEARS
+from bench.peers import encoders, encodings
+from bench.peers.linears import LINEARS, BareLinears
 
 PADDED_BATCH = 8  # of the padding ratio that rows state
 SORTED = f"the padding ratio is that of sorted batches of {PADDED_BATCH}"
@@ -164,7 +164,7 @@ def _encode(
         rounds=rounds,
         aims=aims,
         warm=inputs[1][:2],
-        judge=encoders.differ(TOLERANCE[dtype], outputs),
+        judge=encodings.differ(TOLERANCE[dtype], outputs),
         void=None if alone else its.gate(sum(lengths)),
     )
 
@@ -172,7 +172,7 @@ def _encode(
 def _row(
     bench: Bench, shape: Shape, name: str, lengths: list[int], dtype: str, outputs: Sequence[str],
     padding: float | None, note: str,
-) -> tuple[Row, encoders.BareLinears]:  # fmt: skip
+) -> tuple[Row, BareLinears]:  # fmt: skip
     itemsize = DTYPES[dtype].itemsize
     about = {
         "name": f"{name}, {shape.layers} layers, {dtype}",
@@ -187,5 +187,5 @@ def _row(
     }
     if dtype == "bf16":
         bench.need(Row(**about), record.has_bf16(), candidates.NO_BF16)
-    linears = encoders.BareLinears(shape, sum(lengths), DTYPES[dtype], trial=not bench.scale.smoke)
+    linears = BareLinears(shape, sum(lengths), DTYPES[dtype], trial=not bench.scale.smoke)
     return Row(**about, note=candidates.note(dtype, note, str(linears))), linears

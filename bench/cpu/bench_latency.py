@@ -15,7 +15,7 @@ from bench.core.measure import P99_SAMPLES, Absent, Sampled
 from bench.core.workloads import Shape, encoder_work, queries, texts, weight_bytes
 from bench.cpu import candidates
 from bench.cpu.candidates import DTYPES, NAMES, TOLERANCE, Peers
-from bench.peers import encoders
+from bench.peers import encoders, encodings
 
 QUERY = 20  # tokens
 PROBE = "FlagEmbedding runs the forward pass twice, first as a probe for memory"
@@ -49,7 +49,7 @@ def test_query(bench: Bench, layers: int, batch: int, dtype: str) -> None:
         [text for (text,) in inputs] if batch == 1 else inputs,
         rounds=P99_SAMPLES,
         aims={"FlagEmbedding": times(3)} if (batch, dtype) == (1, "fp32") else {},
-        judge=encoders.differ(TOLERANCE[dtype]),
+        judge=encodings.differ(TOLERANCE[dtype]),
     )
 
 
@@ -65,7 +65,7 @@ def test_batches(bench: Bench) -> None:
             makers,
             [texts([QUERY] * batch, seed) for seed in range(8)],
             rounds=15,
-            judge=encoders.differ(TOLERANCE["fp32"]),
+            judge=encodings.differ(TOLERANCE["fp32"]),
         )
 
 
@@ -79,7 +79,7 @@ def test_first_query(bench: Bench) -> None:
     absent: dict[str, str] = {}
     truth = None
     names = bench.pick(("FlagEmbedding", OURS, "ONNX Runtime", "OpenVINO"), (OURS,))
-    judge = encoders.differ(TOLERANCE["fp32"])
+    judge = encodings.differ(TOLERANCE["fp32"])
     for seed in range(min(3, bench.scale.rounds or 3)):
         for name in names:
             if name in absent or (name in found and found[name].wrong):

@@ -21,7 +21,7 @@ from bench.core.harness import OURS, Bench, Row
 from bench.core.measure import Candidate
 from bench.core.progress import paced
 from bench.core.workloads import CACHE, TINY, Shape, texts
-from bench.peers import encoders, infinity, onnxgraph
+from bench.peers import encodings, infinity, onnxgraph
 
 PACKAGES = {
     "FlagEmbedding": "FlagEmbedding",
@@ -121,4 +121,4 @@ def _first(
 def _judge(name: str, truth: dict[str, Any], found: dict[str, Any]) -> str:
     if name == "sentence-transformers":  # has dense vectors only
         found = truth | {"dense_vecs": found["dense_vecs"]}
-    return encoders.differ(1e-4)(name, truth, found)
+    return encodings.differ(1e-4)(name, truth, found)

@@ -21,7 +21,7 @@ from bench.core.measure import Absent, Candidate, Sampled
 from bench.core.progress import paced
 from bench.core.workloads import TINY, encoder_work, texts, weight_bytes
 from bench.cpu.candidates import STRONG
-from bench.peers import encoders, strong_cpu
+from bench.peers import encoders, encodings, strong_cpu
 
 Encode = Callable[[list[str], int, int], Any]  # texts, most tokens of one, texts in a batch
 Key = tuple[int, str]  # size, candidate
@@ -122,7 +122,7 @@ def _rounds(
 
     def judge(name: str, _: Any, found: Any) -> str:
         its, truth = truths.setdefault(names[name][0], (name, found))
-        return "" if its == name else encoders.differ(1e-4)(name, truth, found)
+        return "" if its == name else encodings.differ(1e-4)(name, truth, found)
 
     found = measure.interleave(
         {name: candidates[key] for name, key in names.items()},

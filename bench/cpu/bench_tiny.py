@@ -9,7 +9,7 @@ from bench.core.harness import Bench, Row
 from bench.core.workloads import OUTPUTS, TINY, mix, padding_ratio, texts
 from bench.cpu import candidates
 from bench.cpu.candidates import NAMES, Peers
-from bench.peers import encoders
+from bench.peers import encodings
 
 # Its weights were trained and rounded to fp16, whose bf16 errors are larger than random ones'.
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1}
@@ -39,5 +39,5 @@ def test_passages(bench: Bench, dtype: str) -> None:
         inputs,
         rounds=5,
         warm=inputs[1][:2],
-        judge=encoders.differ(TOLERANCE[dtype], OUTPUTS),
+        judge=encodings.differ(TOLERANCE[dtype], OUTPUTS),
     )

@@ -18,19 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.core import measure, roof
+from bench.core import measure
 from bench.core.measure import Absent
-from bench.core.workloads import OUTPUTS, Shape
+from bench.core.workloads import OUTPUTS
 from bench.peers import onnxgraph
+from bench.peers.encodings import KEYS, Encoded
 
-Encoded = dict[str, Any]
 Encoder = Callable[[Any], Encoded]  # of a list of texts, or of one str
-KEYS = dict(zip(OUTPUTS, ("dense_vecs", "lexical_weights", "colbert_vecs"), strict=True))
 ALL = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 # Texts per padded batch, tried out for each workload; FlagEmbedding's own default is 256.
 BATCHES, FLAG_BATCHES = (1, 4, 8, 16), (4, 16)
 ONNX_BF16 = "its CPU kernels have no bf16"
-LINEARS = "bare linears"
 FLAG_BF16 = "FlagEmbedding computes in fp32 on a CPU"
 
 
@@ -87,70 +85,6 @@ def sentence_transformers(path: Path, bf16: bool, sample: Sequence[str] = ()) ->
         return {"dense_vecs": vectors.astype(np.float32, copy=False)}
 
     return _tuned(("sentence-transformers", path, bf16), encode, (8, 32), sample)
-
-
-def linear_ways(
-    shape: Shape, tokens: int, dtype: torch.dtype, trial: bool = True
-) -> dict[str, str]:
-    """The fastest way of torch to each of a layer's four products over `tokens` rows."""
-    random = torch.Generator().manual_seed(0)
-    chosen: dict[str, str] = {}
-    with torch.inference_mode():
-        for name, (n, k) in roof.shapes(shape.hidden).items():
-            x = torch.randn(tokens, k, generator=random).to(dtype)
-            weight = (torch.randn(n, k, generator=random) / 32).to(dtype)
-            ways = roof.products(x, weight)
-            chosen[name] = measure.fastest(ways, x, x) if trial else next(iter(ways))
-    return chosen
-
-
-class BareLinears:
-    """The four GEMMs of every layer over `tokens` packed tokens, and nothing else.
-
-    A limit, not a peer. Each product is computed the way that is fastest here: by torch.mm into a
-    kept buffer (a fresh one of 40 MB would be page faults, not arithmetic), or by oneDNN.
-
-    Attributes:
-        ways: by product.
-    """
-
-    def __init__(
-        self, shape: Shape, tokens: int, dtype: torch.dtype, trial: bool = True, batch: int = 4096
-    ) -> None:
-        self._count = -(-tokens // batch)
-        rows = -(-tokens // self._count)
-        self._shape, self._dtype, self._rows = shape, dtype, rows
-        self.ways = linear_ways(shape, rows, dtype, trial)
-
-    def __str__(self) -> str:
-        named = sorted(set(self.ways.values()))
-        if len(named) == 1:
-            return f"bare linears by {named[0]}"
-        return "bare linears by " + ", ".join(f"{way} ({n})" for n, way in self.ways.items())
-
-    def make(self) -> Callable[[Any], None]:
-        """The candidate."""
-        random = torch.Generator().manual_seed(0)
-        sizes = roof.shapes(self._shape.hidden)
-        x = {
-            k: torch.randn(self._rows, k, generator=random).to(self._dtype)
-            for _, k in sizes.values()
-        }
-        steps = []
-        with torch.inference_mode():
-            for _ in range(self._shape.layers):
-                for name, (n, k) in sizes.items():
-                    weight = (torch.randn(n, k, generator=random) / 32).to(self._dtype)
-                    product = roof.products(x[k], weight)[self.ways[name]]
-                    steps.append((product, x[k]))
-
-        def run(_: Any) -> None:
-            with torch.inference_mode():
-                for _ in range(self._count):
-                    for product, rows in steps:
-                        product(rows)
-
-        return run
 
 
 def onnx_runtime(
@@ -299,43 +233,3 @@ def reference_sparse_loop(path: Path) -> Callable[[np.ndarray, list[int]], dict[
         raise Absent(f"this version of FlagEmbedding has no {name}")
     owner = types.SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(path))
     return types.FunctionType(code, vars(m3), name, None, (types.CellType(owner),))
-
-
-def differ(
-    tolerance: float, outputs: Sequence[str] = OUTPUTS
-) -> Callable[[str, Encoded | None, Encoded | None], str]:
-    """A judge of encodings: the largest difference of each output, where it is above tolerance."""
-
-    def judge(name: str, truth: Encoded | None, found: Encoded | None) -> str:
-        if truth is None or found is None:  # bare linears encode nothing
-            return "" if name == LINEARS else "no result"
-        missing = [o for o in outputs if truth.get(KEYS[o]) is None or found.get(KEYS[o]) is None]
-        if missing:
-            return f"no {', '.join(missing)}"
-        worst = {o: _GAPS[o](truth[KEYS[o]], found[KEYS[o]]) for o in outputs}
-        # Not `v > tolerance`, which NaN passes.
-        return ", ".join(f"{k} off by {v:.2g}" for k, v in worst.items() if not v <= tolerance)
-
-    return judge
-
-
-def _lexical_gap(truth: Any, found: Any) -> float:
-    rows = zip(_rows(truth), _rows(found), strict=True)
-    gaps = [a.get(k, 0) - b.get(k, 0) for a, b in rows for k in {*a, *b}]
-    return float(np.max(np.abs(gaps), initial=0.0))  # np.max, unlike max, keeps a NaN
-
-
-def _colbert_gap(truth: Any, found: Any) -> float:
-    rows = zip(_rows(truth), _rows(found), strict=True)
-    return float(np.max([_gap(a, b) for a, b in rows], initial=0.0))
-
-
-def _rows(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _gap(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.max(np.abs(a - b), initial=0.0)) if a.shape == b.shape else np.inf
-
-
-_GAPS = {"dense": _gap, "sparse": _lexical_gap, "colbert": _colbert_gap}

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 from bench.core import measure, roof
 from bench.peers import onnxgraph
-from bench.peers.encoders import KEYS, OUTPUTS, Encoded, lexical, rows_of
+from bench.peers.encoders import OUTPUTS, lexical, rows_of
+from bench.peers.encodings import KEYS, Encoded
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 WIDTHS = (1, 16, 64)  # texts whose lengths differ by less are one group of attention

@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.peers import encoders
-from bench.serve.servers import Ran, Requests
+from bench.peers.encodings import KEYS, Encoded
+from bench.serve.client import Ran
+from bench.serve.requests import Requests
 from bench.serve.turns import Turn, kept
 
 # What m3fast's server sets for itself.
@@ -123,7 +124,7 @@ class _Timing:
 
 
 def _wanted(requests: Requests) -> dict[str, bool]:
-    return {name: name in requests.outputs for name in encoders.KEYS}
+    return {name: name in requests.outputs for name in KEYS}
 
 
 def _turn(
@@ -136,9 +137,9 @@ def _turn(
     return Turn(seconds, encoded, ran)
 
 
-def _encoded(requests: Requests, found: Any) -> encoders.Encoded:
+def _encoded(requests: Requests, found: Any) -> Encoded:
     """m3fast's Embeddings as FlagEmbedding's dict."""
-    result: encoders.Encoded = {"dense_vecs": found.dense}
+    result: Encoded = {"dense_vecs": found.dense}
     if "sparse" in requests.outputs:
         rows = found.sparse.to_dicts()
         result["lexical_weights"] = [{str(k): v for k, v in row.items()} for row in rows]

@@ -1,101 +1,33 @@
-"""Servers and their client for the suite `serve`, each in a process of its own."""
+"""Servers of the suite `serve`, each in a process of its own."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import importlib.util
-import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import safetensors.numpy
-
-from bench.core import child
 from bench.core.measure import OURS, Absent
 from bench.core.paths import ROOT
-from bench.peers import encoders, infinity
+from bench.peers import infinity
+from bench.serve.requests import MODEL
 
 FLAG, SENTENCE = "FlagEmbedding", "sentence-transformers"
 STAND_IN = "m3fast behind FastAPI"  # in a peer's place where a smoke test has no time for one
 INFINITY = "infinity-emb"
 PACKAGES = {FLAG: "FlagEmbedding", SENTENCE: "sentence_transformers"}
-MODEL = "bench"  # what requests call it
 STARTING = 180.0  # seconds: imports of FlagEmbedding alone take ten
 # Texts that a peer behind FastAPI takes from its queue at once: ahead of 1, which is what a lock
 # does, at 64 clients and no slower for one.
 TOGETHER = 256
 INFINITY_CLI = "from infinity_emb.cli import cli; cli()"
-
-
-@dataclass(frozen=True)
-class Requests:
-    """What is sent, as texts and as bytes.
-
-    Attributes:
-        inputs: of each request: one text, or a list of them.
-        outputs: dense through /v1/embeddings in base64, or else through /encode as safetensors.
-    """
-
-    inputs: Sequence[str | list[str]]
-    outputs: tuple[str, ...] = ("dense",)
-
-    def texts(self) -> list[str]:
-        """All of them, in order."""
-        return [t for i in self.inputs for t in ([i] if isinstance(i, str) else i)]
-
-    def raw(self) -> list[str]:
-        """Whole HTTP requests, in ASCII."""
-        dense = self.outputs == ("dense",)
-        found = []
-        for given in self.inputs:
-            if dense:
-                path = "/v1/embeddings"
-                body: dict[str, Any] = {"model": MODEL, "input": given, "encoding_format": "base64"}
-            else:
-                path = "/encode"
-                wanted = {name: name in self.outputs for name in encoders.KEYS}
-                listed = [given] if isinstance(given, str) else given
-                body = {"model": MODEL, "texts": listed, "format": "safetensors", **wanted}
-            sent = json.dumps(body)
-            found.append(
-                f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(sent)}\r\n\r\n{sent}"
-            )
-        return found
-
-    def answer(self, body: bytes) -> encoders.Encoded:
-        """The encodings in a response, as FlagEmbedding has them."""
-        if self.outputs == ("dense",):
-            data = sorted(json.loads(body)["data"], key=lambda each: each["index"])
-            rows = [np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in data]
-            return {"dense_vecs": np.stack(rows)}
-        found = safetensors.numpy.load(body)
-        ends = found["sparse_indptr"].tolist()
-        rows = [
-            dict(zip(map(str, i.tolist()), v.tolist(), strict=True))
-            for i, v in zip(
-                np.split(found["sparse_indices"], ends[1:-1]),
-                np.split(found["sparse_values"], ends[1:-1]),
-                strict=True,
-            )
-        ]
-        vectors = np.split(found["colbert_values"], found["colbert_offsets"][1:-1])
-        return {
-            "dense_vecs": found["dense"],
-            "lexical_weights": rows,
-            "colbert_vecs": vectors,
-        }
 
 
 class Server:
@@ -232,86 +164,3 @@ def start(
                 raise
             absent[name] = str(error) if isinstance(error, Absent) else f"failed: {error}"
     return running, absent
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What came of one job of the client.
-
-    Attributes:
-        seconds: latencies in the order of answers; elapsed: from the first request to the last
-            answer; rate: answers per second of the time that was asked for.
-        late: 99th percentile of how late requests of an open loop were sent.
-        client, server: CPU seconds; requests: how many they are for.
-        bodies: of some requests, by number.
-    """
-
-    seconds: list[float]
-    elapsed: float
-    rate: float
-    late: float
-    client: float
-    server: float
-    requests: int
-    bodies: dict[int, bytes] = field(repr=False)
-
-
-class Client:
-    """The load generator's process."""
-
-    def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self._talk = child.Talk(
-            [sys.executable, "-P", "-m", "bench.serve.child_client"], environment, 2 * STARTING
-        )
-        self._loaded: Requests | None = None
-
-    def load(self, requests: Requests) -> None:
-        """What the next jobs send; it must be before a job starts, for it takes a while."""
-        if self._loaded is requests:
-            return
-        with tempfile.NamedTemporaryFile("w", encoding="ascii", suffix=".json") as file:
-            json.dump(requests.raw(), file)
-            file.flush()
-            self._talk.ask({"load": file.name})
-        self._loaded = requests
-
-    def run(self, server: Server, **job: Any) -> Ran:
-        """One job; see bench/serve/child_client.py.
-
-        Raises:
-            RuntimeError: an answer was not 200, or did not come.
-        """
-        self.begin(server, **job)
-        return self.end()
-
-    def begin(self, server: Server, **job: Any) -> None:
-        defaults = {"run": "closed", "connections": 1, "keep": []}
-        self._talk.tell(defaults | {"port": server.port, "clocks": [server.clock]} | job)
-
-    def end(self, stop: bool = False) -> Ran:
-        """What came of it, once it is over.
-
-        Args:
-            stop: end one without a time or a count.
-        """
-        if stop:
-            self._talk.tell({"stop": True})
-        said = self._talk.hear()
-        if "error" in said:
-            raise RuntimeError(said["error"])
-        bodies = {int(n): base64.b64decode(body) for n, body in said["bodies"].items()}
-        return Ran(
-            said["seconds"], said["elapsed"], said["rate"], said["late"], said["own_cpu"],
-            said["cpu"][0], len(said["seconds"]), bodies,
-        )  # fmt: skip
-
-    def close(self) -> None:
-        self._talk.close()
-
-
-def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Instants of a Poisson process: what callers who know nothing of each other make."""
-    random = np.random.default_rng(seed)
-    gaps = random.exponential(1 / rate, max(1, round(rate * seconds)))
-    return np.cumsum(gaps).tolist()

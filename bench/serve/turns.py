@@ -21,8 +21,10 @@ from typing import Any
 from bench.core import child
 from bench.core.measure import Sampled
 from bench.core.paths import ROOT
-from bench.peers import encoders
-from bench.serve.servers import Client, Ran, Requests, Server
+from bench.peers.encodings import Encoded
+from bench.serve.client import Client, Ran
+from bench.serve.requests import Requests
+from bench.serve.servers import Server
 
 SAMPLED = 4  # answers of a turn that are looked at
 STEADY = 0.75
@@ -39,7 +41,7 @@ class Turn:
     """
 
     seconds: list[float]
-    answers: dict[int, encoders.Encoded] = field(repr=False)
+    answers: dict[int, Encoded] = field(repr=False)
     ran: Ran
 
     def whole(self) -> Turn:
@@ -95,11 +97,11 @@ def disturbed(its: Taken, cores: int = 0) -> str:
     return f"the machine was busy: median {ratio:.2g}× the least" if ratio > 1 / STEADY else ""
 
 
-Candidate = Callable[[Requests, bool], Turn]  # bool: a short turn, to warm up
+TakeTurn = Callable[[Requests, bool], Turn]  # bool: a short turn, to warm up
 
 
 def take(
-    candidates: Mapping[str, Candidate],
+    candidates: Mapping[str, TakeTurn],
     inputs: Sequence[Requests],
     *,
     rounds: int,
@@ -119,7 +121,7 @@ def take(
     """
     found = {name: Taken() for name in candidates}
     used = dict.fromkeys(candidates, 0.0)
-    truth: dict[tuple[int, int], encoders.Encoded] = {}
+    truth: dict[tuple[int, int], Encoded] = {}
     names = list(candidates)
     for name in names:
         try:

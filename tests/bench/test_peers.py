@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bench.core import gputime, workloads
-from bench.peers import encoders, ops, strong_gpu
+from bench.peers import encodings, ops, strong_gpu
 
 
 def test_strong_baseline_is_the_same_model() -> None:
@@ -116,6 +116,6 @@ def _encoded(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_encodings_that_differ_are_seen(changes: dict[str, Any]) -> None:
-    judge = encoders.differ(1e-3)
+    judge = encodings.differ(1e-3)
     assert judge("peer", _encoded(), _encoded()) == ""
     assert judge("peer", _encoded(), _encoded(**changes))

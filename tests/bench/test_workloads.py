@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from bench.core import workloads
-from bench.peers import encoders, strong_cpu
+from bench.peers import encoders, encodings, strong_cpu
+from bench.peers.encodings import KEYS
+from bench.peers.linears import LINEARS
 
 Shape = workloads.Shape
 
@@ -101,14 +103,14 @@ def test_adapters_do_the_same_work(
     monkeypatch.setattr(strong_cpu, "BUDGETS", (16, 64, 4096))
     model = encoders.m3fast(workloads.TINY, outputs=outputs)
     truth, one = model(odd_texts), model(odd_texts[1])
-    judge = encoders.differ(1e-4, outputs)
+    judge = encodings.differ(1e-4, outputs)
     for sample in ([], [text for text in odd_texts if len(text) < 500]):
         encode = ADAPTERS[package](workloads.TINY, sample, outputs)
         found = encode(odd_texts)
         assert judge(package, truth, found) == ""
         if "colbert" in outputs:  # all tokens but <s>, none cut off
             assert [len(v) for v in found["colbert_vecs"][:6]] == [1, 2, 40, 6, 6, 599]
-        assert {k for k, v in found.items() if v is not None} == {encoders.KEYS[o] for o in outputs}
+        assert {k for k, v in found.items() if v is not None} == {KEYS[o] for o in outputs}
         assert judge(package, one, encode(odd_texts[1])) == ""
 
 
@@ -120,7 +122,7 @@ def test_strong_baseline_in_all_groupings(
     monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_cpu.EAGER, ""))
     strong = strong_cpu.StrongCpu(workloads.TINY, torch.float32)
     strong._width, strong._budget = width, budget
-    assert encoders.differ(1e-4)("strong", odd_truth, strong(odd_texts)) == ""
+    assert encodings.differ(1e-4)("strong", odd_truth, strong(odd_texts)) == ""
 
 
 def test_gate_sees_slow_products(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,13 +160,13 @@ def test_gate_sees_slow_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_results_that_lack_an_output_are_seen() -> None:
-    judge = encoders.differ(1e-3, ("dense",))
+    judge = encodings.differ(1e-3, ("dense",))
     vectors = {"dense_vecs": np.ones((1, 4))}
     assert judge("peer", vectors, dict(vectors)) == ""
     assert judge("peer", vectors, {"dense_vecs": None}) == "no dense"
     assert judge("peer", vectors, None) == "no result"
-    assert judge(encoders.LINEARS, vectors, None) == ""
-    assert encoders.differ(1e-3)("peer", vectors, vectors) == "no sparse, colbert"
+    assert judge(LINEARS, vectors, None) == ""
+    assert encodings.differ(1e-3)("peer", vectors, vectors) == "no sparse, colbert"
 
 
 def test_the_fastest_batch_size_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
