@@ -18,12 +18,12 @@ import torch
 from bench.core import gputime, record, workloads
 from bench.core.harness import SCALES, Bench
 from bench.core.progress import Progress, suite_of
-from bench.core.proof import Gate
+from bench.core.proof import Proof
 from bench.report import __main__ as report
 from bench.report import regress
 
 BENCH = pytest.StashKey[Bench]()
-GATE = pytest.StashKey[Gate]()
+PROOF = pytest.StashKey[Proof]()
 KEEP = pytest.StashKey[bool]()
 
 
@@ -135,7 +135,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[KEEP] = bool(keep)
     verdicts = config.getoption("--verdicts")
     unproven = config.getoption("--no-gate") or (scale == "smoke" and not verdicts)
-    config.stash[GATE] = Gate(device.type, unproven, verdicts)
+    config.stash[PROOF] = Proof(device.type, unproven, verdicts)
     config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save, device, model)
 
 
@@ -180,12 +180,12 @@ def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Bench:
     config = request.config
-    its, gate = config.stash[BENCH], config.stash[GATE]
+    its, proof = config.stash[BENCH], config.stash[PROOF]
     suite = suite_of(request.path)
     row = request.node.originalname
-    if gate.waits(suite, row):
+    if proof.waits(suite, row):
         its.say(f"{suite}: its tests first")
-    red = gate.red(suite, row)
+    red = proof.red(suite, row)
     if progress := config.pluginmanager.getplugin("m3fast bench progress"):
         progress.begin()
     its.begin(suite, f"{request.path.name}::{request.node.originalname}", red)

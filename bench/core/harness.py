@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.core import gputime, measure, workloads
-from bench.core.measure import OURS, P99_SAMPLES, Absent, Candidate, Sampled
+from bench.core.measure import OURS, P99_SAMPLES, Absent, Candidate, Maker, Sampled
 from bench.core.progress import paced
 from bench.core.roof import Roof
 from bench.core.rows import SCALES as SCALES
@@ -75,8 +75,8 @@ class Bench:
         return Shape(config["num_hidden_layers"], hidden, config["intermediate_size"] // hidden)
 
     def slow(
-        self, makers: Mapping[str, Callable[[], Candidate]], *but: str
-    ) -> dict[str, Callable[[], Candidate]]:
+        self, makers: Mapping[str, Maker], *but: str
+    ) -> dict[str, Maker]:
         """Peers that take long to load or compile: absent in a first run, and at scales `but`."""
 
         def absent() -> Candidate:
@@ -101,7 +101,7 @@ class Bench:
     def compare(
         self,
         row: Row,
-        makers: Mapping[str, Callable[[], Candidate]],
+        makers: Mapping[str, Maker],
         inputs: Sequence[Any],
         *,
         rounds: int,

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 Candidate = Callable[[Any], Any]
+Maker = Callable[[], Candidate]
 Watch = Callable[[], Callable[[], float]]
 OURS = "m3fast"
 P99_SAMPLES = 200  # fewer leave less than two of them above the 99th percentile

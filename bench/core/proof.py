@@ -1,7 +1,7 @@
 """An operation's tests are green before its times count: they run once, before a suite's first row.
 
 Each suite has the tests of what it times, in another process; all of a CPU's take half a minute.
-Those of a GPU have run before (`make gpu-tests`): the gate can read what came of them instead.
+Those of a GPU have run before (`make gpu-tests`): `Proof` can read what came of them.
 
     {"tree": "<record.tree()>"}                                           a run begins
     {"test": "tests/gpu/test_x.py::test_y[z]", "outcome": "passed", ...}  or skipped, or what is red
@@ -113,7 +113,7 @@ class Verdicts:
         return "; ".join(said)
 
 
-class Gate:
+class Proof:
     """Runs tests of suites, those of several suites once, or reads what came of them.
 
     Args:
@@ -152,7 +152,7 @@ def deselected(file: str) -> list[str]:
     found = []
     for name in ASIDE.get(file, ()):
         if not re.search(rf"^ *def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.M):
-            raise ValueError(f"gate.ASIDE: {file} has no {name}")
+            raise ValueError(f"proof.ASIDE: {file} has no {name}")
         found.append(f"--deselect={file}::{name}")
     return found
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+Product = Callable[[torch.Tensor], torch.Tensor]
+
 HIDDEN = 1024
 ROWS = {"cpu": 2048, "cuda": 32768}
 BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # of one buffer, far beyond any cache
@@ -33,10 +35,10 @@ def shapes(hidden: int = HIDDEN) -> dict[str, tuple[int, int]]:
     }
 
 
-def products(x: torch.Tensor, weight: torch.Tensor) -> dict[str, Callable[[torch.Tensor], Any]]:
+def products(x: torch.Tensor, weight: torch.Tensor) -> dict[str, Product]:
     """x -> x W^T by each way of torch, by name; W [N, K] is as the checkpoint has it."""
     out = x.new_empty(len(x), len(weight))
-    ways: dict[str, Callable[[torch.Tensor], Any]] = {
+    ways: dict[str, Product] = {
         "torch.mm": lambda x: torch.mm(x, weight.t(), out=out)
     }
     if x.is_cpu and torch.backends.mkldnn.is_available() and x.dtype != torch.float16:

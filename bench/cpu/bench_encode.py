@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 
 from bench.core import record
+from bench.core.dtypes import DTYPES, NAMES, NO_BF16, TOLERANCE
 from bench.core.harness import OURS, Aim, Bench, Row, share, times
 from bench.core.workloads import (
     OUTPUTS,
@@ -24,7 +25,7 @@ from bench.core.workloads import (
     weight_bytes,
 )
 from bench.cpu import candidates
-from bench.cpu.candidates import DTYPES, NAMES, TOLERANCE, Peers
+from bench.cpu.candidates import Peers
 from bench.peers import encoders, encodings
 from bench.peers.linears import LINEARS, BareLinears
 
@@ -165,7 +166,7 @@ def _encode(
         aims=aims,
         warm=inputs[1][:2],
         judge=encodings.differ(TOLERANCE[dtype], outputs),
-        void=None if alone else its.gate(sum(lengths)),
+        void=None if alone else its.gemm_shares(sum(lengths)),
     )
 
 
@@ -186,6 +187,6 @@ def _row(
         "model": True,
     }
     if dtype == "bf16":
-        bench.need(Row(**about), record.has_bf16(), candidates.NO_BF16)
+        bench.need(Row(**about), record.has_bf16(), NO_BF16)
     linears = BareLinears(shape, sum(lengths), DTYPES[dtype], trial=not bench.scale.smoke)
     return Row(**about, note=candidates.note(dtype, note, str(linears))), linears

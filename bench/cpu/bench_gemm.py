@@ -6,7 +6,6 @@ as they do in an encoder; the rows of one product show which shape is how far fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from bench.core import record, roof
 from bench.core.harness import OURS, Bench, Row
 from bench.core.measure import Absent, Candidate
+from bench.core.roof import Product
 from bench.peers import ops
 
 ANY_DEVICE = True
@@ -26,7 +26,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Outputs are near 1; sums of 4,096 products in another order, and the rounding of the output.
 ALLOWED = {"fp32": 1e-5, "bf16": 1e-2}
 
-Product = Callable[[torch.Tensor], torch.Tensor]
 Ways = list[list[tuple[torch.Tensor, Product]]]  # by layer, its products and their inputs
 
 

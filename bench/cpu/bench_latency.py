@@ -10,11 +10,12 @@ from functools import cache
 import pytest
 
 from bench.core import child, record
+from bench.core.dtypes import DTYPES, NAMES, NO_BF16, TOLERANCE
 from bench.core.harness import OURS, Bench, Row, times
 from bench.core.measure import P99_SAMPLES, Absent, Sampled
 from bench.core.workloads import Shape, encoder_work, queries, texts, weight_bytes
 from bench.cpu import candidates
-from bench.cpu.candidates import DTYPES, NAMES, TOLERANCE, Peers
+from bench.cpu.candidates import Peers
 from bench.peers import encoders, encodings
 
 QUERY = 20  # tokens
@@ -40,7 +41,7 @@ def test_query(bench: Bench, layers: int, batch: int, dtype: str) -> None:
     shape = bench.encoder_shape(layers)
     row = _row(shape, f"{queries(batch, QUERY)}, {shape.layers} layers", batch, dtype)
     if dtype == "bf16":
-        bench.need(row, record.has_bf16(), candidates.NO_BF16)
+        bench.need(row, record.has_bf16(), NO_BF16)
     inputs = [texts([QUERY] * batch, seed) for seed in range(16)]
     its = Peers(bench, bench.checkpoint(shape), dtype, inputs[0], tuned=False)
     bench.compare(

@@ -18,12 +18,12 @@ from bench.core.measure import Candidate
 from bench.core.workloads import TINY
 from bench.peers import encoders, ops
 
-Batch = tuple[np.ndarray, np.ndarray]  # ids int32 [texts, length], weights float32 alike
+PaddedRows = tuple[np.ndarray, np.ndarray]  # ids int32 [texts, length], weights float32 alike
 VOCAB, SPECIAL = 250002, (0, 1, 2, 3)
 CHUNKS = (4, 16, 64)  # texts that the dense way scatters at once
 
 
-def _batch(texts: int, length: int, seed: int) -> Batch:
+def _batch(texts: int, length: int, seed: int) -> PaddedRows:
     """As in real text: 265 different ids among 512, and 95 % of the weights above zero.
 
     Counted over an English novel, and over the weights that the trained model gives seven texts.
@@ -42,7 +42,7 @@ def _ours() -> Candidate:
 
     model = BGEM3FlagModel(str(TINY), use_fp16=False, devices="cpu")
 
-    def run(batch: Batch) -> list[dict[str, np.float32]]:
+    def run(batch: PaddedRows) -> list[dict[str, np.float32]]:
         ids, weights = batch
         ends = np.arange(0, ids.size + 1, ids.shape[1], dtype=np.int32)
         rows = sparse_rows(ids.reshape(-1), weights.reshape(-1), ends, (0, 1, 2, 3))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bench.core import record
+from bench.core.dtypes import NAMES, NO_BF16
 from bench.core.harness import Bench, Row
 from bench.core.workloads import OUTPUTS, TINY, mix, padding_ratio, texts
 from bench.cpu import candidates
-from bench.cpu.candidates import NAMES, Peers
+from bench.cpu.candidates import Peers
 from bench.peers import encodings
 
 # Its weights were trained and rounded to fp16, whose bf16 errors are larger than random ones'.
@@ -31,7 +32,7 @@ def test_passages(bench: Bench, dtype: str) -> None:
         note=candidates.note(dtype, "the padding ratio is that of sorted batches of 8"),
     )
     if dtype == "bf16":
-        bench.need(row, record.has_bf16(), candidates.NO_BF16)
+        bench.need(row, record.has_bf16(), NO_BF16)
     inputs = [texts(lengths, seed) for seed in range(3)]
     bench.compare(
         row,

@@ -7,20 +7,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bench.core.dtypes import DTYPES
 from bench.core.harness import OURS, Bench
-from bench.core.measure import Candidate
+from bench.core.measure import Candidate, Maker
 from bench.core.workloads import OUTPUTS
 from bench.peers import encoders, strong_cpu
 
-Maker = Callable[[], Candidate]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-NAMES = {"fp32": "float32", "bf16": "bfloat16"}
-# Vectors have length 1 and token weights are near 1; fp32 sums in another order differ by 1e-6.
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 STRONG = "packed, SDPA, torch.compile"
-NO_BF16 = "awaits a CPU with AVX512_BF16 or AMX"
 
 
 @cache
@@ -60,7 +53,7 @@ class Peers:
                 encoders.sentence_transformers, path, bf16, sample
             )
 
-    def gate(self, tokens: int) -> dict[str, Callable[[], float]]:
+    def gemm_shares(self, tokens: int) -> dict[str, Callable[[], float]]:
         """`void` of Bench.compare."""
         return {STRONG: lambda: self._strong().gemm_share(tokens)}
 

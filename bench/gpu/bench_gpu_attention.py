@@ -20,7 +20,7 @@ AHEAD = 2e-3
 
 
 @dataclass
-class Texts:
+class DeviceTexts:
     """qkv [T, 3, H, D]; ends int32 [N + 1] on the device, lengths on the host."""
 
     qkv: torch.Tensor
@@ -29,16 +29,16 @@ class Texts:
     longest: int
 
 
-def _texts(bench: Bench, lengths: list[int], heads: int, seed: int) -> Texts:
+def _texts(bench: Bench, lengths: list[int], heads: int, seed: int) -> DeviceTexts:
     random = torch.Generator(bench.device).manual_seed(seed)
     dtype = bench.pick(torch.bfloat16, torch.float16)  # no bf16 products in the interpreter
     shape = (sum(lengths), 3, heads, DIM)
     qkv = torch.randn(shape, generator=random, device=bench.device).to(dtype)
     ends = torch.from_numpy(ops.offsets(lengths)).to(bench.device)
-    return Texts(qkv, ends, lengths, max(lengths))
+    return DeviceTexts(qkv, ends, lengths, max(lengths))
 
 
-def _ours(first: Texts) -> Candidate:
+def _ours(first: DeviceTexts) -> Candidate:
     from m3fast.kernels.attention import attention_plan, varlen_attention
 
     ends = ops.offsets(first.lengths)

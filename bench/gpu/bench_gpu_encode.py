@@ -64,7 +64,7 @@ def test_encode_batch(bench: Bench, kind: str) -> None:
         judge=candidates.judge(config, weights, inputs[0]),
         ahead=AHEAD,
         stream=runner.stream,
-        void=candidates.strong_gate(bench, weights, tokens),
+        void=candidates.strong_gemm_shares(bench, weights, tokens),
     )
 
 

@@ -65,7 +65,7 @@ def test_query_gpu_time(bench: Bench, batch: int) -> None:
         judge=candidates.judge(config, weights, inputs[0]),
         ahead=2e-3,
         stream=runner.stream,
-        void=candidates.strong_gate(bench, weights, QUERY * batch),
+        void=candidates.strong_gemm_shares(bench, weights, QUERY * batch),
     )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from bench.peers import ops
 TOKENS, HIDDEN, FFN = 32768, 1024, 4096
 AHEAD = 1e-3
 COPY = "copy of as many bytes"
-Maker = Callable[[], Candidate]
 
 
 def _random(bench: Bench, *shape: int, seed: int = 0) -> torch.Tensor:

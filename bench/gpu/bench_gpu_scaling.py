@@ -46,5 +46,5 @@ def test_length(bench: Bench, length: int) -> None:
         judge=candidates.judge(config, weights, inputs[0]),
         ahead=AHEAD,
         stream=runner.stream,
-        void=candidates.strong_gate(bench, weights, sum(lengths)),
+        void=candidates.strong_gemm_shares(bench, weights, sum(lengths)),
     )

@@ -21,7 +21,7 @@ AHEAD = 2e-3
 
 
 @dataclass
-class Weighted:
+class DeviceWeights:
     """ids, texts int32 [T], weights fp32 [T], ends int32 [N + 1], all on the device."""
 
     ids: torch.Tensor
@@ -39,7 +39,7 @@ def _lengths(bench: Bench) -> list[int]:
     return np.random.default_rng(0).gamma(3, 60, 556).clip(5, 512).astype(int).tolist()
 
 
-def _weighted(bench: Bench, lengths: Sequence[int], vocab: int, seed: int) -> Weighted:
+def _weighted(bench: Bench, lengths: Sequence[int], vocab: int, seed: int) -> DeviceWeights:
     """Half of a text's tokens repeat an id, as in real text; 95 % of the weights are positive."""
     random = np.random.default_rng(seed)
     ends = ops.offsets(lengths)
@@ -49,7 +49,7 @@ def _weighted(bench: Bench, lengths: Sequence[int], vocab: int, seed: int) -> We
     weights[random.random(ends[-1]) < 0.05] = 0
     texts = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     arrays = (torch.from_numpy(a).to(bench.device) for a in (ids, weights, texts, ends))
-    return Weighted(*arrays, len(lengths), list(SPECIAL))
+    return DeviceWeights(*arrays, len(lengths), list(SPECIAL))
 
 
 def _dicts(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray) -> list[dict]:
@@ -82,7 +82,7 @@ def test_sparse_csr(bench: Bench) -> None:
     first = inputs[0]
     expected = sparse_rows_ref(first.ids.cpu(), first.weights.cpu(), first.ends.cpu(), SPECIAL)
 
-    def ours(x: Weighted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def ours(x: DeviceWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return sparse_csr(x.ids, x.weights, x.ends, x.texts, SPECIAL)
 
     tokens = sum(lengths)

@@ -225,7 +225,7 @@ def strong_peer(
     return {STRONG: partial(strong_gpu.compiled, config, weights, x, bench.device)}
 
 
-def strong_gate(bench: Bench, weights: Any, tokens: int) -> dict[str, Callable[[], float]]:
+def strong_gemm_shares(bench: Bench, weights: Any, tokens: int) -> dict[str, Callable[[], float]]:
     """For `Bench.compare(void=...)`."""
     return {STRONG: partial(strong_gpu.gemm_share, weights, tokens, bench.device, AHEAD)}
 

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from bench.core import measure, roof
+from bench.core.roof import Product
 from bench.peers import onnxgraph
 from bench.peers.encoders import OUTPUTS, lexical, rows_of
 from bench.peers.encodings import KEYS, Encoded
 
-Product = Callable[[torch.Tensor], torch.Tensor]
 WIDTHS = (1, 16, 64)  # texts whose lengths differ by less are one group of attention
 ACTIVATIONS = ("none", "none", "gelu", "none")  # after qkv, out, up, down
 BUDGETS = (512, 1024, 4096)  # tokens per packed batch: what stays in caches, or larger products

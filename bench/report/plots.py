@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.core.measure import OURS
+from bench.report.table import Record
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OURS = "m3fast"
 SIZE = (7.2, 3.6)  # inches, of 72 points
 PANELS = 4  # rows of one latency figure
 # Read on white and on near-black alike: at least 3:1 on both for lines, 4:1 for text.
@@ -46,7 +48,6 @@ STYLE = {
     "savefig.transparent": True,
 }
 
-Record = dict[str, Any]
 Group = list[Record]  # one row's records
 Lines = dict[str, list[tuple[float, float]]]
 

@@ -14,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-OURS = "m3fast"
+from bench.core.measure import OURS
+from bench.report.table import Record
+
 TOLERANCE = 1.05
 NO_SPREAD = 0.15  # either side of a ratio recorded without its quantiles
 
-Record = dict[str, Any]
-Row = dict[str, Record]  # records by candidate
+ByCandidate = dict[str, Record]  # a row's records
+Pair = tuple[ByCandidate, ByCandidate]  # the older run's, the newer one's
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Checked:
 
 def check(records: Iterable[Record], run: str | None = None) -> Checked:
     """Compare each row's newest run, or `run`, with the newest before it of another commit."""
-    rows: dict[tuple[str, str], dict[str, Row]] = {}  # of one device each
+    rows: dict[tuple[str, str], dict[str, ByCandidate]] = {}  # of one device each
     for record in records:
         if "p50" in record:
             its = rows.setdefault((record["device"], record["row"]), {})
@@ -57,7 +58,7 @@ def check(records: Iterable[Record], run: str | None = None) -> Checked:
     return Checked(slower, len(pairs), since)
 
 
-def _pair(runs: dict[str, Row], run: str | None) -> tuple[Row, Row] | None:
+def _pair(runs: dict[str, ByCandidate], run: str | None) -> Pair | None:
     """(old, new) of one row."""
     timed = {name: row for name, row in sorted(runs.items()) if OURS in row}
     last = run or next(reversed(timed), "")
@@ -76,7 +77,7 @@ def _alike(old: Record, new: Record) -> bool:
     return all(old.get(key) == new.get(key) for key in keys)
 
 
-def _common(old: Row, new: Row) -> list[tuple[Record, Record]]:
+def _common(old: ByCandidate, new: ByCandidate) -> list[tuple[Record, Record]]:
     """Peers of both runs, but of another version."""
     return [
         (old[name], new[name])
@@ -96,7 +97,7 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def _drift(pairs: list[tuple[Row, Row]], old: Row, new: Row) -> float:
+def _drift(pairs: list[Pair], old: ByCandidate, new: ByCandidate) -> float:
     """How much slower all else is than in the old run: of all peers both runs have."""
     times = [
         b["p50"] / a["p50"]
@@ -108,7 +109,7 @@ def _drift(pairs: list[tuple[Row, Row]], old: Row, new: Row) -> float:
     return median(times) if times else 1.0
 
 
-def _slower(old: Row, new: Row, drift: float) -> str:
+def _slower(old: ByCandidate, new: ByCandidate, drift: float) -> str:
     """How it became slower, or ""."""
     a, b = old[OURS], new[OURS]
     if b["unit"] == "MiB":

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.core.measure import OURS
 from bench.core.paths import ROOT
 
 HEADER = ("Workload", "m3fast", "Peer", "Its figure", "Ratio", "Of limit", "Aim", "Met")
-OURS = "m3fast"
 # By unit: what a sample is of, and how many of it are one.
 PER_SECOND = {"tokens/s": ("tokens", 1.0), "requests/s": ("requests", 1.0),
               "TFLOP/s": ("work", 1e12), "GB/s": ("moved", 1e9)}  # fmt: skip

@@ -13,9 +13,9 @@ from statistics import median
 
 import pytest
 
+from bench.core.dtypes import TOLERANCE
 from bench.core.harness import OURS, Bench, millis, share, tail
 from bench.core.workloads import TINY, mix, texts
-from bench.cpu.candidates import TOLERANCE
 from bench.peers import encodings
 from bench.peers.encodings import KEYS
 from bench.serve import shared

@@ -22,7 +22,8 @@ import numpy as np
 from bench.core import measure
 from bench.core.workloads import mix, texts
 
-Encode = Callable[[list[str], int], np.ndarray]  # texts, texts per padded batch -> dense vectors
+# Texts and how many of them make a padded batch -> dense vectors.
+EncodePadded = Callable[[list[str], int], np.ndarray]
 # Texts per padded batch that are tried, for queries and for passages.
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "FlagEmbedding": ((16, 64), (4, 16)),
@@ -32,7 +33,7 @@ SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 SHORT = 256  # characters of the longest text in a call of queries
 
 
-def flag_embedding(path: Path) -> Encode:
+def flag_embedding(path: Path) -> EncodePadded:
     from FlagEmbedding import BGEM3FlagModel
 
     model = BGEM3FlagModel(str(path), use_fp16=False, devices="cpu")
@@ -43,7 +44,7 @@ def flag_embedding(path: Path) -> Encode:
     return encode
 
 
-def sentence_transformers(path: Path) -> Encode:
+def sentence_transformers(path: Path) -> EncodePadded:
     from sentence_transformers import SentenceTransformer
 
     from bench.peers import infinity
@@ -52,7 +53,7 @@ def sentence_transformers(path: Path) -> Encode:
     return lambda texts, size: model.encode(texts, batch_size=size, show_progress_bar=False)
 
 
-def m3fast(path: Path) -> Encode:
+def m3fast(path: Path) -> EncodePadded:
     """The drop-in in a peer's place: a smoke test needs no ten seconds of imports for it."""
     from m3fast import BGEM3FlagModel
 
@@ -68,7 +69,7 @@ WAYS = {
 
 
 def tuned(
-    encode: Encode, sizes: Sequence[Sequence[int]]
+    encode: EncodePadded, sizes: Sequence[Sequence[int]]
 ) -> tuple[Callable[[list[str]], np.ndarray], str]:
     """The encoder with the batch sizes that are fastest for queries and for passages."""
     samples = (texts([20] * 64, 0), texts(mix("passages", 6000), 0))

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
+from bench.core.dtypes import NAMES, TOLERANCE
 from bench.core.harness import Bench, Row
 from bench.core.measure import Sampled
 from bench.core.progress import paced
 from bench.core.rows import Aim
 from bench.core.workloads import mix, padding_ratio, texts
-from bench.cpu.candidates import NAMES, TOLERANCE
 from bench.peers import encodings, infinity
 from bench.serve.requests import Requests
 from bench.serve.servers import FLAG, INFINITY, TOGETHER, Server

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from bench.core import record
+from bench.core.dtypes import NAMES, NO_BF16
 from bench.core.harness import OURS, Bench, Row
-from bench.cpu.candidates import NAMES, NO_BF16
 from bench.serve.client import Client
 from bench.serve.requests import Requests
 from bench.serve.servers import FLAG, INFINITY, SENTENCE, STAND_IN, Server, start

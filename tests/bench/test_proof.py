@@ -34,7 +34,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         file = tmp_path / "verdicts.jsonl"
         text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
         file.write_text("\n".join(text) + "\n")
-        its = proof.Gate("cuda", verdicts=file)
+        its = proof.Proof("cuda", verdicts=file)
         assert not its.waits(suite)
         return its.red(suite, row)
 
@@ -93,7 +93,7 @@ def test_the_last_outcome_counts(judged: Any) -> None:
 
 
 def test_no_file_is_red(tmp_path: Path) -> None:
-    assert "nothing" in proof.Gate("cuda", verdicts=tmp_path / "none").red("sparse")
+    assert "nothing" in proof.Proof("cuda", verdicts=tmp_path / "none").red("sparse")
 
 
 def test_one_red_test_voids_no_other_rows(judged: Any) -> None:

@@ -31,14 +31,14 @@ def test_red_tests_void_a_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setitem(proof.TESTS, "cpu", tests)
     for name, value in PLAIN.items():
         monkeypatch.setenv(name, value)
-    its = proof.Gate("cpu")
+    its = proof.Proof("cpu")
     assert its.red("maxsim") == "" and its.red("encode") == ""
     assert its.waits("sparse")
     assert its.red("sparse") == f"{red} fail" and not its.waits("sparse")
     red.unlink()
     assert its.red("sparse") == f"{red} fail", "once per session"
     assert "test_green.py do not run" in its.red("packing"), "no tests prove nothing"
-    assert proof.Gate("cpu", open=True).red("sparse") == ""
+    assert proof.Proof("cpu", open=True).red("sparse") == ""
 
 
 def test_a_void_suite_is_not_timed_and_on_record() -> None:
