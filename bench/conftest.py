@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.core import gputime, record, workloads
+from bench.core import gputime, record, replay, workloads
 from bench.core.harness import SCALES, Bench
 from bench.core.progress import Progress, suite_of
 from bench.core.proof import Proof
+from bench.core.replay import Replay
 from bench.report import __main__ as report
 from bench.report import regress
 
@@ -87,7 +88,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--quick") and config.getoption("--first"):
         raise pytest.UsageError("--quick and --first: one of them was expected")
     chosen, model = _chosen(config), _model(config)
-    if not config.getoption("--benchmark"):
+    if not config.getoption("--benchmark") and (unmet := replay.unmet(config)):
+        raise pytest.UsageError(f"{', '.join(unmet)}: rows are timed with --benchmark only")
+    if not config.getoption("--benchmark") or replay.disabled(config):
         scale = "smoke"
     else:
         full = "full" if "full" in chosen else "default"
@@ -136,7 +139,13 @@ def pytest_configure(config: pytest.Config) -> None:
     verdicts = config.getoption("--verdicts")
     unproven = config.getoption("--no-gate") or (scale == "smoke" and not verdicts)
     config.stash[PROOF] = Proof(device.type, unproven, verdicts)
-    config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save, device, model)
+    its = Bench(SCALES[scale], threads, common, say, save, device, model)
+    if replay.installed(config):
+        replayed = Replay(config, {"device": words, "threads": threads})
+        config.pluginmanager.register(replayed, "m3fast bench replay")
+        if scale != "smoke":
+            its.replay = replayed
+    config.stash[BENCH] = its
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

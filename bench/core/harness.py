@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.core import gputime, measure, workloads
-from bench.core.measure import OURS, P99_SAMPLES, Absent, Candidate, Maker, Sampled
+from bench.core import gputime, measure, outcomes, workloads
+from bench.core.measure import OURS, Absent, Candidate, Maker, Sampled
 from bench.core.progress import paced
 from bench.core.roof import Roof
 from bench.core.rows import SCALES as SCALES
@@ -25,6 +26,8 @@ from bench.core.rows import tail as tail
 from bench.core.rows import times as times
 from bench.core.workloads import Shape
 
+# Takes a row's records, and the samples behind them by candidate.
+TakeSamples = Callable[[list[dict[str, Any]], Mapping[str, Sequence[float]]], None]
 GEMM_SHARE = 0.9  # of the gemm ceiling; a baseline whose own products are slower shows nothing
 
 
@@ -47,6 +50,7 @@ class Bench:
         self.red = ""  # why no row of the suite counts
         self.roof = Roof(device, toy=scale.smoke, seconds=scale.roof)
         self._common, self.say, self._save = dict(common), say, save
+        self.replay: TakeSamples = lambda group, samples: None
         self.groups: list[list[dict[str, Any]]] = []
 
     def begin(self, suite: str, test: str, red: str = "") -> None:
@@ -187,34 +191,9 @@ class Bench:
             void: by name, why a candidate's samples do not count.
         """
         self._refuse_red(row)
-        ours = found[OURS].seconds if OURS in found else []
-        records = []
-        for name in sorted(found, key=lambda n: n != OURS):
-            its = found[name]
-            record: dict[str, Any] = {"candidate": name, "status": "ok"}
-            if its.wrong:
-                status = "failed" if its.wrong.startswith("failed") else "wrong"
-                records.append(record | {"status": status, "reason": its.wrong})
-                continue
-            if name in (void or {}):
-                records.append(record | {"status": "void", "reason": void[name]})
-                continue
-            record |= measure.quantiles(its.seconds) | {"samples": len(its.seconds)}
-            record |= self._limit(row, record.get("p50"))
-            if len(its.seconds) >= P99_SAMPLES:
-                record["sorted"] = [float(f"{s:.4g}") for s in measure.ordered(its.seconds)]
-            value = record.get("p50")
-            if name != OURS and ours:
-                value = record["ratio"] = ratio(its.seconds, ours)
-                if (spread := measure.spread(its.seconds, ours)) and ratio is measure.ratio:
-                    record["ratios"] = [float(f"{x:.4g}") for x in spread]
-            if name in aims and aims[name].tail:
-                value = record["p99"] / record["p50"] if "p99" in record else None
-            if name in aims and value is not None:
-                record |= {"aim": str(aims[name]), "met": aims[name].met(value)}
-            records.append(record)
-        skipped = [{"candidate": n, "status": "skipped", "reason": r} for n, r in absent.items()]
-        self._keep(row, records + skipped)
+        limit = partial(self._limit, row)
+        group = self._keep(row, outcomes.records(found, absent, aims, ratio, void or {}, limit))
+        self.replay(group, {name: its.seconds for name, its in found.items()})
         if OURS in found and found[OURS].wrong:
             pytest.fail(f"{row.name}: m3fast: {found[OURS].wrong}", pytrace=False)
         wrong = {n: s.wrong for n, s in found.items() if s.wrong}
@@ -242,7 +221,7 @@ class Bench:
             seconds.append(row.moved / self.roof.bandwidth)
         return {"share": max(seconds) / p50, "roof": roof} if seconds else {}
 
-    def _keep(self, row: Row, records: list[dict[str, Any]]) -> None:
+    def _keep(self, row: Row, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row.model and self.model:
             row = replace(row, name=f"{row.name}, {self.model.name}")
         about = {
@@ -274,3 +253,4 @@ class Bench:
                     record[key] = float(f"{value:.5g}")
         self.groups.append(group)
         self._save(group)
+        return group

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TIMED = ("s", "tokens/s", "requests/s", "TFLOP/s", "GB/s")  # units whose samples are seconds
+
 
 @dataclass(frozen=True)
 class Scale:
