@@ -20,8 +20,7 @@ from bench.core.harness import SCALES, Bench
 from bench.core.progress import Progress, suite_of
 from bench.core.proof import Proof
 from bench.core.replay import Replay
-from bench.report import __main__ as report
-from bench.report import regress
+from bench.report import regress, table
 
 BENCH = pytest.StashKey[Bench]()
 PROOF = pytest.StashKey[Proof]()
@@ -209,12 +208,12 @@ def pytest_terminal_summary(
         return
     write = terminalreporter.write_line
     terminalreporter.section(f"{groups[0][0]['device']}, {groups[0][0]['threads']} threads")
-    write(report.plain([line for group in groups for line in report.cells(group)]))
+    write(table.plain([line for group in groups for line in table.cells(group)]))
     write("")
     for group in groups:
-        write(f"{group[0]['row']}: {report.notes(group)}")
+        write(f"{group[0]['row']}: {table.notes(group)}")
     if config.stash[KEEP]:
         records = [r for group in groups for r in group]
         file = config.getoption("--records") or record.file_of(records[0]["device"])
         write("")
-        write("\n".join(regress.check(report.read(file), records[0]["run"]).lines()))
+        write("\n".join(regress.check(table.read(file), records[0]["run"]).lines()))

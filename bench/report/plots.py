@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.core.measure import OURS
+from bench.report.names import shown
 from bench.report.table import Record
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _line(axes: Axes, x: Any, y: Any, name: str, **how: Any) -> None:
     # A peer has one colour in every plot; others by the sum of their letters.
     known = NAMES.index(name) if name in NAMES else sum(name.encode())
     colour = COLOURS[known % len(COLOURS)]
-    axes.plot(x, y, label=name, color=colour, linewidth=width, zorder=front, **how)
+    axes.plot(x, y, label=shown(name), color=colour, linewidth=width, zorder=front, **how)
 
 
 def _plain_ticks(axes: Axes, which: str = "x") -> None:

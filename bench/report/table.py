@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.core.measure import OURS
 from bench.core.paths import ROOT
+from bench.report.names import shown
 
 HEADER = ("Workload", "m3fast", "Peer", "Its figure", "Ratio", "Of limit", "Aim", "Met")
 # By unit: what a sample is of, and how many of it are one.
@@ -118,7 +119,7 @@ def cells(records: list[Record]) -> list[list[str]]:
     for peer in records:
         if peer["candidate"] != OURS:
             limit = percent((ours or peer).get("share"))
-            lines.append([peer["candidate"], figure(peer), ratio(peer), limit, *aim(peer)])
+            lines.append([shown(peer["candidate"]), figure(peer), ratio(peer), limit, *aim(peer)])
     if ours and ("aim" in ours or not lines):
         lines.insert(0, ["", "", "", percent(ours.get("share")), *aim(ours)])
     return [[records[0]["row"], figure(ours) if ours else "", *line] for line in lines]
@@ -137,13 +138,13 @@ def notes(records: list[Record]) -> str:
         parts.append(f"{ours['tokens']:,} tokens")
     if ours.get("padding"):
         parts.append(f"padding ratio {ours['padding']:.2f}")
-    counts = {r["candidate"]: str(r["samples"]) for r in records if "samples" in r}
+    counts = {shown(r["candidate"]): str(r["samples"]) for r in records if "samples" in r}
     if len(set(counts.values())) == 1:
         counts = {"each": counts.popitem()[1]}
     parts.append("samples: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     if roof := ours.get("roof"):
         parts.append("limit: " + " and ".join(f"{v / 1e9:,.0f} {ROOF[k]}" for k, v in roof.items()))
-    reasons = [f"{r['candidate']}: {r['reason']}" for r in records if r.get("reason")]
+    reasons = [f"{shown(r['candidate'])}: {r['reason']}" for r in records if r.get("reason")]
     return "; ".join([*parts, *filter(None, [ours.get("note", "")]), *reasons])
 
 
@@ -160,6 +161,14 @@ def plain(lines: list[list[str]]) -> str:
     )
 
 
+def grid(header: Sequence[str], lines: list[list[str]], absent: str = "") -> list[str]:
+    """A table in Markdown, without columns that are empty throughout; `absent` for empty cells."""
+    used = [i for i in range(len(header)) if any(line[i] for line in lines)]
+    filled = [[cell or absent for cell in line] for line in lines]
+    rows = [header, ["---"] * len(header), *filled]
+    return ["| " + " | ".join(row[i] for i in used) + " |" for row in rows]
+
+
 def ours_of(records: list[Record]) -> Record | None:
     return next((r for r in records if r["candidate"] == OURS), None)
 
@@ -168,7 +177,7 @@ def ratio(record: Record) -> str:
     found = record.get("ratio")
     if found is None:
         return ""
-    return percent(found) if record.get("aim", "").endswith("%") else _times(found)
+    return percent(found) if record.get("aim", "").endswith("%") else times(found)
 
 
 def aim(record: Record) -> list[str]:
@@ -186,7 +195,7 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _times(ratio: float) -> str:
+def times(ratio: float) -> str:
     return f"{ratio:.2f}×" if ratio < 100 else f"{ratio:.0f}×"
 
 

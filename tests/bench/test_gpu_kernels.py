@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench.gpu import kernels
 from bench.gpu.kernels import Node
-from bench.report import __main__ as report
+from bench.report import table
 
 from m3fast import gpurunner
 from m3fast.runner import Runner
@@ -76,7 +76,7 @@ def test_both_parts_are_recorded(
     monkeypatch.setattr(gpurunner, "GpuRunner", OnCpu)
     file = tmp_path / "kernels.jsonl"
     assert kernels.main(["--smoke", "--output", str(file)]) == 0
-    passages, query = report.read(file)
+    passages, query = table.read(file)
     assert [r["kernels"] for r in (passages, query)] == ["passages", "query"]
     for r in (passages, query):
         assert {"device", "commit", "dirty", "tree", "versions", "run", "total_us"} <= set(r)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from bench.core import gputime, harness, measure, workloads
-from bench.report import __main__ as report
+from bench.core.paths import RESULTS
+from bench.report import table
 from benchkept import Kept, pytest_of
 
 ROOT = Path(__file__).parents[2]
@@ -151,8 +152,8 @@ def test_gpu_rows_are_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ours["aim"], ours["met"]) == ("≤ 2000.5 µs", True)
     assert (peer["ratio"], peer["met"]) == (pytest.approx(3), False)
     assert (ours["share"], peer["share"]) == (pytest.approx(0.5), pytest.approx(1 / 6, rel=1e-4))
-    assert report.cells(kept.records)[0][5] == "50 %"
-    assert report.cells(kept.records)[0][1] == "1.5 TFLOP/s"
+    assert table.cells(kept.records)[0][5] == "50 %"
+    assert table.cells(kept.records)[0][1] == "1.5 TFLOP/s"
 
 
 def test_ratio_goes_pair_by_pair() -> None:
@@ -200,7 +201,7 @@ def test_records_say_ratio_aim_and_reasons() -> None:
     assert other["met"] is True and other["aim"] == "≥ 0×" and other["samples"] == 3
     assert {"p20", "p50", "p80"} <= set(ours) and "p50" not in gone
     assert gone["reason"] == "not installed"
-    lines = report.cells(kept.records)
+    lines = table.cells(kept.records)
     assert [line[2] for line in lines] == ["other", "gone"] and lines[1][3] == "skipped"
 
 
@@ -227,8 +228,8 @@ def test_m3fast_being_wrong_fails_the_run_but_is_on_record() -> None:
             judge=lambda name, truth, found: "" if truth == found else f"{found} is not {truth}",
         )
     assert kept.records[0]["status"] == "wrong" and "p50" not in kept.records[0]
-    assert report.cells(kept.records) == [["row", "wrong", "", "", "", "", "", ""]]
-    assert report.notes(kept.records) == "wrong, 2 is not 1"
+    assert table.cells(kept.records) == [["row", "wrong", "", "", "", "", "", ""]]
+    assert table.notes(kept.records) == "wrong, 2 is not 1"
 
 
 @pytest.mark.parametrize(
@@ -252,10 +253,10 @@ def _pytest(*arguments: str, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_smoke_round_of_every_row() -> None:
-    before = {f: f.read_bytes() for f in report.RESULTS.glob("*")}
+    before = {f: f.read_bytes() for f in RESULTS.glob("*")}
     # test_bench_serve.py runs that file, and looks at its records too.
     assert "passed" in _pytest("bench/", "--ignore", "bench/serve/bench_serve.py")
-    assert {f: f.read_bytes() for f in report.RESULTS.glob("*")} == before
+    assert {f: f.read_bytes() for f in RESULTS.glob("*")} == before
 
 
 @pytest.mark.slow
@@ -271,14 +272,14 @@ def test_records_go_where_one_says(tmp_path: Path) -> None:
     file = tmp_path / "records.jsonl"
     _pytest("bench/cpu/bench_packing.py", "--benchmark", "--quick", "--no-gate", "--device", "cpu",
             "--records", str(file))  # fmt: skip
-    found = report.read(file)
+    found = table.read(file)
     assert {(r["suite"], r["scale"]) for r in found} == {("packing", "quick")}
     assert any("p50" in r for r in found)
 
 
 @pytest.mark.slow
 def test_benchmark_prints_the_table() -> None:
-    before = {f: f.read_bytes() for f in report.RESULTS.glob("*")}
+    before = {f: f.read_bytes() for f in RESULTS.glob("*")}
     shown = _pytest("bench/cpu/bench_sparse.py", "--benchmark", "--quick")
     assert "Workload" in shown and "sparse dicts, 256 x 512 tokens" in shown
-    assert {f: f.read_bytes() for f in report.RESULTS.glob("*")} == before, "--quick is no record"
+    assert {f: f.read_bytes() for f in RESULTS.glob("*")} == before, "--quick is no record"

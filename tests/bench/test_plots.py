@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.report import __main__ as report
-from bench.report import plots
+from bench.report import plots, readme
 from benchkept import made_up
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +63,6 @@ def test_plots_change_with_records_only(tmp_path: Path) -> None:
 
 
 def test_readme_links_only_plots_that_are_there() -> None:
-    block = report.markdown()
+    block = readme.markdown()
     linked = set(re.findall(r"\]\((docs/bench/[^)]+)\)", block))
     assert all((ROOT / file).exists() for file in linked), "run: make report"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from bench.core import measure
-from bench.report import __main__ as report
 from bench.report import regress
+from bench.report.__main__ import main
 from benchkept import made_up
 
 Record = dict[str, Any]
@@ -96,5 +96,5 @@ def test_check_from_the_command_line(
     from bench.core import record
 
     record.append(run(1, 1.0, TWO) + run(2, ours, TWO), "", tmp_path / "cpu.jsonl")
-    assert report.main(["--check", "--results", str(tmp_path)]) == status
+    assert main(["--check", "--results", str(tmp_path)]) == status
     assert capsys.readouterr().out.startswith("cpu: regression check: ")

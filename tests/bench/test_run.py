@@ -11,7 +11,7 @@ import pytest
 import torch
 from bench import conftest
 from bench.core import harness, measure, progress, proof, roof, workloads
-from bench.report import __main__ as report
+from bench.report import table
 from benchkept import PLAIN, Kept, pytest_of
 from checkpoints import TINY_CONFIG
 
@@ -57,8 +57,8 @@ def test_a_void_suite_is_not_timed_and_on_record() -> None:
     for record in kept.records:
         assert record["status"] == "void" and "p50" not in record
         assert (record["suite"], record["test"]) == ("sparse", "bench_sparse.py::test_x")
-    assert report.cells(kept.records[:1])[0][:2] == ["row", "void"]
-    assert report.notes(kept.records[:1]) == "void, tests/kernels/test_sparse.py fail"
+    assert table.cells(kept.records[:1])[0][:2] == ["row", "void"]
+    assert table.notes(kept.records[:1]) == "void, tests/kernels/test_sparse.py fail"
 
 
 def test_suites_of_the_gate_exist() -> None:
@@ -87,7 +87,7 @@ def test_a_weak_baseline_is_void(reached: float, status: str) -> None:
         assert strong["reason"] == (
             "its products reach 89 % of the gemm suite's rate, a strong baseline 90 %"
         )
-        assert report.cells(kept.records)[0][2:5] == ["strong", "void", ""]
+        assert table.cells(kept.records)[0][2:5] == ["strong", "void", ""]
 
 
 def test_share_of_the_limit() -> None:
