@@ -204,7 +204,7 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     groups = config.stash[BENCH].groups
-    if not config.getoption("--benchmark") or not groups:
+    if config.stash[BENCH].scale.smoke or not groups:
         return
     write = terminalreporter.write_line
     terminalreporter.section(f"{groups[0][0]['device']}, {groups[0][0]['threads']} threads")
