@@ -224,25 +224,8 @@ class Bench:
     def _keep(self, row: Row, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row.model and self.model:
             row = replace(row, name=f"{row.name}, {self.model.name}")
-        about = {
-            "suite": self.suite,
-            "test": self.test,
-            "full": self.full or None,
-            "row": row.name,
-            "dtype": row.dtype,
-            "shape": row.shape,
-            "unit": row.unit,
-            "tokens": row.tokens,
-            "padding": row.padding,
-            "note": row.note,
-            "work": row.work,
-            "moved": row.moved,
-            "length": row.length,
-            "batch": row.batch,
-            "corpus": row.corpus,
-            "requests": row.requests,
-            "model": self.model.name if row.model and self.model else None,
-        }
+        about = {"suite": self.suite, "test": self.test, "full": self.full or None} | row.said()
+        about["model"] = self.model.name if row.model and self.model else None
         group = [
             self._common | {k: v for k, v in about.items() if v not in (None, "")} | r
             for r in records

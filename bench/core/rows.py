@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 TIMED = ("s", "tokens/s", "requests/s", "TFLOP/s", "GB/s")  # units whose samples are seconds
 
@@ -112,3 +113,9 @@ class Row:
     batch: int | None = None
     corpus: int | None = None
     requests: int | None = None
+
+    def said(self) -> dict[str, Any]:
+        """What its records say of it."""
+        found = asdict(self)
+        found.pop("model")
+        return {"row": found.pop("name")} | found

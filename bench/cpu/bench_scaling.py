@@ -21,6 +21,7 @@ from bench.core.measure import Absent, Candidate, Sampled
 from bench.core.progress import paced
 from bench.core.workloads import TINY, encoder_work, texts, weight_bytes
 from bench.cpu.candidates import STRONG
+from bench.cpu.exponents import by_round
 from bench.peers import encoders, encodings, strong_cpu
 
 Encode = Callable[[list[str], int, int], Any]  # texts, most tokens of one, texts in a batch
@@ -30,30 +31,6 @@ FLAG = "FlagEmbedding"
 FITTED = range(16, 1025)  # lengths where attention is a small part of the work
 # FlagEmbedding runs its first batch twice, so batches are small: in tokens, and of short texts.
 BATCH_TOKENS, FLAG_BATCH = 1024, 64
-
-
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """The `a` of seconds ~ size^a: slope of the least-squares line through both logarithms."""
-    if len(sizes) < 2 or len(sizes) != len(seconds):
-        raise ValueError(f"two or more pairs expected, found {len(sizes)} and {len(seconds)}")
-    x, y = np.log(sizes), np.log(seconds)
-    x -= x.mean()
-    return float((x @ (y - y.mean())) / (x @ x))
-
-
-def by_round(sizes: Mapping[int, Sampled], per: Mapping[int, float]) -> Sampled:
-    """One exponent per round that every size took part in.
-
-    Args:
-        per: what a size's seconds are divided by before the fit.
-    """
-    wrong = next((its.wrong for its in sizes.values() if its.wrong), "")
-    rounds = zip(*(its.seconds for its in sizes.values()), strict=False)
-    fits = [
-        exponent(list(sizes), [s / per[n] for n, s in zip(sizes, seconds, strict=True)])
-        for seconds in rounds
-    ]
-    return Sampled([] if wrong else fits, wrong)
 
 
 def _encoders(bench: Bench, path: Path) -> tuple[dict[str, Encode], dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,15 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.core import measure
 from bench.core.harness import OURS, Bench, Row, times
 from bench.core.measure import Candidate
 from bench.core.workloads import TINY
-from bench.peers import encoders, ops
+from bench.peers import ops, sparse
+from bench.peers.sparse import CHUNKS, SPECIAL, Weighted
 
 PaddedRows = tuple[np.ndarray, np.ndarray]  # ids int32 [texts, length], weights float32 alike
-VOCAB, SPECIAL = 250002, (0, 1, 2, 3)
-CHUNKS = (4, 16, 64)  # texts that the dense way scatters at once
+VOCAB = 250002
 
 
 def _batch(texts: int, length: int, seed: int) -> PaddedRows:
@@ -53,7 +51,7 @@ def _ours() -> Candidate:
 
 def _loop(path: Path) -> Candidate:
     loop: Callable[[np.ndarray, list[int]], dict[str, np.float32]]
-    loop = encoders.reference_sparse_loop(path)
+    loop = sparse.reference_loop(path)
     return lambda batch: list(map(loop, batch[1], batch[0].tolist()))
 
 
@@ -85,15 +83,6 @@ def test_sparse_dicts(bench: Bench) -> None:
     )
 
 
-@dataclass
-class Weighted:
-    """ids int32 [T], weights fp32 [T], ends int32 [N + 1] of packed texts."""
-
-    ids: np.ndarray
-    weights: np.ndarray
-    ends: np.ndarray
-
-
 def _weighted(lengths: np.ndarray, vocab: int, seed: int) -> Weighted:
     rng = np.random.default_rng(seed)
     ends = ops.offsets(lengths)
@@ -102,40 +91,6 @@ def _weighted(lengths: np.ndarray, vocab: int, seed: int) -> Weighted:
     weights = rng.random(len(ids), dtype=np.float32) * 0.3 + 1e-6
     weights[rng.random(len(ids)) < 0.05] = 0
     return Weighted(ids, weights, ends)
-
-
-def _dense_scatter(chunk: int, vocab: int) -> Candidate:
-    """Into kept vectors as wide as the vocabulary, some texts at a time, and their non-zeros."""
-    rows = torch.zeros(chunk, vocab)
-
-    def run(x: Weighted) -> list[torch.Tensor]:
-        ids, weights = torch.from_numpy(x.ids).long(), torch.from_numpy(x.weights)
-        ends, found = torch.from_numpy(x.ends), []
-        for first in range(0, len(ends) - 1, chunk):
-            cut = ends[first : first + chunk + 1]
-            begin, end = int(cut[0]), int(cut[-1])
-            texts = torch.repeat_interleave(torch.arange(len(cut) - 1), cut.diff())
-            flat = texts * vocab + ids[begin:end]
-            rows.view(-1).scatter_reduce_(0, flat, weights[begin:end], "amax")
-            rows[:, list(SPECIAL)] = 0
-            where = rows.nonzero()
-            found.append(torch.stack([where[:, 0] + first, where[:, 1]]))
-            found.append(rows[where[:, 0], where[:, 1]])
-            rows.view(-1)[flat] = 0
-        return found
-
-    return run
-
-
-def _best_dense(bench: Bench, vocab: int, x: Weighted) -> tuple[int, Candidate]:
-    tried = {str(n): _dense_scatter(n, vocab) for n in CHUNKS}
-    best = str(CHUNKS[0]) if bench.scale.smoke else measure.fastest(tried, x, x)
-    return int(best), tried[best]
-
-
-def _loop_rows(path: Path) -> Candidate:
-    loop = encoders.reference_sparse_loop(path)
-    return lambda x: [loop(x.weights[a:b], x.ids[a:b].tolist()) for a, b in pairwise(x.ends)]
 
 
 def _rows(found: Any, n_texts: int) -> list[dict[int, float]]:
@@ -171,7 +126,7 @@ def test_sparse_rows(bench: Bench) -> None:
     first, tokens = inputs[0], int(lengths.sum())
     given = (torch.from_numpy(part) for part in (first.ids, first.weights, first.ends))
     expected = sparse_rows_ref(*given, SPECIAL)
-    chunk, dense = _best_dense(bench, vocab, first)
+    chunk, dense = sparse.best_dense(vocab, first, trial=not bench.scale.smoke)
     entries = sum(map(len, expected))
     bench.compare(
         Row(
@@ -185,7 +140,7 @@ def test_sparse_rows(bench: Bench) -> None:
         {
             OURS: lambda: lambda x: sparse_rows(x.ids, x.weights, x.ends, SPECIAL),
             "dense scatter": lambda: dense,
-            "FlagEmbedding": partial(_loop_rows, TINY),
+            "FlagEmbedding": partial(sparse.loop_rows, TINY),
         },
         inputs,
         rounds=20,

@@ -7,9 +7,7 @@ those of them that were asked for. A `sample` is what an adapter tries its batch
 
 from __future__ import annotations
 
-import inspect
 import json
-import types
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -216,20 +214,3 @@ def lexical(ids: list[int], weights: np.ndarray) -> dict[str, Any]:
         if i > 3 and w > best.get(i, 0):
             best[i] = w
     return {str(i): w for i, w in best.items()}
-
-
-def reference_sparse_loop(path: Path) -> Callable[[np.ndarray, list[int]], dict[str, Any]]:
-    """FlagEmbedding's own function from token weights and ids of one text to its dict.
-
-    It is local to a method, so its code object is taken from there instead of being rewritten.
-    """
-    from FlagEmbedding.inference.embedder.encoder_only import m3
-    from transformers import AutoTokenizer
-
-    name = "_process_token_weights"
-    method = inspect.unwrap(m3.M3Embedder.encode_single_device)
-    code = next((c for c in method.__code__.co_consts if getattr(c, "co_name", "") == name), None)
-    if code is None or code.co_freevars != ("self",):
-        raise Absent(f"this version of FlagEmbedding has no {name}")
-    owner = types.SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(path))
-    return types.FunctionType(code, vars(m3), name, None, (types.CellType(owner),))

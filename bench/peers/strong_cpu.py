@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,41 +24,11 @@ from bench.core.roof import Product
 from bench.peers import onnxgraph
 from bench.peers.encoders import OUTPUTS, lexical, rows_of
 from bench.peers.encodings import KEYS, Encoded
+from bench.peers.strong_parts import EAGER, compiled, groups_of
 
 WIDTHS = (1, 16, 64)  # texts whose lengths differ by less are one group of attention
 ACTIVATIONS = ("none", "none", "gelu", "none")  # after qkv, out, up, down
 BUDGETS = (512, 1024, 4096)  # tokens per packed batch: what stays in caches, or larger products
-
-
-def add_norm(
-    y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-) -> torch.Tensor:
-    return F.layer_norm(y + x, x.shape[-1:], weight, bias, eps)
-
-
-def unit(x: torch.Tensor) -> torch.Tensor:
-    return F.normalize(x.float(), dim=-1)
-
-
-def weigh(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """relu(x · w + b) float32 [T]"""
-    return torch.relu((x.float() * weight.float()).sum(-1) + bias.float())
-
-
-EAGER = {"add_norm": add_norm, "unit": unit, "weigh": weigh}
-
-
-@cache
-def compiled() -> tuple[dict[str, Callable[..., Any]], str]:
-    """The elementwise parts under torch.compile, and "", or eager ones and the reason."""
-    fast = {name: torch.compile(part, dynamic=True) for name, part in EAGER.items()}
-    x, row = torch.randn(24, 64), torch.randn(64)
-    try:
-        with torch.inference_mode():
-            fast["add_norm"](x, x, row, row, 1e-5)
-    except Exception as error:  # no compiler, or one that Inductor cannot use
-        return EAGER, f"eager, since torch.compile fails: {type(error).__name__}"
-    return fast, ""
 
 
 def note() -> str:
@@ -198,7 +168,7 @@ class StrongCpu:
         positions = torch.cat([torch.arange(2, n + 2) for n in lengths])
         x = self._word[ids]
         x = self._parts["add_norm"](x, self._position[positions], *self._norm, self._eps)
-        groups = _groups(lengths, self._width, self._dtype)
+        groups = groups_of(lengths, self._width, self._dtype)
         for qkv, out, up, down, norm, norm_2 in self._layers:
             attended = self._attend(qkv(x), groups)
             x = self._parts["add_norm"](out(attended), x, *norm, self._eps)
@@ -232,33 +202,6 @@ class StrongCpu:
             else:
                 attended[start:end] = mixed[mask.view(-1) == 0]
         return attended
-
-
-def _groups(lengths: list[int], width: int, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """(first row, end, texts, longest, index of padded rows, mask) of each group, long to short.
-
-    index and mask are None where all lengths are equal. The mask [B, 1, 1, S] is added to scores.
-    """
-    made: list[tuple[Any, ...]] = []
-    at, i = 0, 0
-    while i < len(lengths):
-        longest, j = lengths[i], i
-        while j < len(lengths) and longest - lengths[j] < width:
-            j += 1
-        its = torch.tensor(lengths[i:j])
-        end = at + int(its.sum())
-        index = mask = None
-        if its[-1] < longest:
-            columns = torch.arange(longest)
-            padding = columns >= its[:, None]
-            starts = its.cumsum(0) - its
-            # A padded position reads the last row of its text: any finite one would do.
-            index = (starts[:, None] + columns.minimum(its[:, None] - 1)).view(-1)
-            mask = torch.zeros(padding.shape, dtype=dtype).masked_fill_(padding, -torch.inf)
-            mask = mask[:, None, None]
-        made.append((at, end, j - i, longest, index, mask))
-        at, i = end, j
-    return made
 
 
 def _pair(state: dict[str, torch.Tensor], name: str) -> tuple[torch.Tensor, torch.Tensor]:

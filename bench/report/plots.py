@@ -7,20 +7,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.core.measure import OURS
 from bench.report.names import shown
-from bench.report.table import Record
+from bench.report.series import Group, Lines, find_batch, find_latency, find_length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (7.2, 3.6)  # inches, of 72 points
-PANELS = 4  # rows of one latency figure
 # Read on white and on near-black alike: at least 3:1 on both for lines, 4:1 for text.
 INK, FAINT = "#7b7b7b", "#7b7b7b40"
 COLOURS = ("#e4572e", "#2f86d6", "#2a9d5c", "#a66bd6", "#b8860b", "#d6569c", "#3a9ea5", "#8c7a6b")
@@ -49,8 +47,6 @@ STYLE = {
     "savefig.transparent": True,
 }
 
-Group = list[Record]  # one row's records
-Lines = dict[str, list[tuple[float, float]]]
 
 
 def names(rows: list[Group], stem: str) -> dict[str, str]:
@@ -89,21 +85,6 @@ def _save(drawn: Callable[[Any, Any], None], data: Any, file: Path) -> None:
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def _find_length(rows: list[Group]) -> dict[str, Lines]:
-    """By dtype, lines of (length, tokens/s), the limit among them."""
-    found: dict[str, Lines] = {}
-    for record in _timed(rows):
-        whole = record.get("suite") == "scaling" and record["unit"] == "tokens/s"
-        if whole and record.get("length"):
-            lines = found.setdefault(record["dtype"], {})
-            rate = record["tokens"] / record["p50"]
-            lines.setdefault(record["candidate"], []).append((record["length"], rate))
-            if record["candidate"] == OURS and record.get("share"):
-                limit = (record["length"], rate / record["share"])
-                lines.setdefault("limit", []).append(limit)
-    return {dtype: lines for dtype, lines in found.items() if _long(lines)}
-
-
 def _draw_length(figure: Any, found: dict[str, Lines]) -> None:
     for axes, (dtype, lines) in zip(_panels(figure, found), found.items(), strict=True):
         _lines(axes, lines, dtype if len(found) > 1 else "")
@@ -111,23 +92,6 @@ def _draw_length(figure: Any, found: dict[str, Lines]) -> None:
         axes.set_ylabel("tokens / s")
         axes.set_ylim(bottom=0)
     _legend(figure)
-
-
-def _find_batch(rows: list[Group]) -> dict[str, Lines]:
-    """By what else there is to a row, lines of (texts per call, milliseconds per text)."""
-    found: dict[tuple[str, str], Lines] = {}
-    for record in _timed(rows):
-        if record.get("batch") and record["unit"] in ("s", "tokens/s"):
-            layers = re.search(r"\d+ layers", record["row"])
-            words = (f"{record.get('length', 'ragged')} tokens", record["dtype"])
-            key = record.get("test", ""), ", ".join((*words, layers[0] if layers else ""))
-            lines = found.setdefault(key, {})
-            point = (record["batch"], 1e3 * record["p50"] / record["batch"])
-            lines.setdefault(record["candidate"], []).append(point)
-    kept = {key: lines for key, lines in found.items() if _long(lines) and _function(lines)}
-    most = sorted(kept, key=lambda key: -len(kept[key][OURS]))[:2]
-    # Reversed: of two tests with one title the longer stays.
-    return {title.rstrip(", "): kept[test, title] for test, title in reversed(most)}
 
 
 def _draw_batch(figure: Any, found: dict[str, Lines]) -> None:
@@ -138,15 +102,6 @@ def _draw_batch(figure: Any, found: dict[str, Lines]) -> None:
         axes.set_xlabel("texts per call")
         axes.set_ylabel("ms per text")
     _legend(figure)
-
-
-def _find_latency(rows: list[Group]) -> list[Group]:
-    kept = [
-        [r for r in row if r.get("sorted")]
-        for row in rows
-        if row[0].get("suite") == "latency" and row[0]["unit"] == "s"
-    ]
-    return [row for row in kept if any(r["candidate"] == OURS for r in row)][:PANELS]
 
 
 def _draw_latency(figure: Any, found: list[Group]) -> None:
@@ -224,27 +179,15 @@ def _few(value: float) -> str:
     return f"{value:,.6g}" if digit in "25" else ""
 
 
-def _timed(rows: list[Group]) -> list[Record]:
-    return [record for row in rows for record in row if "p50" in record]
-
-
-def _long(lines: Lines) -> bool:
-    return len(lines.get(OURS, ())) > 1
-
-
-def _function(lines: Lines) -> bool:
-    return all(len({x for x, _ in line}) == len(line) for line in lines.values())
-
-
 ALT = {
     "length": "Throughput against text length, and the limit of this machine",
     "latency": "Distribution of latencies",
     "batch": "Time per text against texts per call",
 }
 FIND: dict[str, Callable[[list[Group]], Any]] = {
-    "length": _find_length,
-    "latency": _find_latency,
-    "batch": _find_batch,
+    "length": find_length,
+    "latency": find_latency,
+    "batch": find_batch,
 }
 DRAW: dict[str, Callable[[Any, Any], None]] = {
     "length": _draw_length,

@@ -1,9 +1,8 @@
-"""The benchmarks' own machinery: what counts as a sample, what is recorded, what README prints."""
+"""The measuring core: what counts as a sample, in which order samples are taken, GPU time."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import types
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from bench.core import gputime, harness, measure, workloads
-from bench.core.paths import RESULTS
 from bench.report import table
-from benchkept import Kept, pytest_of
+from benchkept import Kept
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,106 +178,3 @@ def test_texts_have_the_lengths_asked_for() -> None:
     assert np.diff(tokens.offsets).tolist() == lengths
     assert workloads.padding_ratio(lengths) == pytest.approx(24 * 331 / sum(lengths))
     assert workloads.padding_ratio([1, 4, 4, 1], 2) == 1.0
-
-
-def test_records_say_ratio_aim_and_reasons() -> None:
-    kept = Kept()
-
-    def absent() -> measure.Candidate:
-        raise measure.Absent("not installed")
-
-    clock = {"m3fast": lambda _: 1, "other": lambda _: 1}
-    kept.bench.compare(
-        harness.Row("row", shape="1 x 1", tokens=10, unit="tokens/s"),
-        {"other": lambda: clock["other"], "m3fast": lambda: clock["m3fast"], "gone": absent},
-        [0],
-        rounds=3,
-        aims={"other": harness.times(0.0)},
-    )
-    ours, other, gone = kept.records
-    assert (ours["candidate"], other["candidate"], gone["candidate"]) == ("m3fast", "other", "gone")
-    assert other["met"] is True and other["aim"] == "≥ 0×" and other["samples"] == 3
-    assert {"p20", "p50", "p80"} <= set(ours) and "p50" not in gone
-    assert gone["reason"] == "not installed"
-    lines = table.cells(kept.records)
-    assert [line[2] for line in lines] == ["other", "gone"] and lines[1][3] == "skipped"
-
-
-def test_a_broken_peer_is_on_record_and_the_row_goes_on() -> None:
-    def broken() -> measure.Candidate:
-        raise AttributeError("no such option\nsecond line")
-
-    makers = {"m3fast": lambda: lambda _: 1, "peer": broken}
-    kept = Kept()
-    kept.bench.compare(harness.Row("row", shape="s"), makers, [0], rounds=3)
-    assert kept.records[1]["reason"] == "failed: AttributeError: no such option"
-    with pytest.raises(AttributeError):
-        Kept("smoke").bench.compare(harness.Row("row", shape="s"), makers, [0], rounds=3)
-
-
-def test_m3fast_being_wrong_fails_the_run_but_is_on_record() -> None:
-    kept = Kept()
-    with pytest.raises(pytest.fail.Exception, match="2 is not 1"):
-        kept.bench.compare(
-            harness.Row("row", shape="s"),
-            {"truth": lambda: lambda _: 1, "m3fast": lambda: lambda _: 2},
-            [0],
-            rounds=1,
-            judge=lambda name, truth, found: "" if truth == found else f"{found} is not {truth}",
-        )
-    assert kept.records[0]["status"] == "wrong" and "p50" not in kept.records[0]
-    assert table.cells(kept.records) == [["row", "wrong", "", "", "", "", "", ""]]
-    assert table.notes(kept.records) == "wrong, 2 is not 1"
-
-
-@pytest.mark.parametrize(
-    ("aim", "text", "good", "bad"),
-    [
-        (harness.times(5), "≥ 5×", 5.0, 4.9),
-        (harness.share(0.85), "≥ 85 %", 0.85, 0.84),
-        (harness.micros(60), "≤ 60 µs", 6e-5, 6.1e-5),
-        (harness.at_most(0.15, " s"), "≤ 0.15 s", 0.15, 0.16),
-    ],
-)
-def test_aims(aim: Any, text: str, good: float, bad: float) -> None:
-    assert str(aim) == text and aim.met(good) and not aim.met(bad)
-
-
-def _pytest(*arguments: str, **environment: str) -> str:
-    done = pytest_of(*arguments, **environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_smoke_round_of_every_row() -> None:
-    before = {f: f.read_bytes() for f in RESULTS.glob("*")}
-    # test_bench_serve.py runs that file, and looks at its records too.
-    assert "passed" in _pytest("bench/", "--ignore", "bench/serve/bench_serve.py")
-    assert {f: f.read_bytes() for f in RESULTS.glob("*")} == before
-
-
-@pytest.mark.slow
-def test_smoke_round_of_gpu_rows_with_interpreted_kernels() -> None:
-    shown = _pytest("bench/", "-vv", TRITON_INTERPRET="1")
-    assert "a CPU's row" in shown
-    for file in (ROOT / "bench").rglob("bench_gpu_*.py"):
-        assert re.search(rf"{file.name}::.* PASSED", shown), file.name
-
-
-@pytest.mark.slow
-def test_records_go_where_one_says(tmp_path: Path) -> None:
-    file = tmp_path / "records.jsonl"
-    _pytest("bench/cpu/bench_packing.py", "--benchmark", "--quick", "--no-gate", "--device", "cpu",
-            "--records", str(file))  # fmt: skip
-    found = table.read(file)
-    assert {(r["suite"], r["scale"]) for r in found} == {("packing", "quick")}
-    assert any("p50" in r for r in found)
-
-
-@pytest.mark.slow
-def test_benchmark_prints_the_table() -> None:
-    before = {f: f.read_bytes() for f in RESULTS.glob("*")}
-    shown = _pytest("bench/cpu/bench_sparse.py", "--benchmark", "--quick")
-    assert "Workload" in shown and "sparse dicts, 256 x 512 tokens" in shown
-    assert {f: f.read_bytes() for f in RESULTS.glob("*")} == before, "--quick is no record"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.report import plots, readme
+from bench.report import plots, readme, series
 from benchkept import made_up
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +45,9 @@ def test_plots_have_what_they_are_to_show(tmp_path: Path) -> None:
 
 
 def test_limit_is_what_a_full_share_would_be() -> None:
-    lines = plots._find_length(_rows())["float32"]
+    lines = series.find_length(_rows())["float32"]
     assert lines["m3fast"][0] == (32, 2048.0) and lines["limit"][0] == (32, 4096.0)
-    batches = plots._find_batch(_rows())["20 tokens, float32, 2 layers"]
+    batches = series.find_batch(_rows())["20 tokens, float32, 2 layers"]
     assert [x for x, _ in batches["m3fast"]] == [1, 2, 4]
     assert [y for _, y in batches["m3fast"]] == pytest.approx([10.0] * 3)
 

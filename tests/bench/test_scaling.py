@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench.core import child, measure
-from bench.cpu import bench_scaling
+from bench.cpu import exponents
 from bench.peers import infinity
 
 Sampled = measure.Sampled
@@ -19,28 +19,28 @@ Sampled = measure.Sampled
 @pytest.mark.parametrize("power", [0.0, 1.0, 1.05, 2.0])
 def test_exponent_of_a_power_law(power: float) -> None:
     sizes = [16, 64, 256, 1024]
-    assert bench_scaling.exponent(sizes, [3e-4 * n**power for n in sizes]) == pytest.approx(power)
+    assert exponents.exponent(sizes, [3e-4 * n**power for n in sizes]) == pytest.approx(power)
 
 
 def test_exponent_is_the_least_squares_slope() -> None:
     sizes, seconds = [1, 2, 10, 40], [0.5, 0.4, 3.0, 9.0]
     slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
-    assert bench_scaling.exponent(sizes, seconds) == pytest.approx(slope)
+    assert exponents.exponent(sizes, seconds) == pytest.approx(slope)
     for wrong in ([1], [1, 2, 3]):
         with pytest.raises(ValueError, match="pairs"):
-            bench_scaling.exponent(wrong, [1.0] if len(wrong) == 1 else [1.0, 2.0])
+            exponents.exponent(wrong, [1.0] if len(wrong) == 1 else [1.0, 2.0])
 
 
 def test_a_round_gives_an_exponent() -> None:
     # Calls of equal seconds with 4, 2 and 1 texts: a text's cost grows as its length.
     sizes = {n: Sampled([1.0, 10.0]) for n in (10, 20, 40)}
-    found = bench_scaling.by_round(sizes, {10: 4, 20: 2, 40: 1})
+    found = exponents.by_round(sizes, {10: 4, 20: 2, 40: 1})
     assert found.seconds == pytest.approx([1.0, 1.0]) and not found.wrong
     # Rounds that a size sat out have none.
     sizes[40].seconds = [2.0]
-    assert bench_scaling.by_round(sizes, dict.fromkeys(sizes, 1)).seconds == pytest.approx([0.5])
+    assert exponents.by_round(sizes, dict.fromkeys(sizes, 1)).seconds == pytest.approx([0.5])
     sizes[20] = Sampled([], "dense off by 1")
-    found = bench_scaling.by_round(sizes, dict.fromkeys(sizes, 1))
+    found = exponents.by_round(sizes, dict.fromkeys(sizes, 1))
     assert found.wrong == "dense off by 1" and found.seconds == []
 
 

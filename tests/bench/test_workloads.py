@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bench.core import workloads
-from bench.peers import encoders, encodings, strong_cpu
+from bench.peers import encoders, encodings, strong_cpu, strong_parts
 from bench.peers.encodings import KEYS
 from bench.peers.linears import LINEARS
 
@@ -99,7 +99,7 @@ def test_adapters_do_the_same_work(
 ) -> None:
     """Padding, batches, empty texts and the sparse rows, with settings by default and by trial."""
     pytest.importorskip(package)
-    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_cpu.EAGER, ""))  # seconds
+    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_parts.EAGER, ""))  # seconds
     monkeypatch.setattr(strong_cpu, "BUDGETS", (16, 64, 4096))
     model = encoders.m3fast(workloads.TINY, outputs=outputs)
     truth, one = model(odd_texts), model(odd_texts[1])
@@ -119,7 +119,7 @@ def test_adapters_do_the_same_work(
 def test_strong_baseline_in_all_groupings(
     width: int, budget: int, odd_texts: list[str], odd_truth: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_cpu.EAGER, ""))
+    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_parts.EAGER, ""))
     strong = strong_cpu.StrongCpu(workloads.TINY, torch.float32)
     strong._width, strong._budget = width, budget
     assert encodings.differ(1e-4)("strong", odd_truth, strong(odd_texts)) == ""
@@ -127,7 +127,7 @@ def test_strong_baseline_in_all_groupings(
 
 def test_gate_sees_slow_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of the test's own: the baseline's products take 1 s, then 3, the ceiling's 2."""
-    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_cpu.EAGER, ""))
+    monkeypatch.setattr(strong_cpu, "compiled", lambda: (strong_parts.EAGER, ""))
     strong = strong_cpu.StrongCpu(workloads.checkpoint(Shape(2, 128)), torch.float32)
     now = 0.0
 
