@@ -1,4 +1,4 @@
-"""What a bench file talks to: rows (core/rows.py) and the recorder behind the `bench` fixture."""
+"""`Bench`, the recorder behind the `bench` fixture, and the names that a file of rows imports."""
 
 from __future__ import annotations
 

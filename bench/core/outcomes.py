@@ -1,4 +1,4 @@
-"""From the samples of a row's candidates to what its records say of each."""
+"""Records of a row's candidates, from their samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a long run stands: a line per test with its suite's count, time so far and time left."""
+"""Progress of a long run: a line per test with its suite's count, time so far and time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine allows: its fastest matrix product and its fastest pass over memory.
+"""The machine's limits: its fastest matrix product and its fastest pass over memory.
 
     limit = max(floating-point operations / flops(dtype), bytes / bandwidth)
 

@@ -1,4 +1,4 @@
-"""What a row says of itself: how much of it to measure, what it aims at, its sizes."""
+"""`Row`, `Aim` and `Scale`: a workload and its sizes, its goal, how much of it to measure."""
 
 from __future__ import annotations
 

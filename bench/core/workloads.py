@@ -1,4 +1,4 @@
-"""What is measured: random checkpoints in full or small size, and texts of chosen lengths."""
+"""Inputs of the rows: random checkpoints in full or small size, and texts of chosen lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ceiling itself: the encoder's matrix products by m3fast and by torch, and memory bandwidth.
+"""The encoder's matrix products by m3fast and by torch, and memory bandwidth.
 
 A layer's row is its four products in turn, of layers that rotate, so that weights come from memory
 as they do in an encoder; the rows of one product show which shape is how far from the ceiling.

@@ -1,4 +1,4 @@
-"""What a search box waits for: one query or a few, text to numpy, all three outputs."""
+"""Latency of one query or a few on a CPU: text to numpy, all three outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search box waits for on a GPU: queries of 20 tokens, one and some at a time."""
+"""Latency on a GPU: queries of 20 tokens, one and some at a time."""
 
 from __future__ import annotations
 

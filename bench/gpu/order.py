@@ -1,4 +1,4 @@
-"""What `make gpu-first` and `make gpu-bench` run, in the order of what the README needs most."""
+"""The suites that `make gpu-first` and `make gpu-bench` run, most needed first."""
 
 from __future__ import annotations
 

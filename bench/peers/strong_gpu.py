@@ -1,4 +1,4 @@
-"""The strong baseline: the same packed encoder out of torch's best parts, and nothing of ours.
+"""The strong baseline on a GPU: the packed encoder out of torch's best parts, and nothing of ours.
 
 Packed tokens, torch's varlen_attn, each layer through torch.compile, the whole in one CUDA graph.
 """
