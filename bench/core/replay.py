@@ -61,7 +61,9 @@ class Replay:
                 _enter(session, record, samples[record["candidate"]], extra)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None]:
+    def pytest_collection_modifyitems(
+        self, items: list[pytest.Item]
+    ) -> Generator[None, None, None]:
         """`--benchmark-only` and `--benchmark-skip` look for its fixture: ours counts as one."""
         rows = [its for item in items if "bench" in (its := getattr(item, "fixturenames", ()))]
         for names in rows:

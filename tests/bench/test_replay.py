@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bench.conftest  # noqa: F401 - pytester forgets what is first imported in its runs
 import pytest
 import torch
 
