@@ -48,6 +48,7 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 EDITABLE = $(PIP) -c constraints.txt --no-build-isolation -e
 INFINITY = .venv-infinity
+DOCS_VENV = .venv-docs
 GPU_PEERS = late-interaction-kernels flash-maxsim
 INPUTS = pyproject.toml setup.py constraints.txt
 
@@ -70,9 +71,10 @@ help:
 	@echo 'make report            rewrite the table of README.md and docs/bench/ from bench/results/'
 	@echo 'make bench-check       what became slower since the last recorded commit, and status 1'
 	@echo 'make train-tiny        make m3fast-tiny from its texts, which its model card names (DATA=...)'
+	@echo 'make docs              the documentation as a site, build/site/index.html'
 	@echo 'make build             wheel and sdist into dist/'
 	@echo 'make clean             remove what was built, and .venv'
-	@echo 'All but the gpu ones work in .venv, made at the first call. PYTHON=... picks the interpreter.'
+	@echo 'All but docs and the gpu ones work in .venv, made at the first call. PYTHON=... picks the interpreter.'
 
 demo: $(VENV)/demo.stamp ext
 	@$(PY) -m m3fast.demo --model '$(MODEL)'
@@ -200,11 +202,24 @@ $(TINY)/trained.stamp: $(TINY)/start.stamp $(TINY_CONFIG)
 	$(MALLOC) $(VENV)/bin/m3fast train $(TINY_CONFIG)
 	@touch $@
 
+# Strict: a broken link, anchor or picture ends it. Without torch: the sources are read, not imported.
+docs: $(DOCS_VENV)/stamp
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict
+
+$(DOCS_VENV)/stamp: $(VENV)/base.stamp
+	@$(PY) -m venv $(DOCS_VENV)
+	@$(PY) -c 'import tomllib; f = open("pyproject.toml", "rb"); \
+	    print(*tomllib.load(f)["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	    >$(DOCS_VENV)/requirements.txt
+	@$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check \
+	    -r $(DOCS_VENV)/requirements.txt
+	@touch $@
+
 build: $(VENV)/test.stamp
 	$(PY) -m build
 
 clean:
-	rm -rf $(VENV) $(INFINITY) $(GPU_VENV) build dist src/*.egg-info src/m3fast/_C*.so
+	rm -rf $(VENV) $(INFINITY) $(GPU_VENV) $(DOCS_VENV) build dist src/*.egg-info src/m3fast/_C*.so
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks demo-output
 
 # ninja knows what changed in csrc/, so asking it every time costs half a second.
@@ -263,4 +278,5 @@ $(VENV)/bench.stamp: $(VENV)/torch.stamp
 	@touch $@ $(VENV)/demo.stamp $(VENV)/serve.stamp $(VENV)/test.stamp
 
 .PHONY: help demo serve lint test test-fast resolve sass bench bench-peers gpu-first gpu-tests \
-    gpu-bench gpu-tune gpu-sanitize gpu-rehearse gpu-cache report bench-check train-tiny build clean ext
+    gpu-bench gpu-tune gpu-sanitize gpu-rehearse gpu-cache report bench-check train-tiny docs \
+    build clean ext

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -28,6 +29,26 @@ GENCODE = (
     "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_80,code=compute_80 "
     "-gencode=arch=compute_90a,code=sm_90a"
 )
+
+# In README.md: code, which stays as it is, or a link or picture whose target is no address.
+RELATIVE = re.compile(
+    r"^```.*?^```|`[^`\n]+`|(!?)\[((?:[^][]|\[[^][]*])*)]\((?![a-z]+:)([^)\s#]*)[^)]*\)",
+    re.M | re.S,
+)
+
+
+def readme() -> str:
+    """README.md where it stands alone: no relative pictures, and a file's name for its link."""
+
+    def plain(found: re.Match[str]) -> str:
+        picture, text, file = found.groups()
+        if text is None:
+            return found[0]
+        if picture or not file:
+            return "" if picture else text
+        return f"`{file}`" if file in text else f"{text} (`{file}`)"
+
+    return RELATIVE.sub(plain, Path("README.md").read_text(encoding="utf-8"))
 
 
 def find_cxx() -> str:
@@ -113,6 +134,8 @@ def quote(path: Path) -> str:
 kernels = ["m3fast.kernels", *(f"m3fast.kernels.{p}" for p in find_packages("kernels"))]
 packages = find_packages("src", exclude=["m3fast.kernels", "m3fast.kernels.*"])
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     packages=[*packages, *kernels],
     package_dir={"": "src", "m3fast.kernels": "kernels"},
     ext_modules=[Extension("m3fast._C", CPP, depends=HEADERS + CU)],

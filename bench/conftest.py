@@ -175,14 +175,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels themselves where GPU rows run without a GPU."""
     if request.path.name.startswith("bench_gpu_"):
-        from m3fast import gpurunner
-        from m3fast.kernels import triton_path
+        from m3fast.kernels import dispatch
+        from m3fast.runner import buckets
 
         if request.config.stash[BENCH].device.type == "cpu":
-            monkeypatch.setattr(triton_path, "interpreter", True)
+            monkeypatch.setattr(dispatch, "interpreter", True)
             # A runner begins with its largest bucket, of 8,192 tokens: minutes to interpret.
             # Beyond 16, as with the rows of a query, batches take the way without buckets.
-            monkeypatch.setattr(gpurunner, "BUCKETS", (8, 16))
+            monkeypatch.setattr(buckets, "BUCKETS", (8, 16))
 
 
 @pytest.fixture

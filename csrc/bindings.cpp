@@ -29,28 +29,49 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-py::tuple pack_texts(const Array<int32_t>& ids, const Array<int64_t>& offsets,
-                     const Array<int64_t>& order, std::optional<int32_t> pad_id, int64_t vocab_size,
-                     std::optional<Array<int32_t>> out) {
-  const Texts texts{ids.data(), offsets.data(), offsets.size() - 1, order.data(), order.size()};
+// `value` as the array that it must be already.
+template <class T>
+Array<T> array_of(const char* name, const char* dtype, py::handle value) {
+  if (!Array<T>::check_(value) || py::reinterpret_borrow<py::array>(value).ndim() != 1)
+    throw py::type_error(std::string(name) + ": expected a contiguous numpy array of " + dtype +
+                         ", found " + std::string(py::str(py::type::handle_of(value))));
+  return py::reinterpret_borrow<Array<T>>(value);
+}
+
+// Of tuples (ids, offsets, order), which hold the arrays that these point into.
+std::vector<Part> parts_of(const py::tuple& parts) {
+  std::vector<Part> found;
+  for (py::handle part : parts) {
+    const auto its = py::cast<std::tuple<py::object, py::object, py::object>>(part);
+    const auto ids = array_of<int32_t>("ids", "int32", std::get<0>(its));
+    const auto offsets = array_of<int64_t>("offsets", "int64", std::get<1>(its));
+    const auto order = array_of<int64_t>("order", "int64", std::get<2>(its));
+    found.push_back({ids.data(), ids.size(), offsets.data(), offsets.size() - 1, order.data(),
+                     order.size()});
+  }
+  return found;
+}
+
+py::tuple packed_size(const py::tuple& parts) {
+  const std::vector<Part> texts = parts_of(parts);
+  const PackSize size = pack_size(texts);
+  return py::make_tuple(size.tokens, size.texts, size.longest);
+}
+
+py::tuple pack_parts(const py::tuple& parts, std::optional<int32_t> pad_id, int64_t vocab_size,
+                     Array<int32_t> ids, Array<int32_t> positions, Array<int32_t> owners,
+                     Array<int32_t> cu_seqlens) {
+  const std::vector<Part> texts = parts_of(parts);
+  M3_CHECK(ids.size() == positions.size() && ids.size() == owners.size() && cu_seqlens.size() > 0,
+           "out: expected ids, positions and texts of one size, and cu_seqlens");
+  const PackRoom room{ids.mutable_data(),    positions.mutable_data(), owners.mutable_data(),
+                      cu_seqlens.mutable_data(), ids.size(),           cu_seqlens.size() - 1};
   PackSize size;
   {
     py::gil_scoped_release unlocked;
-    size = pack_size(texts);
+    size = pack(texts, pad_id, vocab_size, room);
   }
-  const PackLayout layout(size.tokens, order.size());
-  if (!out) out.emplace(layout.entries);
-  M3_CHECK(out->size() >= layout.entries, "out: at least ", layout.entries,
-           " entries were expected, got ", out->size());
-  int32_t* to = out->mutable_data();
-  {
-    py::gil_scoped_release unlocked;
-    pack(texts, pad_id, vocab_size, layout, to);
-  }
-  const auto part = [&](int64_t start, int64_t n) { return Array<int32_t>(n, to + start, *out); };
-  return py::make_tuple(part(0, size.tokens), part(layout.positions, size.tokens),
-                        part(layout.texts, size.tokens), part(layout.cu_seqlens, order.size() + 1),
-                        size.longest);
+  return py::make_tuple(size.tokens, size.texts, size.longest);
 }
 
 Array<int32_t> to_attention_tiles(const Array<int32_t>& cu_seqlens, int32_t short_text,
@@ -211,9 +232,10 @@ PYBIND11_MODULE(_C, m) {
         "The one in use, the first of `cpu_paths` unless told; `use` says which from now on");
   m.def("has_team", has_team, "Whether torch's OpenMP team was found");
 
-  m.def("pack", pack_texts, py::arg("ids").noconvert(), py::arg("offsets").noconvert(),
-        py::arg("order").noconvert(), py::arg("pad_id"), py::arg("vocab_size"),
-        py::arg("out").noconvert() = py::none());
+  m.def("packed_size", packed_size, py::arg("parts"));
+  m.def("pack", pack_parts, py::arg("parts"), py::arg("pad_id"), py::arg("vocab_size"),
+        py::arg("ids").noconvert(), py::arg("positions").noconvert(), py::arg("texts").noconvert(),
+        py::arg("cu_seqlens").noconvert());
   m.def("attention_tiles", to_attention_tiles, py::arg("cu_seqlens").noconvert(), py::arg("short"),
         py::arg("rows"));
   m.def("sparse_rows", to_sparse_rows, py::arg("ids").noconvert(), py::arg("weights").noconvert(),

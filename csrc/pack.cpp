@@ -6,40 +6,53 @@
 
 namespace m3 {
 
-PackSize pack_size(const Texts& texts) {
-  PackSize size{0, 0};
-  for (int64_t n = 0; n < texts.packed; ++n) {
-    const int64_t i = texts.order[n];
-    M3_CHECK(0 <= i && i < texts.count, "order: texts 0 to ", texts.count - 1,
-             " were expected, got ", i, " at ", n);
-    const int64_t length = texts.offsets[i + 1] - texts.offsets[i];
-    size.tokens += length;
-    size.longest = std::max(size.longest, length);
+PackSize pack_size(const std::vector<Part>& parts) {
+  PackSize size{0, 0, 0};
+  for (const Part& part : parts) {
+    check_offsets("offsets", part.offsets, part.count, part.n_ids);
+    for (int64_t n = 0; n < part.packed; ++n, ++size.texts) {
+      const int64_t i = part.order[n];
+      M3_CHECK(0 <= i && i < part.count, "order: expected texts 0 to ", part.count - 1, ", found ",
+               i, " at ", size.texts);
+      const int64_t length = part.offsets[i + 1] - part.offsets[i];
+      size.tokens += length;
+      size.longest = std::max(size.longest, length);
+    }
   }
-  M3_CHECK(size.tokens <= INT32_MAX, "ids: fewer than 2**31 tokens were expected, got ",
-           size.tokens);
+  M3_CHECK(size.tokens <= INT32_MAX, "ids: expected fewer than 2**31 tokens, found ", size.tokens);
   return size;
 }
 
-void pack(const Texts& texts, std::optional<int32_t> pad_id, int64_t vocab_size,
-          const PackLayout& at, int32_t* out) {
-  int32_t *ids = out, *positions = out + at.positions;
-  int32_t *owners = out + at.texts, *cu_seqlens = out + at.cu_seqlens;
-  int32_t end = 0;
-  cu_seqlens[0] = 0;
-  for (int64_t n = 0; n < texts.packed; ++n) {
-    const int64_t i = texts.order[n];
-    int32_t next = pad_id ? *pad_id + 1 : 0;
-    for (int64_t t = texts.offsets[i]; t < texts.offsets[i + 1]; ++t, ++end) {
-      const int32_t id = texts.ids[t];
-      M3_CHECK(0 <= id && id < vocab_size, "ids: 0 to ", vocab_size - 1, " was expected, got ", id,
-               " in text ", i);
-      ids[end] = id;
-      positions[end] = pad_id && id == *pad_id ? *pad_id : next++;
-      owners[end] = static_cast<int32_t>(n);
+PackSize pack(const std::vector<Part>& parts, std::optional<int32_t> pad_id, int64_t vocab_size,
+              const PackRoom& room) {
+  const PackSize size = pack_size(parts);
+  M3_CHECK(size.tokens <= room.n_tokens && size.texts <= room.n_texts, "out: expected room for ",
+           size.tokens, " tokens and ", size.texts, " texts, found ", room.n_tokens, " and ",
+           room.n_texts);
+  int32_t text = 0, end = 0;
+  int64_t before = 0;  // texts of the parts before this one
+  room.cu_seqlens[0] = 0;
+  for (const Part& part : parts) {
+    for (int64_t n = 0; n < part.packed; ++n) {
+      const int64_t i = part.order[n];
+      int32_t next = pad_id ? *pad_id + 1 : 0;
+      for (int64_t t = part.offsets[i]; t < part.offsets[i + 1]; ++t, ++end) {
+        const int32_t id = part.ids[t];
+        M3_CHECK(0 <= id && id < vocab_size, "ids: expected 0 to ", vocab_size - 1, ", found ", id,
+                 " in text ", before + i);
+        room.ids[end] = id;
+        room.positions[end] = pad_id && id == *pad_id ? *pad_id : next++;
+        room.texts[end] = text;
+      }
+      room.cu_seqlens[++text] = end;
     }
-    cu_seqlens[n + 1] = end;
+    before += part.count;
   }
+  std::fill(room.ids + end, room.ids + room.n_tokens, 0);
+  std::fill(room.positions + end, room.positions + room.n_tokens, 0);
+  std::fill(room.texts + end, room.texts + room.n_tokens, static_cast<int32_t>(room.n_texts));
+  std::fill(room.cu_seqlens + text + 1, room.cu_seqlens + room.n_texts + 1, end);
+  return size;
 }
 
 }  // namespace m3

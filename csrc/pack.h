@@ -1,42 +1,43 @@
-// Ragged token ids -> packed ids, positions, text indices and cu_seqlens, in one pass over the
-// tokens.
+// Ragged token ids of many callers -> packed ids, positions, text indices and cu_seqlens, in one
+// pass over the tokens.
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace m3 {
 
-// Texts as the caller has them: text i is ids[offsets[i] .. offsets[i + 1]).
-struct Texts {
+// Some texts of one caller, in an order of their own: text i is ids[offsets[i] .. offsets[i + 1]).
+struct Part {
   const int32_t* ids;
-  const int64_t* offsets;  // [count + 1], ascending
+  int64_t n_ids;
+  const int64_t* offsets;  // [count + 1]
   int64_t count;
-  const int64_t* order;  // [packed]: the texts to pack, in this order
+  const int64_t* order;  // [packed]: the texts to pack
   int64_t packed;
 };
 
+// Of all parts together.
 struct PackSize {
-  int64_t tokens, longest;
+  int64_t tokens, texts, longest;
 };
 
-// Where ids, positions, texts [tokens each] and cu_seqlens [texts + 1] lie in one int32 buffer: one
-// after another, each from a multiple of 4 entries on, as 16-byte loads want it.
-struct PackLayout {
-  PackLayout(int64_t n_tokens, int64_t n_texts)
-      : positions((n_tokens + 3) / 4 * 4),
-        texts(2 * positions),
-        cu_seqlens(3 * positions),
-        entries(cu_seqlens + n_texts + 1) {}
-  int64_t positions, texts, cu_seqlens, entries;
+// Where ids, positions and text indices [tokens each] and cu_seqlens [texts + 1] are written.
+// kernels/packing.py cuts them from one buffer.
+struct PackRoom {
+  int32_t *ids, *positions, *texts, *cu_seqlens;
+  int64_t n_tokens, n_texts;
 };
 
-// Checks the entries of `order` and that the tokens fit 32-bit offsets.
-PackSize pack_size(const Texts&);
+// Throws for offsets that are none, an entry of `order` without a text, and more tokens than 32-bit
+// offsets hold.
+PackSize pack_size(const std::vector<Part>&);
 
-// Fills a buffer of PackLayout::entries. With a pad id, positions are those of XLM-R:
-// cumsum(id != pad) * (id != pad) + pad; without, 0, 1, 2, ... Throws for an id outside
-// [0, vocab_size), naming the text.
-void pack(const Texts&, std::optional<int32_t> pad_id, int64_t vocab_size, const PackLayout&,
-          int32_t* out);
+// Packs the texts of all parts end to end. With a pad id, positions are those of XLM-R:
+// cumsum(id != pad) * (id != pad) + pad; without, 0, 1, 2, ... Throws as `pack_size`, for too
+// little room, and for an id outside [0, vocab_size), naming its text, counted through all parts.
+// Room that is left becomes tokens of id 0 at position 0 that belong to no text, and empty texts.
+PackSize pack(const std::vector<Part>&, std::optional<int32_t> pad_id, int64_t vocab_size,
+              const PackRoom&);
 
 }  // namespace m3

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from . import checks, native, reference, triton_path, tuning
+from . import checks, dispatch, native, reference, tuning
 
 if TYPE_CHECKING:
-    from ._triton.attention import AttentionConfig
+    from .gpu.attention import AttentionConfig
 
 HEAD_SIZES = (16, 32, 64, 128)  # of the GPU kernel
 
@@ -50,10 +50,10 @@ def attention_config(
 
 @functools.cache
 def _config(dim: int, dtype: torch.dtype, longest: str, device: torch.device) -> AttentionConfig:
-    from ._triton.attention import default_config
+    from .gpu.attention import default_config
 
     key = {"dtype": str(dtype), "dim": str(dim), "longest": longest}
-    default = default_config(triton_path.arch(device), dtype, dim, longest)
+    default = default_config(dispatch.arch(device), dtype, dim, longest)
     return tuning.tuned("attention", key, default, device)
 
 
@@ -152,8 +152,8 @@ def varlen_attention(
         checks.output(out, (tokens, heads * dim), qkv)
 
     unsupported = _unsupported(qkv, scale, out)
-    if triton_path.takes("varlen_attention", qkv, out, unsupported=unsupported):
-        from ._triton.attention import launch_attention
+    if dispatch.takes("varlen_attention", qkv, out, unsupported=unsupported):
+        from .gpu.attention import launch_attention
 
         if plan is None:
             ends = _offsets(cu_seqlens, tokens, max_seqlen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import checks, native, triton_path
+from . import checks, dispatch, native
 from .linear import PackedWeight, Weight, linear
 from .reference import bias_gelu_ref
 
@@ -40,8 +40,8 @@ def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     checks.parameter("bias", bias, x.shape[1], x)
 
     given = (x, bias)
-    if triton_path.takes("bias_gelu_", *given, unsupported=triton_path.unsupported(*given)):
-        from ._triton.gelu import launch_bias_gelu
+    if dispatch.takes("bias_gelu_", *given, unsupported=dispatch.unsupported(*given)):
+        from .gpu.gelu import launch_bias_gelu
 
         launch_bias_gelu(x, bias)
         return x

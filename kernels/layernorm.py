@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import checks, native, triton_path
+from . import checks, dispatch, native
 from .reference import add_layernorm_ref, embed_layernorm_ref
 
 WIDEST = 4096  # columns that the GPU kernels hold in registers
@@ -41,8 +41,8 @@ def add_layernorm(
     rows, width = _check(x, residual, bias, weight, shift, out)
 
     given = (x, residual, bias, weight, shift, out)
-    if triton_path.takes("add_layernorm", *given, unsupported=_unsupported(width, *given)):
-        from ._triton.layernorm import launch_add_layernorm
+    if dispatch.takes("add_layernorm", *given, unsupported=_unsupported(width, *given)):
+        from .gpu.layernorm import launch_add_layernorm
 
         out = torch.empty_like(x) if out is None else out
         launch_add_layernorm(x, residual, bias, weight, shift, eps, out)
@@ -96,8 +96,8 @@ def add_layernorm_dot(
         checks.device("weights", weights, x)
 
     given = (x, residual, bias, weight, shift, head_weight, head_bias, out, weights)
-    if triton_path.takes("add_layernorm_dot", *given, unsupported=_unsupported(width, *given)):
-        from ._triton.layernorm import launch_add_layernorm
+    if dispatch.takes("add_layernorm_dot", *given, unsupported=_unsupported(width, *given)):
+        from .gpu.layernorm import launch_add_layernorm
 
         out = torch.empty_like(x) if out is None else out
         weights = x.new_empty(rows, dtype=torch.float32) if weights is None else weights
@@ -132,7 +132,7 @@ def _check(
 
 def _unsupported(width: int, *tensors: torch.Tensor | None) -> str:
     wide = f"rows of more than {WIDEST} columns" if width > WIDEST else ""
-    return wide or triton_path.unsupported(*tensors)
+    return wide or dispatch.unsupported(*tensors)
 
 
 def embed_layernorm(
@@ -190,8 +190,8 @@ def embed_layernorm(
 
     given = (word, position, type_row, weight, shift, out)
     reason = _unsupported(word.shape[1], ids, positions, *given)
-    if triton_path.takes("embed_layernorm", *given, unsupported=reason):
-        from ._triton.layernorm import launch_embed_layernorm
+    if dispatch.takes("embed_layernorm", *given, unsupported=reason):
+        from .gpu.layernorm import launch_embed_layernorm
 
         out = word.new_empty(len(ids), word.shape[1]) if out is None else out
         launch_embed_layernorm(ids, positions, word, position, type_row, weight, shift, eps, out)

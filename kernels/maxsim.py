@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import checks, native, triton_path
+from . import checks, dispatch, native
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # Greatest number of each dtype that takes a scale per vector.
@@ -158,8 +158,8 @@ def _scores(
     scales: torch.Tensor | None,
 ) -> torch.Tensor:
     n_queries, n_docs = len(q_ends) - 1, len(d_ends) - 1
-    if triton_path.takes("maxsim", docs, queries, unsupported=_unsupported(docs)):
-        from ._triton.maxsim import launch_maxsim, launch_maxsim_pairs
+    if dispatch.takes("maxsim", docs, queries, unsupported=_unsupported(docs)):
+        from .gpu.maxsim import launch_maxsim, launch_maxsim_pairs
 
         if not (len(queries) and len(docs) and queries.shape[1] and n_queries and n_docs):
             shape = (n_queries, n_docs) if pairs is None else (len(pairs),)
@@ -219,14 +219,14 @@ def _scores(
 def _unsupported(docs: torch.Tensor) -> str:
     if docs.shape[1] > 1 and docs.stride(1) != 1:
         return f"the elements of a document row are {docs.stride(1)} apart"
-    if docs.dtype == torch.float8_e4m3fn and docs.is_cuda and triton_path.arch(docs.device) < 89:
+    if docs.dtype == torch.float8_e4m3fn and docs.is_cuda and dispatch.arch(docs.device) < 89:
         return "float8 documents need compute capability 8.9"
     return ""
 
 
 def _upload(x: NDArray[np.int64] | torch.Tensor, docs: torch.Tensor) -> torch.Tensor:
     """int64 and contiguous on the device of `docs`; does not wait for it."""
-    from ._triton.maxsim import upload
+    from .gpu.maxsim import upload
 
     x = upload(x, docs.device) if isinstance(x, np.ndarray) else x
     return x.to(torch.int64).contiguous()

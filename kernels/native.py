@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import triton_path
+from . import dispatch
 
 _extension: Any = None
 why = ""  # the reason the extension is absent, empty when it is there
@@ -83,7 +83,7 @@ def cuda_library(op: str, *tensors: torch.Tensor) -> Any:
         return None
     reason = why_no_cuda(tensors[0].device)
     if reason:
-        triton_path.say_slower(op, reason)
+        dispatch.say_slower(op, reason)
     return None if reason else _extension
 
 

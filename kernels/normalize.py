@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import checks, triton_path
+from . import checks, dispatch
 from .reference import vectors_of_rows_ref, vectors_of_tokens_ref
 
 WIDEST = 4096  # columns that the GPU kernel holds in registers
@@ -41,8 +41,8 @@ def vectors_of_rows(
         checks.device("rows", rows, x)
     _check_out(out, (count, width), x)
 
-    if triton_path.takes("vectors_of_rows", x, out, unsupported=_unsupported(x, width, out)):
-        from ._triton.normalize import launch_vectors
+    if dispatch.takes("vectors_of_rows", x, out, unsupported=_unsupported(x, width, out)):
+        from .gpu.normalize import launch_vectors
 
         out = x.new_empty(count, width, dtype=torch.float32) if out is None else out
         launch_vectors(x, normalize, out, count, rows=rows)
@@ -88,8 +88,8 @@ def vectors_of_tokens(
     count = max(0, len(x) - len(cu_seqlens) + 1) if out is None else len(out)
     _check_out(out, (count, width), x)
 
-    if triton_path.takes("vectors_of_tokens", x, out, unsupported=_unsupported(x, width, out)):
-        from ._triton.normalize import launch_vectors
+    if dispatch.takes("vectors_of_tokens", x, out, unsupported=_unsupported(x, width, out)):
+        from .gpu.normalize import launch_vectors
 
         out = x.new_empty(count, width, dtype=torch.float32) if out is None else out
         launch_vectors(x, normalize, out, len(x), texts=texts, cu_seqlens=cu_seqlens)
@@ -117,4 +117,4 @@ def _check_out(out: torch.Tensor | None, shape: tuple[int, int], x: torch.Tensor
 def _unsupported(x: torch.Tensor, width: int, out: torch.Tensor | None) -> str:
     if width > WIDEST:
         return f"vectors of more than {WIDEST} columns"
-    return triton_path.unsupported(x, out)
+    return dispatch.unsupported(x, out)

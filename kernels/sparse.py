@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import checks, native, triton_path
+from . import checks, dispatch, native
 from .reference import sparse_csr_ref
 
 # indptr int64 [N + 1], indices int32 [nnz], values fp32 [nnz]; ids are unique within a row.
@@ -128,8 +128,8 @@ def sparse_csr(
 
     drop = tuple(sorted({operator.index(i) for i in dropped}))
     given = (ids, weights, cu_seqlens, texts, out)
-    if triton_path.takes("sparse_csr", *given, unsupported=triton_path.unsupported(*given)):
-        from ._triton.sparse import launch_sparse_csr
+    if dispatch.takes("sparse_csr", *given, unsupported=dispatch.unsupported(*given)):
+        from .gpu.sparse import launch_sparse_csr
 
         launch_sparse_csr(ids, weights, cu_seqlens, texts, drop, sort, out)
         return csr_views(out, total, n_texts)
@@ -165,7 +165,7 @@ def fill_dicts(
     names: list[str],
     values: list[Any],
 ) -> None:
-    """dicts[i][names[indices[k]]] = values[k] for the entries k of row i, in their order.
+    """`dicts[i][names[indices[k]]] = values[k]` for the entries k of row i, in their order.
 
     Args:
         dicts: N of them; indptr, indices: CSR rows, int64 [N + 1] and int32 [nnz].

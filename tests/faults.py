@@ -1,22 +1,19 @@
-"""For tests of load and faults: a server with a spy at its runner, and clients that misbehave."""
+"""A server for tests of load and faults, with a spy at its runner."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
 import threading
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from servers import PATIENCE, ThreadServer, eventually, tiny
+from wire import Wire
 
 from m3fast.server.run import Server
 from m3fast.server.settings import Settings
-from m3fast.server.telemetry import Telemetry
+from m3fast.server.telemetry.telemetry import Telemetry
 
 
 class Recording(Telemetry):
@@ -75,7 +72,7 @@ def started(app: Any = None, load: Any = tiny, **settings: Any) -> Generator[Sta
 
     server = Server(wait if app else load, Settings(port=0, **settings), reports)
     found = Started(server, reports)
-    server._gate.app = app
+    server._startup.app = app
 
     def main() -> None:
         found.code = server.run()
@@ -107,14 +104,14 @@ class Spy:
         self.entered = threading.Event()
         self.fail: Callable[[list[int]], None] | None = None  # may raise
 
-    def submit(self, tokens: Any, order: Any, outputs: Any, options: Any) -> Any:
-        lengths = np.diff(tokens.offsets)[order].tolist()
+    def submit(self, parts: Any, outputs: Any, options: Any) -> Any:
+        lengths = [int(n) for part in parts for n in part.lengths]
         self.batches.append((lengths, outputs))
         self.entered.set()
         assert self.gate.wait(PATIENCE)
         if self.fail is not None:
             self.fail(lengths)
-        return self._submit(tokens, order, outputs, options)
+        return self._submit(parts, outputs, options)
 
     @property
     def texts(self) -> int:
@@ -141,104 +138,19 @@ def spied(runner: Any = None) -> Generator[Spy]:
         del runner.submit
 
 
-class Wire:
-    """A bare connection and what comes over it.
-
-    Attributes:
-        reset: the server cut it without reading what was sent.
-    """
-
-    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
-        self.socket = socket.socket()
-        if receive_buffer is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(PATIENCE)
-        self.socket.connect(("127.0.0.1", port))
-        # Joined in place: copied with each part, megabytes cost seconds, and the server its time.
-        self.buffer, self.reset = bytearray(), False
-
-    def __enter__(self) -> Wire:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def send(self, data: bytes) -> None:
-        """What the server no longer takes is dropped, as by a client that does not look."""
-        try:
-            self.socket.sendall(data)
-        except ConnectionError:
-            self.reset = True
-
-    def more(self) -> bool:
-        try:
-            data = self.socket.recv(1 << 16)
-        except ConnectionError:
-            data, self.reset = b"", True
-        self.buffer += data
-        return bool(data)
-
-    def line(self) -> bytes:
-        while b"\r\n" not in self.buffer:
-            assert self.more(), f"cut after {bytes(self.buffer[:200])!r}"
-        found = self._take(self.buffer.index(b"\r\n"))
-        del self.buffer[:2]
-        return found
-
-    def _take(self, size: int) -> bytes:
-        found = bytes(self.buffer[:size])
-        del self.buffer[:size]
-        return found
-
-    def exactly(self, size: int) -> bytes:
-        while len(self.buffer) < size:
-            assert self.more(), "cut in a body"
-        return self._take(size)
-
-    def response(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers, body of the next response."""
-        status = int(self.line().split(b" ")[1])
-        headers: dict[str, str] = {}
-        while line := self.line():
-            name, _, value = line.decode().partition(":")
-            headers[name.lower()] = value.strip()
-        if headers.get("transfer-encoding") != "chunked":
-            return status, headers, self.exactly(int(headers.get("content-length", 0)))
-        body = b""
-        while size := int(self.line(), 16):
-            body += self.exactly(size)
-            self.line()
-        self.line()
-        return status, headers, body
-
-    @property
-    def ended(self) -> bool:
-        """Whether the server ends the connection, sending nothing more."""
-        while not self.buffer and self.more():
-            pass
-        return not self.buffer
+def waits(server, wire: Wire, sent: bytes) -> None:
+    """Send a request and see it queued."""
+    load = server.service.engine
+    before = load.load.texts
+    wire.send(sent)
+    eventually(lambda: load.load.texts > before)
 
 
-def request(
-    path: str, body: bytes | None = None, *headers: str, method: str | None = None
-) -> bytes:
-    """An HTTP/1.1 request in bytes."""
-    lines = [f"{method or ('GET' if body is None else 'POST')} {path} HTTP/1.1", "Host: x"]
-    if body is not None:
-        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
-    return "\r\n".join((*lines, *headers, "", "")).encode() + (body or b"")
-
-
-def embed(text: str = "a text") -> bytes:
-    return request("/embed", b'{"inputs": "%b"}' % text.encode())
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A key and a certificate of its own for 127.0.0.1."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert,
-         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
+def nothing_left(server) -> None:
+    """No request, task or token is left over."""
+    eventually(lambda: server.service.active == 0)
+    eventually(lambda: not server.server.connections.tasks)
+    engine = server.service.engine
+    eventually(lambda: engine.load.requests == 0)
+    if engine.state != "dead":
+        eventually(lambda: engine.load.tokens == 0)

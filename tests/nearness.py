@@ -1,4 +1,4 @@
-"""How near a result in half precision must be to the exact one."""
+"""How near two results must be: of one dtype, or one in half precision to the exact one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ import torch
 from numpy.typing import NDArray
 
 from m3fast.types import Embeddings
+
+
+def same(a: Embeddings, b: Embeddings, tolerance: float = 0.0) -> None:
+    """Equal, and values within `tolerance`; of all three outputs."""
+    assert a.dense is not None and b.dense is not None
+    assert a.sparse is not None and b.sparse is not None
+    assert a.colbert is not None and b.colbert is not None
+    np.testing.assert_allclose(a.dense, b.dense, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(a.sparse.indptr, b.sparse.indptr)
+    np.testing.assert_array_equal(a.sparse.indices, b.sparse.indices)
+    np.testing.assert_allclose(a.sparse.values, b.sparse.values, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(a.colbert.offsets, b.colbert.offsets)
+    np.testing.assert_allclose(a.colbert.values, b.colbert.values, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(a.n_tokens, b.n_tokens)
+    np.testing.assert_array_equal(a.truncated, b.truncated)
 
 
 def as_near(

@@ -1,4 +1,4 @@
-"""What the processes of tests/test_pool.py do: they must find it by name."""
+"""What the processes of tests/flag/test_pool.py do: they must find it by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from m3fast.errors import OverloadedError
-from m3fast.pool import serve
+from m3fast.flag.pool import serve
 
 
 def echo(device: str, model: object, jobs: Any, done: Any) -> None:

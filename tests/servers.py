@@ -27,18 +27,18 @@ from typing import Any
 import httpx
 import numpy as np
 
-from m3fast.asyncengine import AsyncEngine, BatchRecord
-from m3fast.engine import Engine
+from m3fast.aio.engine import AsyncEngine, BatchRecord
+from m3fast.engine.engine import Engine
 from m3fast.server import run
-from m3fast.server.record import RequestRecord
 from m3fast.server.service import Service
 from m3fast.server.settings import Settings
+from m3fast.server.telemetry.record import RequestRecord
 
 SHORT = 48  # tokens that a text of `short` may have
 PATIENCE = 180.0  # seconds until something that should happen counts as hanging
 
 # Each server collects and freezes all objects of its process: 0.4 s where all tests' imports are,
-# for a handful of requests. Processes do it, and test_run.py looks at it.
+# for a handful of requests. Processes do it, and test_start.py looks at it.
 run.gc = SimpleNamespace(collect=int, freeze=int, unfreeze=int)
 
 

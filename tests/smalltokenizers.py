@@ -12,7 +12,8 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
 
-from m3fast.tokenizer import TokenIds, Tokenizer
+from m3fast.text.tokenizer import Tokenizer
+from m3fast.types import TokenIds
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared/data beside the checkout")

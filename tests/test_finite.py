@@ -16,7 +16,7 @@ import torch
 from checkpoints import TEXTS, edit_weights, make_checkpoint, overflowing
 
 from m3fast import BGEM3FlagModel, CheckpointError, Engine
-from m3fast.asyncengine import AsyncEngine
+from m3fast.aio.engine import AsyncEngine
 from m3fast.cli import main
 from m3fast.errors import ComputeError, EngineClosedError, NonFiniteError
 
@@ -152,11 +152,11 @@ def test_the_text_is_named(path, outputs, at, dtype, pooling) -> None:
 
 
 def test_of_many_texts_and_windows(engine, monkeypatch) -> None:
-    import m3fast.asyncengine
-    import m3fast.engine
+    import m3fast.aio.engine
+    import m3fast.engine.engine
 
-    monkeypatch.setattr(m3fast.engine, "WINDOW_TEXTS", 7)
-    monkeypatch.setattr(m3fast.asyncengine, "ITER_TEXTS", 7)
+    monkeypatch.setattr(m3fast.engine.engine, "WINDOW_TEXTS", 7)
+    monkeypatch.setattr(m3fast.aio.engine, "ITER_TEXTS", 7)
     texts = [f"text {i}" for i in range(60)]
     texts[45] = "and the end"
     found = engine.encode_iter(texts)

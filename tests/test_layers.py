@@ -51,8 +51,8 @@ def test_layers_are_kept() -> None:
     ("path", "line"),
     [
         ("kernels/gelu.py", "from m3fast import errors"),
-        ("src/m3fast/types.py", "from m3fast.engine import Engine"),
-        ("src/m3fast/encoder.py", "import m3fast.runner"),
+        ("src/m3fast/types.py", "from m3fast.engine.engine import Engine"),
+        ("src/m3fast/model/encoder.py", "import m3fast.runner.cpu"),
     ],
 )
 def test_an_import_from_above_is_caught(clone: Path, path: str, line: str) -> None:

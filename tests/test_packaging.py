@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def tiny(tmp_path: Path) -> Path:
     """A project with our setup.py around an extension that compiles in a second."""
     for name in ("csrc/cuda", "src/m3fast", "kernels"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("setup.py", "pyproject.toml", "src/m3fast/_version.py"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "src/m3fast/_version.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "src/m3fast/__init__.py").touch()
     (tmp_path / "kernels/__init__.py").touch()
@@ -106,6 +107,16 @@ def build(project: Path, **env: str) -> dict[str, int]:
     checked("setup.py", "-q", "build_ext", "--inplace", cwd=project, **env)
     code = "from m3fast import _C; print({k: v for k, v in vars(_C).items() if k[0] != '_'})"
     return eval(checked("-P", "-c", code, cwd=project, PYTHONPATH=str(project / "src")))
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def links(markdown: str) -> list[str]:
+    """Targets of links and pictures outside code blocks."""
+    prose = re.sub(r"^```.*?^```", "", markdown, flags=re.M | re.S)
+    return re.findall(r"]\(([^)\s]+)\)", prose)
 
 
 def refusal(project: Path, **env: str) -> str:
@@ -139,6 +150,29 @@ def test_embedded_model_is_small(dist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         data = [i.file_size for i in archive.infolist() if i.filename.startswith("m3fast/data/")]
     assert 0 < sum(data) <= 24e6
+
+
+@pytest.mark.slow
+def test_description_stands_alone(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = message_from_string(archive.read(name).decode())
+    text = metadata.get_payload()
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert links(text) == [t for t in links(readme()) if t.startswith("https://")] != []
+    assert "`docs/serving.md`" in text
+
+
+def test_relative_links_become_text(tiny: Path) -> None:
+    (tiny / "README.md").write_text(
+        "[a](https://x.y) [b](docs/b.md) [`c.md`](c.md) [d](#d) ![e](e.png) ![f](http://x/f.png)\n"
+        "`[g](g.md)`\n\n```\n[h](h.md)\n```\n"
+    )
+    assert checked("setup.py", "--long-description", cwd=tiny).strip() == (
+        "[a](https://x.y) b (`docs/b.md`) `c.md` d  ![f](http://x/f.png)\n"
+        "`[g](g.md)`\n\n```\n[h](h.md)\n```"
+    )
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from bench.core import record
 from bench.core.paths import ROOT
 
 TOKENISE = "same_as_transformers or reference_cases or max_length or bad_texts or token_ids"
-SERVE = ("tests/server/test_openai.py", "tests/server/test_native.py")
-ENCODE = ("tests/test_parity.py", "-k", "test_random_texts or test_lengths_and_batches")
+SERVE = ("tests/server/routes/test_openai.py", "tests/server/routes/test_encode.py")
+ENCODE = ("tests/flag/test_parity.py", "-k", "test_random_texts or test_lengths_and_batches")
 RUNNER = "tests/gpu/test_gpurunner.py"
 TESTS: dict[str, dict[str, Sequence[str]]] = {
     "cpu": {
@@ -34,7 +34,7 @@ TESTS: dict[str, dict[str, Sequence[str]]] = {
         "sparse": ("tests/kernels/test_sparse.py",),
         "maxsim": ("tests/kernels/test_maxsim.py",),
         "packing": ("tests/kernels/test_packing.py", "tests/kernels/test_padding.py"),
-        "tokenise": ("tests/test_tokenizer.py", "-k", TOKENISE),
+        "tokenise": ("tests/text/test_tokenizer.py", "-k", TOKENISE),
         "serve": SERVE,
         **dict.fromkeys(("encode", "latency", "load", "scaling", "infinity"), ENCODE),
     },

@@ -16,7 +16,7 @@ from bench.core.workloads import TINY, made_up_texts
 
 
 def _ours() -> Candidate:
-    from m3fast.tokenizer import Tokenizer
+    from m3fast.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_dir(TINY)
     return lambda texts: tokenizer.encode(texts, 512)

@@ -31,10 +31,9 @@ COSINE, WEIGHT = 0.995, 0.1
 
 @dataclass
 class Batch:
-    """Token ids of texts end to end, on the host (`tokens`) and on the device."""
+    """Token ids of texts end to end, on the host (`parts`) and on the device."""
 
-    tokens: Any
-    order: np.ndarray
+    parts: list[Any]
     ids: torch.Tensor
     positions: torch.Tensor
     ends: torch.Tensor
@@ -42,19 +41,19 @@ class Batch:
 
 
 def batch(config: Any, lengths: Sequence[int], device: torch.device, seed: int) -> Batch:
-    from m3fast.packing import pack_texts
-    from m3fast.tokenizer import TokenIds
+    from m3fast.model.packing import pack_texts
+    from m3fast.types import Selection, TokenIds
 
     random = np.random.default_rng(seed)
     ends = ops.offsets(lengths).astype(np.int64)
     ids = random.integers(4, config.vocab_size - 1, int(ends[-1])).astype(np.int32)
     ids[ends[:-1]], ids[ends[1:] - 1] = 0, 2
     tokens = TokenIds(ids, ends, np.zeros(len(lengths), np.bool_))
-    order = np.arange(len(lengths))
-    packed = pack_texts(tokens, order, config)
+    parts = [Selection(tokens, np.arange(len(lengths)))]
+    packed = pack_texts(parts, config)
     arrays = (packed.ids, packed.positions, packed.cu_seqlens)
     on_device = (torch.from_numpy(a.copy()).to(device) for a in arrays)
-    return Batch(tokens, order, *on_device, packed.max_seqlen)
+    return Batch(parts, *on_device, packed.max_seqlen)
 
 
 def encoder_shape(bench: Bench) -> Shape:
@@ -77,26 +76,26 @@ def model(bench: Bench, shape: Shape) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=1)  # 24 layers take two seconds to load, and a file's rows share them
 def load(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    from m3fast.checkpoint import load_weights
-    from m3fast.config import ModelConfig
+    from m3fast.checkpoint.config import ModelConfig
+    from m3fast.checkpoint.weights import load_weights
 
     config = ModelConfig.from_dir(path)
     return config, load_weights(path, config, device, dtype)
 
 
 def runner(bench: Bench, config: Any, weights: Any, graphs: bool = True) -> Any:
-    from m3fast.gpurunner import GpuRunner
+    from m3fast.runner.gpu import GpuRunner
 
     return GpuRunner(config, weights, bench.device, graphs=graphs and bench.device.type == "cuda")
 
 
 def submits(its: Any, config: Any, outputs: Sequence[str] = OUTPUTS) -> Candidate:
     """A batch is submitted, and its results not yet waited for."""
-    from m3fast.runner import HeadOptions, Outputs
+    from m3fast.runner.base import HeadOptions, Outputs
 
     options = HeadOptions(config.pooling, True, None, SPECIAL)
     wanted = Outputs(*(name in outputs for name in OUTPUTS))
-    return lambda x: its.submit(x.tokens, x.order, wanted, options)
+    return lambda x: its.submit(x.parts, wanted, options)
 
 
 def judge(config: Any, weights: Any, x: Batch) -> Callable[[str, Any, Any], str]:
@@ -161,7 +160,7 @@ def engine(bench: Bench, shape: Shape, graphs: bool = True) -> Any:
 @lru_cache(maxsize=2)
 def _engine(path: Path, device: torch.device, dtype: str, graphs: bool, query: bool) -> Any:
     from m3fast import Engine
-    from m3fast.graphs import Graphs
+    from m3fast.runner.graphs import Graphs
 
     its = Engine.from_pretrained(path, device=str(device), dtype=dtype)
     if not graphs:

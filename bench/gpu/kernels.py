@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = Shape(1, 128) if smoke else Shape(24)
     dtype = torch.float16 if smoke else torch.bfloat16
     config, weights = candidates.load(workloads.checkpoint(shape), device, dtype)
-    from m3fast.gpurunner import GpuRunner
+    from m3fast.runner.gpu import GpuRunner
 
     runner = GpuRunner(config, weights, device, graphs=not smoke)
     submit = candidates.submits(runner, config)
@@ -189,11 +189,11 @@ def _interpret() -> None:
     """Kernels run on the CPU; before Triton is imported."""
     os.environ["TRITON_INTERPRET"] = "1"
     gputime.let_scalars_count_loops()
-    from m3fast import gpurunner
-    from m3fast.kernels import triton_path
+    from m3fast.kernels import dispatch
+    from m3fast.runner import buckets
 
-    triton_path.interpreter = True
-    gpurunner.BUCKETS = (8, 32)  # the largest is run first: minutes to interpret
+    dispatch.interpreter = True
+    buckets.BUCKETS = (8, 32)  # the largest is run first: minutes to interpret
 
 
 if __name__ == "__main__":

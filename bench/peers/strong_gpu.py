@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from bench.core import gputime
 from bench.core.measure import Candidate, wall
 from bench.peers import ops
-from m3fast.checkpoint import Weights
-from m3fast.config import ModelConfig
+from m3fast.checkpoint.config import ModelConfig
+from m3fast.checkpoint.weights import Weights
 
 Vectors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Attend = Callable[[torch.Tensor], torch.Tensor]  # [T, 3, H, D] -> [T, H·D]

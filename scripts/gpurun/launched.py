@@ -41,11 +41,12 @@ def engine(first: int, parts: int) -> int:
     """Batches of each length class, few tokens and many, with and without a bucket."""
     from checkpoints import make_checkpoint
 
-    from m3fast import Engine, gpurunner
+    from m3fast import Engine
     from m3fast.errors import NonFiniteError
+    from m3fast.runner import buckets
 
     driver.zero_memory()
-    gpurunner.BUCKETS = (32, 64, 128, 256)  # kernels know no bucket, and the CPU multiplies
+    buckets.BUCKETS = (32, 64, 128, 256)  # kernels know no bucket, and the CPU multiplies
     texts = ((2, 3), (20, 1), (60, 1), (100, 1), (200, 1), (20, 150), (60, 5), (120, 3), (300, 8))
     with driver.compiled() as names, tempfile.TemporaryDirectory() as folder:
         for i, (hidden, heads, ffn, dtype) in enumerate(ENCODERS[first::parts]):

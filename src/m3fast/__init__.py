@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from m3fast._version import __version__
 
 if TYPE_CHECKING:
-    from m3fast.asyncengine import AsyncEngine, Limits
-    from m3fast.engine import Engine
+    from m3fast.aio.engine import AsyncEngine, Limits
+    from m3fast.engine.engine import Engine
     from m3fast.errors import (
         CheckpointError,
         ComputeError,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         ProcessError,
         TextSizeError,
     )
-    from m3fast.flag import BGEM3FlagModel
+    from m3fast.flag.model import BGEM3FlagModel
     from m3fast.types import Embeddings, SparseRows, TokenVectors
 
 __all__ = [
@@ -50,8 +50,8 @@ __all__ = [
 
 _HOME = {
     "BGEM3FlagModel": "flag",
-    "AsyncEngine": "asyncengine",
-    "Limits": "asyncengine",
+    "AsyncEngine": "aio",
+    "Limits": "aio",
     "Engine": "engine",
     "CheckpointError": "errors",
     "ComputeError": "errors",

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from m3fast.encoder import inference
 from m3fast.errors import InputError
 from m3fast.kernels import maxsim as _maxsim
 from m3fast.kernels import sparse as _sparse
+from m3fast.model.inference import inference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,3 +155,16 @@ def check_pairs(
         found = rows.max(axis=0).tolist()
         raise InputError(f"pairs: expected rows from 0 to below ({n}, {m}), found up to {found}")
     return rows
+
+
+SCORES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
+
+
+def combine(found: dict[str, NDArray[np.float32]], weights: list[float]) -> dict[str, Any]:
+    """The reference's five scores from three, with weights (dense, sparse, colbert)."""
+    d, s, c = weights
+    dense, sparse, colbert = found["dense"], found["sparse"], found["colbert"]
+    with np.errstate(divide="ignore", invalid="ignore"):  # weights may sum to 0, as there
+        some = (s * sparse + d * dense) / np.float32(s + d)
+        every = (c * colbert + s * sparse + d * dense) / np.float32(d + s + c)
+    return dict(zip(SCORES, (colbert, sparse, dense, some, every), strict=True))

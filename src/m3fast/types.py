@@ -1,4 +1,4 @@
-"""The data types that cross module borders: a packed batch going in, embeddings coming out."""
+"""The data types that cross rooms: token ids and packed batches in, embeddings out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,50 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Token ids of N texts end to end, special tokens included.
+
+    Attributes:
+        ids: int32 [sum of lengths].
+        offsets: int64 [N + 1], text i owns ids offsets[i]:offsets[i + 1].
+        truncated: bool [N], True where a text had more than max_length tokens.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [N], tokens of each text."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Some texts of some token ids, in an order of their own: a batch, or a part of one.
+
+    Attributes:
+        order: int64 [M], which texts of `tokens`.
+    """
+
+    tokens: TokenIds
+    order: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [M], tokens of each text."""
+        offsets = self.tokens.offsets
+        return offsets[1:][self.order] - offsets[self.order]
 
 
 @dataclass(frozen=True, slots=True)

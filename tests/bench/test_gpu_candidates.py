@@ -12,9 +12,9 @@ from bench.core import workloads
 from bench.gpu import candidates
 from bench.peers import strong_gpu
 
-from m3fast.checkpoint import load_weights
-from m3fast.config import ModelConfig
-from m3fast.runner import Runner
+from m3fast.checkpoint.config import ModelConfig
+from m3fast.checkpoint.weights import load_weights
+from m3fast.runner.cpu import Runner
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from bench.gpu import kernels
 from bench.gpu.kernels import Node
 from bench.report import table
 
-from m3fast import gpurunner
-from m3fast.runner import Runner
+from m3fast.runner import gpu
+from m3fast.runner.cpu import Runner
 
 NODES = [Node("copy", 10.0, 12.0), Node("gemm", 12.5, 18.5), Node("gemm", 18.5, 20.5)]
 
@@ -73,7 +73,7 @@ def test_both_parts_are_recorded(
             super().__init__(*given)
 
     monkeypatch.setattr(kernels, "_interpret", lambda: None)
-    monkeypatch.setattr(gpurunner, "GpuRunner", OnCpu)
+    monkeypatch.setattr(gpu, "GpuRunner", OnCpu)
     file = tmp_path / "kernels.jsonl"
     assert kernels.main(["--smoke", "--output", str(file)]) == 0
     passages, query = table.read(file)

@@ -170,7 +170,7 @@ def test_p99_needs_two_hundred_samples() -> None:
 
 
 def test_texts_have_the_lengths_asked_for() -> None:
-    from m3fast.tokenizer import Tokenizer
+    from m3fast.text.tokenizer import Tokenizer
 
     lengths = workloads.ragged_lengths(24)
     assert (min(lengths), max(lengths)) == (7, 331)

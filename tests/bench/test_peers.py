@@ -15,7 +15,7 @@ from bench.peers import encodings, ops, strong_gpu
 def test_strong_baseline_is_the_same_model() -> None:
     """What it returns on a CPU, and the half of a layer that it compiles."""
     from m3fast import Engine
-    from m3fast.checkpoint import load_weights
+    from m3fast.checkpoint.weights import load_weights
     from m3fast.kernels.reference import pack_ref, varlen_attention_ref
 
     engine = Engine.from_pretrained("m3fast-tiny", device="cpu", dtype="float32")

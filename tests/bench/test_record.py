@@ -41,7 +41,7 @@ def test_tree_of_a_copy_that_followed_the_link(tmp_path: Path) -> None:
 
 def test_tree_covers_the_repository() -> None:
     found = {f for p in record.SOURCES for f in record.ROOT.glob(p)}
-    for name in ("src/m3fast/engine.py", "kernels/_triton/maxsim.py", "csrc/cuda/pad.cu"):
+    for name in ("src/m3fast/engine/engine.py", "kernels/gpu/maxsim.py", "csrc/cuda/pad.cu"):
         assert record.ROOT / name in found
 
 

@@ -98,9 +98,9 @@ elif INTERPRETED:
 
 @pytest.fixture(autouse=True)
 def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from m3fast.kernels import triton_path
+    from m3fast.kernels import dispatch
 
-    monkeypatch.setattr(triton_path, "interpreter", ON_CPU)
+    monkeypatch.setattr(dispatch, "interpreter", ON_CPU)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 import triton
 from nearness import as_near, plain_attention
 
-from m3fast.kernels import attention, triton_path, tuning
-from m3fast.kernels._triton import attention as kernel
+from m3fast.kernels import attention, dispatch, tuning
 from m3fast.kernels.attention import (
     AttentionPlan,
     attention_class,
@@ -23,6 +22,7 @@ from m3fast.kernels.attention import (
     attention_tiles,
     varlen_attention,
 )
+from m3fast.kernels.gpu import attention as kernel
 from m3fast.kernels.reference import varlen_attention_ref
 
 LENGTHS = [1, 2, 31, 0, 33, 63, 64, 65, 1, 129]
@@ -83,7 +83,7 @@ def agrees(gap, out, qkv, cu, scale=None):
 
 
 def needs_tma(device, tma=True):
-    if tma and device.type == "cuda" and triton_path.arch(device) < 90:
+    if tma and device.type == "cuda" and dispatch.arch(device) < 90:
         pytest.skip("TMA needs compute capability 9.0")
 
 
@@ -324,7 +324,7 @@ def test_every_config_takes_every_length_of_its_class():
     ],
 )
 def test_fallback_is_said(device, monkeypatch, gap, qkv, scale, said):
-    monkeypatch.setattr(triton_path, "_said", set())
+    monkeypatch.setattr(dispatch, "_said", set())
     cu = offsets([4, 5])
     # A copy to a device would be contiguous.
     qkv = qkv.to(device) if qkv.is_contiguous() else torch.zeros(9, 6, 1, 16, device=device)[:, ::2]

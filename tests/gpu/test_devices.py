@@ -11,8 +11,8 @@ from checkpoints import make_checkpoint
 from nearness import near
 
 from m3fast import Engine
-from m3fast.kernels import triton_path
-from m3fast.runner import Runner
+from m3fast.kernels import dispatch
+from m3fast.runner.cpu import Runner
 
 pytestmark = pytest.mark.gpu
 SHAPE = dict(hidden=128, heads=2, ffn=512, layers=2, seed=5)
@@ -59,8 +59,8 @@ def test_two_devices(path, plain, rng) -> None:
 
 def test_without_triton(path, plain, rng, monkeypatch) -> None:
     """Plain torch operations, which is said once."""
-    monkeypatch.setattr(triton_path, "_why_not_cuda", lambda device: "triton is not installed")
-    monkeypatch.setattr(triton_path, "_said", set())
+    monkeypatch.setattr(dispatch, "_why_not_cuda", lambda device: "triton is not installed")
+    monkeypatch.setattr(dispatch, "_said", set())
     with pytest.warns(RuntimeWarning, match="the slower torch path .* triton is not installed"):
         ours = Engine.from_pretrained(path, device="cuda", dtype="float32")
         assert type(ours.runner) is Runner

@@ -22,26 +22,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import make_checkpoint
-from nearness import as_near, off, plain_attention
-from test_engine import same
+from nearness import as_near, off, plain_attention, same
 
 from m3fast import Engine
-from m3fast.gpurunner import GpuRunner
-from m3fast.heads import dense_head, pooled_rows, word_rows
-from m3fast.kernels import native, reference, triton_path
-from m3fast.kernels._triton import attention as attention_kernels
-from m3fast.kernels._triton import maxsim as maxsim_kernels
-from m3fast.kernels._triton import maxsim_config
-from m3fast.kernels._triton.attention import AttentionConfig
-from m3fast.kernels._triton.maxsim_config import MaxsimConfig
+from m3fast.kernels import dispatch, native, reference
 from m3fast.kernels.attention import attention_tiles, varlen_attention
 from m3fast.kernels.gelu import bias_gelu_, linear_gelu
+from m3fast.kernels.gpu import attention as attention_kernels
+from m3fast.kernels.gpu import maxsim as maxsim_kernels
+from m3fast.kernels.gpu import maxsim_config
+from m3fast.kernels.gpu.attention import AttentionConfig
+from m3fast.kernels.gpu.maxsim_config import MaxsimConfig
 from m3fast.kernels.layernorm import add_layernorm, add_layernorm_dot, embed_layernorm
 from m3fast.kernels.linear import linear
 from m3fast.kernels.maxsim import maxsim, quantize_vectors
 from m3fast.kernels.normalize import vectors_of_rows, vectors_of_tokens
 from m3fast.kernels.padding import pack_rows, pad_rows, unpad
 from m3fast.kernels.sparse import sparse_csr
+from m3fast.model.heads import dense_head, pooled_rows, word_rows
+from m3fast.runner.gpu import GpuRunner
 from m3fast.types import Embeddings
 
 TOY = os.environ.get("TRITON_INTERPRET") == "1"
@@ -215,7 +214,7 @@ class TestOps:
     )
     def test_maxsim(self, device, rng, monkeypatch, kind, lengths):
         """At most 32 query tokens, at most 64, and more: tiles of their own each."""
-        if kind == torch.float8_e4m3fn and not TOY and triton_path.arch(device) < 89:
+        if kind == torch.float8_e4m3fn and not TOY and dispatch.arch(device) < 89:
             pytest.skip("float8 documents need compute capability 8.9")
         if TOY:  # which reduces larger tiles cell by cell, in Python
             config = MaxsimConfig(16, 16, 16, 4, 2)
@@ -322,7 +321,7 @@ class TestTma:
 
     @pytest.fixture(autouse=True)
     def _has_tma(self, device):
-        if not TOY and triton_path.arch(device) // 10 != 9:
+        if not TOY and dispatch.arch(device) // 10 != 9:
             pytest.skip("the configs with TMA are those of compute capability 9.0")
 
     def plan(self, ends, config, device):

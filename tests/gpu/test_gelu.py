@@ -2,9 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m3fast.kernels import triton_path
-from m3fast.kernels._triton.gelu import candidates, launch_bias_gelu
+from m3fast.kernels import dispatch
 from m3fast.kernels.gelu import bias_gelu_
+from m3fast.kernels.gpu.gelu import candidates, launch_bias_gelu
 from m3fast.kernels.reference import bias_gelu_ref
 
 LENGTHS = [1, 2, 31, 33]  # tiles have 2 rows
@@ -79,7 +79,7 @@ def test_empty(device):
 
 
 def test_what_the_kernel_does_not_take(device, rng, gap, monkeypatch):
-    monkeypatch.setattr(triton_path, "_said", set())
+    monkeypatch.setattr(dispatch, "_said", set())
     x = torch.randn(4, 6, device=device)
     expected = bias_gelu_ref(x[:, ::2], torch.zeros(3, device=device))
     with pytest.warns(RuntimeWarning, match="bias_gelu_: .* not contiguous"):

@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS, TINY_VOCAB, make_checkpoint, overflowing
-from nearness import as_near, lexical_weights, near
-from test_engine import same
+from nearness import as_near, lexical_weights, near, same
 
-from m3fast import AsyncEngine, Engine, gpurunner, heads, mcls
+from m3fast import AsyncEngine, Engine
 from m3fast.errors import NonFiniteError
-from m3fast.gpurunner import GpuRunner
-from m3fast.graphs import Graphs
-from m3fast.kernels import triton_path
-from m3fast.kernels._triton import layernorm
-from m3fast.runner import Outputs
+from m3fast.kernels import dispatch
+from m3fast.kernels.gpu import layernorm
+from m3fast.model import heads, mcls
+from m3fast.runner import buckets, gpu
+from m3fast.runner.base import Outputs
+from m3fast.runner.buckets import BUCKETS
+from m3fast.runner.gpu import GpuRunner
+from m3fast.runner.graphs import Graphs
+from m3fast.runner.transfer import Transfer
+from m3fast.types import Selection
 
 ALL = Outputs(True, True, True)
 SHAPE = dict(hidden=64, heads=2, ffn=96, layers=1, seed=8)
@@ -40,21 +44,21 @@ def path(tmp_path_factory) -> Path:
 def cpu_engine(path: Path, monkeypatch: pytest.MonkeyPatch, **options) -> Engine:
     """The path without GPU kernels."""
     with monkeypatch.context() as patch:
-        patch.setattr(triton_path, "interpreter", False)
+        patch.setattr(dispatch, "interpreter", False)
         return Engine.from_pretrained(path, device="cpu", dtype="float32", **options)
 
 
 def encode(engine: Engine, monkeypatch: pytest.MonkeyPatch, texts=TEXTS, **options):
     with monkeypatch.context() as patch:
         if not isinstance(engine.runner, GpuRunner):
-            patch.setattr(triton_path, "interpreter", False)
+            patch.setattr(dispatch, "interpreter", False)
         return engine.encode(texts, max_length=options.pop("max_length", 128), **options)
 
 
 @pytest.fixture
 def pair(path, device, monkeypatch) -> tuple[Engine, Engine]:
     """GPU kernels and CPU; buckets that a few texts fill, and one text more than the last holds."""
-    monkeypatch.setattr(gpurunner, "BUCKETS", (16, 48, 64))
+    monkeypatch.setattr(buckets, "BUCKETS", (16, 48, 64))
     ours = Engine.from_pretrained(path, device=str(device), dtype="float32")
     assert isinstance(ours.runner, GpuRunner)
     return ours, cpu_engine(path, monkeypatch)
@@ -63,7 +67,7 @@ def pair(path, device, monkeypatch) -> tuple[Engine, Engine]:
 @pytest.fixture
 def tall(monkeypatch) -> None:
     """Tiles of 16 tokens for LayerNorm: of one, nine tenths of the time goes to interpreting it."""
-    if triton_path.interpreter:
+    if dispatch.interpreter:
         config = layernorm.LayerNormConfig(rows=16, warps=1)
         monkeypatch.setattr(layernorm, "_config", lambda *_: config)
 
@@ -98,7 +102,7 @@ def test_one_output(pair, monkeypatch, only) -> None:
 @pytest.mark.usefixtures("tall")
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
 def test_pooling_and_widths(path, device, monkeypatch, pooling) -> None:
-    monkeypatch.setattr(gpurunner, "BUCKETS", (32, 48))
+    monkeypatch.setattr(buckets, "BUCKETS", (32, 48))
     options = dict(pooling=pooling, normalize=False, truncate_dim=24)
     ours = Engine.from_pretrained(path, device=str(device), dtype="float32", **options)
     plain = cpu_engine(path, monkeypatch, **options)
@@ -113,7 +117,7 @@ def test_pooling_and_widths(path, device, monkeypatch, pooling) -> None:
 @pytest.mark.parametrize("only", ["dense", "sparse", "colbert"])
 def test_what_is_not_finite_is_refused(tmp_path, device, monkeypatch, only) -> None:
     """In a bucket, beyond the last one, and in neither once the text has gone."""
-    monkeypatch.setattr(gpurunner, "BUCKETS", (16, 32))
+    monkeypatch.setattr(buckets, "BUCKETS", (16, 32))
     bad = overflowing(make_checkpoint(tmp_path, **SHAPE), "the")
     engine = Engine.from_pretrained(bad, device=str(device), dtype="float32")
     plain = cpu_engine(bad, monkeypatch)
@@ -131,7 +135,7 @@ def test_what_is_not_finite_is_refused(tmp_path, device, monkeypatch, only) -> N
 
 @pytest.mark.usefixtures("tall")
 def test_modules_behind_the_pooling(tmp_path, device, monkeypatch) -> None:
-    monkeypatch.setattr(gpurunner, "BUCKETS", (16, 48))
+    monkeypatch.setattr(buckets, "BUCKETS", (16, 48))
     made = make_checkpoint(tmp_path, **SHAPE)
     modules = ("Transformer", "Pooling", "Dense")
     listed = [{"type": f"sentence_transformers.{kind}", "path": f"{i}_{kind}" if i else ""}
@@ -160,8 +164,8 @@ def both_mcls(path: Path, device, monkeypatch, **options) -> tuple[Engine, Engin
 @pytest.mark.usefixtures("tall")
 def test_mcls(path, device, monkeypatch) -> None:
     """CLS and word rows whose number the host never tells: buckets, and beyond the last one."""
-    monkeypatch.setattr(gpurunner, "BUCKETS", (16, 48, 64))
-    for module in (mcls, heads, gpurunner):  # 256 would be slow to interpret
+    monkeypatch.setattr(buckets, "BUCKETS", (16, 48, 64))
+    for module in (mcls, heads, gpu):  # 256 would be slow to interpret
         monkeypatch.setattr(module, "CLS_EVERY", 8)
     ours, plain = both_mcls(path, device, monkeypatch, truncate_dim=24)
     ids = [[0, *range(5, 5 + n), 2] for n in (0, 5, 6, 7, 13, 14, 20)] + [[0], [0, 0, 0, 2]]
@@ -178,7 +182,7 @@ def test_mcls(path, device, monkeypatch) -> None:
 
 @pytest.mark.usefixtures("tall")
 def test_mcls_at_its_own_stretch(path, device, monkeypatch) -> None:
-    monkeypatch.setattr(gpurunner, "BUCKETS", (288,))
+    monkeypatch.setattr(buckets, "BUCKETS", (288,))
     ours, plain = both_mcls(path, device, monkeypatch)
     texts = [[0, *range(5, 270), 2], [5]]
     found, expected = (encode(e, monkeypatch, texts, max_length=512) for e in (ours, plain))
@@ -190,7 +194,7 @@ def test_mcls_at_its_own_stretch(path, device, monkeypatch) -> None:
 def test_streaming_and_windows(pair, monkeypatch) -> None:
     """Texts of several windows, tokenised ahead, joined in order."""
     ours, plain = pair
-    monkeypatch.setattr("m3fast.engine.GPU_WINDOW_TEXTS", 3)
+    monkeypatch.setattr("m3fast.engine.engine.GPU_WINDOW_TEXTS", 3)
     monkeypatch.setattr(ours, "device", torch.device("cuda"))  # windows as on a GPU
     texts = [TEXTS[i] for i in (3, 4, 5, 0, 1, 2, 0)]
     expected = encode(plain, monkeypatch, texts)
@@ -213,7 +217,7 @@ def test_hidden_states(pair, monkeypatch) -> None:
     ids = torch.tensor([[0, 5, 6, 2, 1, 1], [1, 0, 9, 7, 8, 2], [0, 2, 1, 1, 1, 1]])
     mask = ids != 1
     found = ours.hidden_states(ids.to(ours.device), mask.to(ours.device)).cpu()
-    monkeypatch.setattr(triton_path, "interpreter", False)
+    monkeypatch.setattr(dispatch, "interpreter", False)
     expected = plain.hidden_states(ids, mask)
     assert (found - expected).abs().max() < 1e-5 and (found[~mask] == 0).all()
 
@@ -224,10 +228,10 @@ def test_out_of_memory_frees_and_splits(pair, monkeypatch) -> None:
     ours, plain = pair
     run = GpuRunner._run_exact
 
-    def limited(self, tokens, order, *rest):
-        if len(order) > 4:
+    def limited(self, parts, size, *rest):
+        if size.texts > 4:
             raise torch.OutOfMemoryError("as on a full device")
-        return run(self, tokens, order, *rest)
+        return run(self, parts, size, *rest)
 
     monkeypatch.setattr(GpuRunner, "_run_exact", limited)
     with pytest.warns(RuntimeWarning, match="out of memory for 7 texts"):
@@ -271,8 +275,8 @@ def shapes(monkeypatch) -> list[tuple[int, int]]:
 @pytest.mark.usefixtures("tall")
 def test_warmup(path, device, monkeypatch, shapes) -> None:
     """Each bucket's tile classes of long, of short and of lonely texts: thrice each."""
-    monkeypatch.setattr(gpurunner, "BUCKETS", (32, 96))
-    monkeypatch.setattr(gpurunner, "FEWEST_TILES", 1)
+    monkeypatch.setattr(buckets, "BUCKETS", (32, 96))
+    monkeypatch.setattr(buckets, "FEWEST_TILES", 1)
     ours = Engine.from_pretrained(path, device=str(device), dtype="float32")
     ours.warmup(sparse=False, colbert=False)
     # Of the largest first, once for the size of all; of the least last, once for a vector alone.
@@ -285,18 +289,18 @@ def test_warmup(path, device, monkeypatch, shapes) -> None:
 def test_tile_classes() -> None:
     """Room for every count, hardly more than twice what is needed, and few of them."""
     for most in range(1, 700, 3):
-        rooms = [gpurunner.tile_class(count, most) for count in range(1, most + 1)]
+        rooms = [buckets.tile_class(count, most) for count in range(1, most + 1)]
         for count, room in enumerate(rooms, 1):
-            assert count <= room and room // 2 < max(count, gpurunner.FEWEST_TILES)
+            assert count <= room and room // 2 < max(count, buckets.FEWEST_TILES)
         assert len(set(rooms)) <= 6
 
 
 @pytest.mark.usefixtures("tall")
 def test_a_bucket_by_its_tiles(path, device, monkeypatch, shapes) -> None:
     """The same tokens in few texts and in many; results that are copied aside."""
-    monkeypatch.setattr(gpurunner, "BUCKETS", (96,))
-    monkeypatch.setattr(gpurunner, "FEWEST_TILES", 1)
-    monkeypatch.setattr(gpurunner, "INLINE_WORDS", 0)
+    monkeypatch.setattr(buckets, "BUCKETS", (96,))
+    monkeypatch.setattr(buckets, "FEWEST_TILES", 1)
+    monkeypatch.setattr(gpu, "INLINE_WORDS", 0)
     ours = Engine.from_pretrained(path, device=str(device), dtype="float32")
     plain = cpu_engine(path, monkeypatch)
     for lengths in ([90], [17] * 5, [60, 3, 20]):
@@ -350,9 +354,9 @@ def test_full_width_against_the_cpu(big, rng) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("buckets", [gpurunner.BUCKETS, (32,)], ids=["bucket", "exact"])
-def test_24_layers(tmp_path, rng, monkeypatch, buckets) -> None:
-    monkeypatch.setattr(gpurunner, "BUCKETS", buckets)
+@pytest.mark.parametrize("sizes", [BUCKETS, (32,)], ids=["bucket", "exact"])
+def test_24_layers(tmp_path, rng, monkeypatch, sizes) -> None:
+    monkeypatch.setattr(buckets, "BUCKETS", sizes)
     deep = make_checkpoint(tmp_path, hidden=256, heads=4, ffn=1024, layers=24, deep=True)
     as_near_as_the_cpu(deep, random_ids(rng, TINY_VOCAB, 12, 200))
 
@@ -377,11 +381,11 @@ def test_graphs_equal_eager(big, rng, pooling, shapes) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("buckets", [gpurunner.BUCKETS, (32,)], ids=["buckets", "exact"])
-def test_several_batches_in_flight(path, rng, monkeypatch, buckets) -> None:
+@pytest.mark.parametrize("sizes", [BUCKETS, (32,)], ids=["buckets", "exact"])
+def test_several_batches_in_flight(path, rng, monkeypatch, sizes) -> None:
     """Every row, while its neighbours are moved in and out of the same memory, all too late."""
-    monkeypatch.setattr(gpurunner, "BUCKETS", buckets)
-    fetch = GpuRunner._fetch
+    monkeypatch.setattr(buckets, "BUCKETS", sizes)
+    fetch = Transfer.fetch
 
     def late(self, *given):
         for stream in (self.stream, torch.cuda.current_stream()):
@@ -389,7 +393,7 @@ def test_several_batches_in_flight(path, rng, monkeypatch, buckets) -> None:
                 torch.cuda._sleep(10_000_000)  # of a GPU's cycles: milliseconds
         return fetch(self, *given)
 
-    monkeypatch.setattr(GpuRunner, "_fetch", late)
+    monkeypatch.setattr(Transfer, "fetch", late)
     given = dict(dtype="float32", token_budget=6000)
     ours, plain = (Engine.from_pretrained(path, device=d, **given) for d in ("cuda", "cpu"))
     ids = random_ids(rng, TINY_VOCAB, 3000, 60)
@@ -423,7 +427,7 @@ def test_submit_does_not_wait(big, rng, pooling) -> None:
     for lengths in ([20], [300] * 20, [500] * 20):
         tokens = ours.tokenise(ids_of(rng, TINY_VOCAB, lengths), 8192)
         for outputs in (ALL, *alone):
-            given = (tokens, np.arange(len(tokens)), outputs, options)
+            given = ([Selection(tokens, np.arange(len(tokens)))], outputs, options)
             before = [ours.runner.submit(*given)() for _ in range(2)][-1]  # captured
             torch.cuda.set_sync_debug_mode("error")
             try:
@@ -440,7 +444,7 @@ ORDERED = """
 import sys
 import torch
 from m3fast import Engine
-from m3fast.graphs import Graphs
+from m3fast.runner.graphs import Graphs
 from m3fast.kernels import native
 
 native.cuda_library = lambda *_: None  # torch sees what torch launches

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from nearness import as_near
 
-from m3fast.kernels import triton_path
-from m3fast.kernels._triton.layernorm import (
+from m3fast.kernels import dispatch
+from m3fast.kernels.gpu.layernorm import (
     candidates,
     default_config,
     launch_add_layernorm,
@@ -191,7 +191,7 @@ def test_empty(device):
 
 
 def test_what_the_kernel_does_not_take(device, rng, gap, monkeypatch):
-    monkeypatch.setattr(triton_path, "_said", set())
+    monkeypatch.setattr(dispatch, "_said", set())
     given = parameters(8, torch.float64, device)
     x, residual = pair(3, 8, torch.float64, device)
     with pytest.warns(RuntimeWarning, match="add_layernorm: .* float64"):

@@ -10,7 +10,7 @@ from m3fast.kernels import maxsim as op
 from m3fast.kernels.maxsim import maxsim, quantize_vectors
 from m3fast.kernels.reference import maxsim_ref
 
-launch = pytest.importorskip("m3fast.kernels._triton.maxsim")
+launch = pytest.importorskip("m3fast.kernels.gpu.maxsim")
 MaxsimConfig = launch.MaxsimConfig
 
 # Of unit vectors, whose products are summed in fp32: far below the roundings of half precision.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3fast.kernels._triton.sparse import SparseConfig, candidates, launch_sparse_csr
+from m3fast.kernels.gpu.sparse import SparseConfig, candidates, launch_sparse_csr
 from m3fast.kernels.reference import sparse_csr_ref, sparse_rows_ref
 from m3fast.kernels.sparse import csr_views, sparse_csr
 
@@ -235,8 +235,8 @@ def test_wrong_arguments(device, rng):
 
 @pytest.mark.parametrize("sort", [False, True])
 def test_torch_path(device, rng, monkeypatch, sort):
-    monkeypatch.setattr("m3fast.kernels.triton_path.why_not", lambda device: "a test says so")
-    monkeypatch.setattr("m3fast.kernels.triton_path._said", set())
+    monkeypatch.setattr("m3fast.kernels.dispatch", lambda device: "a test says so")
+    monkeypatch.setattr("m3fast.kernels.dispatch", set())
     batch = Batch(rng, device, [30, 0, 40, 65], spare=9, room=2)
     with pytest.warns(RuntimeWarning, match="sparse_csr: the slower torch path"):
         found = sparse_csr(*batch.args, SPECIAL, sort=sort, out=batch.out(device))

@@ -143,7 +143,7 @@ def test_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_what_a_brief_run_tries(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes of the whole run, in the order of what matters, and the same kernels on less."""
-    monkeypatch.setattr("m3fast.kernels.triton_path.arch", lambda device: 90)
+    monkeypatch.setattr("m3fast.kernels.dispatch", lambda device: 90)
     every = [case for op in CASES for case in CASES[op](device, Sizes())]
     cases = brief(every)
     assert all(case in every for case in cases) and len(cases) < len(every) / 3

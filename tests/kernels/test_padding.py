@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3fast.kernels import native, triton_path
+from m3fast.kernels import dispatch, native
 from m3fast.kernels.padding import pack_rows, pad_rows, unpad
 from m3fast.kernels.reference import pack_rows_ref, pad_rows_ref, unpad_ref
 
@@ -162,7 +162,7 @@ def test_says_once_that_cuda_kernels_are_absent(monkeypatch, recwarn):
     class Built:
         has_cuda = False
 
-    monkeypatch.setattr(triton_path, "_said", set())
+    monkeypatch.setattr(dispatch, "_said", set())
     monkeypatch.setattr(native, "_extension", Built)
     for _ in range(2):
         assert native.cuda_library("unpad", OnGpu()) is None

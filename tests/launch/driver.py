@@ -26,7 +26,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver as triton_driver
 from triton.runtime.jit import JITFunction
 
-from m3fast.kernels import attention, triton_path
+from m3fast.kernels import attention, dispatch
 
 ARCHS = (80, 90)
 SOURCE = Path(__file__).with_name("libcuda.c")
@@ -131,21 +131,21 @@ def activate(arch: int) -> None:
         raise ValueError(f"arch: 80 or 90 was expected, got {arch}")
     _driver().set_current_device(arch)
     triton_driver.set_active(_driver())
-    triton_path.interpreter = True
-    triton_path.arch = lambda device: arch  # type: ignore[assignment]
+    dispatch.interpreter = True
+    dispatch.arch = lambda device: arch  # type: ignore[assignment]
     attention._config.cache_clear()  # its key is the device
 
 
 @contextlib.contextmanager
 def active(arch: int) -> Iterator[None]:
     """`activate` within the block."""
-    before = triton_driver._active, triton_path.interpreter, triton_path.arch
+    before = triton_driver._active, dispatch.interpreter, dispatch.arch
     device = _driver().get_current_device()
     try:
         activate(arch)
         yield
     finally:
-        triton_driver._active, triton_path.interpreter, triton_path.arch = before
+        triton_driver._active, dispatch.interpreter, dispatch.arch = before
         _driver().set_current_device(device)
         attention._config.cache_clear()
 

@@ -9,7 +9,7 @@ import torch
 from launch import machinecode, shipped_maxsim
 from launch.machinecode import Report
 
-from m3fast.kernels._triton.maxsim_config import default_config
+from m3fast.kernels.gpu.maxsim_config import default_config
 
 
 def check_maxsim(arch: int) -> None:

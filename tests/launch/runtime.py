@@ -9,13 +9,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-from m3fast import encoder, heads
-from m3fast.checkpoint import Layer, Linear, Norm, SparseHead, Weights
-from m3fast.config import ModelConfig, Pooling
-from m3fast.gpurunner import GpuRunner
+from m3fast.checkpoint.config import ModelConfig, Pooling
+from m3fast.checkpoint.weights import Layer, Linear, Norm, SparseHead, Weights
 from m3fast.kernels import gelu
-from m3fast.runner import HeadOptions, Outputs
-from m3fast.tokenizer import TokenIds
+from m3fast.model import encoder, heads
+from m3fast.runner.base import HeadOptions, Outputs
+from m3fast.runner.gpu import GpuRunner
+from m3fast.types import Selection, TokenIds
 
 WIDTH, HEADS, INNER, LONGEST, VOCAB = 1024, 16, 4096, 8192, 64
 
@@ -64,10 +64,11 @@ def options(pooling: Pooling) -> HeadOptions:
     return HeadOptions(pooling, normalize=True, truncate_dim=None, dropped=(0, 1, 2, 3))
 
 
-def texts(lengths: np.ndarray) -> TokenIds:
+def texts(lengths: np.ndarray) -> list[Selection]:
     """Texts of these lengths, all of them id 4."""
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return TokenIds(np.full(ends[-1], 4, np.int32), ends, np.zeros(len(lengths), np.bool_))
+    tokens = TokenIds(np.full(ends[-1], 4, np.int32), ends, np.zeros(len(lengths), np.bool_))
+    return [Selection(tokens, np.arange(len(lengths)))]
 
 
 def batches(rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from launch.shipped import NAMES, Case
 
-from m3fast.kernels._triton.attention import attention_kernel, default_config
 from m3fast.kernels.attention import attention_plan, varlen_attention
+from m3fast.kernels.gpu.attention import attention_kernel, default_config
 
 LENGTHS = {"32": 32, "64": 64, "128": 128, "longer": 500, "any": 32}
 WIDTH = 1024

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from launch.shipped import NAMES, Case
 
-from m3fast.kernels._triton.gelu import bias_gelu_kernel
 from m3fast.kernels.gelu import bias_gelu_
+from m3fast.kernels.gpu.gelu import bias_gelu_kernel
 
 
 def call(dtype: torch.dtype, width: int) -> None:

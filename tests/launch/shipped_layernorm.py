@@ -8,7 +8,7 @@ import torch
 from launch.shipped import NAMES, Case
 
 from m3fast.kernels import layernorm
-from m3fast.kernels._triton.layernorm import (
+from m3fast.kernels.gpu.layernorm import (
     FEW_TOKENS,
     add_layernorm_kernel,
     default_config,

@@ -11,8 +11,8 @@ from launch.shipped import NAMES, Case
 
 from m3fast.kernels import maxsim as op
 from m3fast.kernels import tuning
-from m3fast.kernels._triton import maxsim
-from m3fast.kernels._triton.maxsim_config import MaxsimConfig, default_config
+from m3fast.kernels.gpu import maxsim
+from m3fast.kernels.gpu.maxsim_config import MaxsimConfig, default_config
 
 ALL = (maxsim.maxsim_kernel, maxsim.maxsim_mean_kernel)
 PAIRS = (maxsim.maxsim_pairs_kernel, maxsim.maxsim_mean_kernel)

@@ -8,7 +8,7 @@ import torch
 from launch.shipped import NAMES, Case
 
 from m3fast.kernels import normalize
-from m3fast.kernels._triton.normalize import vectors_kernel
+from m3fast.kernels.gpu.normalize import vectors_kernel
 
 TOKENS = 40
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from launch.shipped import Case
 
-from m3fast.kernels._triton.sparse import sparse_best_kernel, sparse_scatter_kernel
+from m3fast.kernels.gpu.sparse import sparse_best_kernel, sparse_scatter_kernel
 from m3fast.kernels.sparse import sparse_csr
 
 TOKENS = 200

@@ -19,7 +19,7 @@ from launch import driver, shipped
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from m3fast.kernels import _triton, tuning
+from m3fast.kernels import gpu, tuning
 from m3fast.kernels.maxsim import maxsim
 
 pytestmark = pytest.mark.slow
@@ -192,8 +192,8 @@ def test_every_kernel_has_a_shipped_launch():
     """A kernel is what a launch_<op> gives a grid: `name[grid](…)`."""
     kernels = {
         (module.__name__, name)
-        for info in pkgutil.iter_modules(_triton.__path__)
-        for module in [importlib.import_module(f"{_triton.__name__}.{info.name}")]
+        for info in pkgutil.iter_modules(gpu.__path__)
+        for module in [importlib.import_module(f"{gpu.__name__}.{info.name}")]
         for name, value in vars(module).items()
         if isinstance(value, JITFunction) and f"{name}[" in inspect.getsource(module)
     }

@@ -3,8 +3,8 @@ import pytest
 import torch
 from launch import driver, instructions, machinecode, runtime, shipped
 
-from m3fast import gpurunner
-from m3fast.runner import Outputs
+from m3fast.runner import buckets
+from m3fast.runner.base import Outputs
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_nothing_compiles_after_warmup(pooling, dtype, known, monkeypatch):
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     if pooling != "cls":  # all buckets once: to move so many zeros takes seconds
-        monkeypatch.setattr(gpurunner, "BUCKETS", gpurunner.BUCKETS[:10:3])
+        monkeypatch.setattr(buckets, "BUCKETS", buckets.BUCKETS[:10:3])
     only = [runtime.ALL] + [Outputs(*row) for row in np.eye(3, dtype=bool).tolist()]
     with (
         driver.active(90),
@@ -54,8 +54,7 @@ def test_nothing_compiles_after_warmup(pooling, dtype, known, monkeypatch):
         before, warm = driver.counts(), {kernel.hash for kernel in launched}
         with driver.compiled() as names:
             for i, lengths in enumerate(runtime.batches(rng, 20)):
-                tokens = runtime.texts(lengths)
-                runner.submit(tokens, np.arange(len(lengths)), only[i % 4], options)()
+                runner.submit(runtime.texts(lengths), only[i % 4], options)()
         # Compiled, or launched for the first time here: other tests' launches hide compilations.
         assert not names and not [k.name for k in launched if k.hash not in warm]
         assert driver.counts()["launches"] > before["launches"] + 20 * 4

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from faults import Spy, Wire, embed, request, spied, started
+from faults import Spy, spied, started
 from servers import PATIENCE, eventually, process, running, tiny
+from wire import Wire, embed, request
 
-from m3fast.server.telemetry import Telemetry
+from m3fast.server.telemetry.telemetry import Telemetry
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +174,7 @@ def test_a_connection_survives_every_kind_of_answer() -> None:
                 wire.send(sent)
                 assert wire.response()[0] == status, sent[:40]
         assert len(server.records) == 160
-        assert len(server.server._state.connections) == 1
+        assert len(server.server.connections.open) == 1
 
 
 class MallInfo(ctypes.Structure):
@@ -210,7 +211,7 @@ def test_thousands_of_requests_leave_nothing_behind() -> None:
     with open(os.devnull, "wb") as nowhere:
         telemetry = Telemetry(fd=nowhere.fileno())
     with running(telemetry=telemetry) as server, ThreadPoolExecutor(4) as pool:
-        connections = server._server._state.connections
+        connections = server._server.connections.open
 
         def client(n: int) -> None:
             with Wire(server.port) as wire:

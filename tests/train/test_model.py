@@ -14,10 +14,10 @@ from training import small_model
 
 from m3fast import Engine
 from m3fast.errors import CheckpointError
-from m3fast.packing import pack_texts
-from m3fast.tokenizer import Tokenizer
+from m3fast.model.packing import pack_texts
+from m3fast.text.tokenizer import Tokenizer
 from m3fast.train.model import Model, Outputs
-from m3fast.types import PackedBatch
+from m3fast.types import PackedBatch, Selection
 
 CPU = torch.device("cpu")
 SHAPES = {
@@ -64,7 +64,7 @@ def saved(changed: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def packed(tokenizer: Tokenizer, model: Model, order: np.ndarray) -> PackedBatch:
     tokens = tokenizer.encode(TEXTS, model.config.max_length)
-    return pack_texts(tokens, order, model.config)
+    return pack_texts([Selection(tokens, order)], model.config)
 
 
 def assert_same(

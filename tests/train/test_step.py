@@ -12,7 +12,7 @@ import torch
 from checkpoints import TEXTS
 from training import pairs, small_model, texts_of, write_lines
 
-from m3fast.tokenizer import Tokenizer
+from m3fast.text.tokenizer import Tokenizer
 from m3fast.train import DataFile, TrainConfig
 from m3fast.train.config import LOSSES, PAPER
 from m3fast.train.data import Batch, Batches

@@ -16,7 +16,7 @@ from training import pairs, small_model, small_run, write_lines
 from m3fast import Engine
 from m3fast.cli import main
 from m3fast.errors import ComputeError
-from m3fast.runner import pick_dtype
+from m3fast.runner.device import pick_dtype
 from m3fast.train import loop, read_config, train
 from m3fast.train.config import CONTRASTIVE
 from m3fast.train.record import read_log

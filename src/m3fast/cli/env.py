@@ -12,9 +12,9 @@ import torch
 
 import m3fast
 from m3fast.cli.table import table
-from m3fast.kernels import native, triton_path, tuning
+from m3fast.kernels import dispatch, native, tuning
 from m3fast.kernels.linear import has_kernel
-from m3fast.runner import pick_device, pick_dtype
+from m3fast.runner.device import pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import argparse
@@ -126,14 +126,14 @@ def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 
 def _triton(op: str, device: torch.device) -> str:
     """Path of an op that has a Triton kernel, on a CUDA device; "" where nothing is to be tuned."""
-    if reason := triton_path.why_not(device):
+    if reason := dispatch.why_not(device):
         return f"torch on cuda: {reason}"
     if not op:
-        return f"Triton, sm_{triton_path.arch(device)}"
+        return f"Triton, sm_{dispatch.arch(device)}"
     file = tuning.file_for(device)
     measured = any(row["op"] == op for row in tuning.read(file))
     configs = f"tuned {file.name}" if measured else "default configs"
-    return f"Triton, sm_{triton_path.arch(device)}, {configs}"
+    return f"Triton, sm_{dispatch.arch(device)}, {configs}"
 
 
 def _shown(value: Any) -> str:

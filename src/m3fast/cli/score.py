@@ -102,8 +102,7 @@ def _json_pair(where: str, line: str) -> Pair:
 def _scores(
     engine: Engine, pairs: list[Pair], weights: Sequence[float]
 ) -> dict[str, list[float]]:
-    from m3fast.flagscores import combine
-    from m3fast.scoring import all_scores
+    from m3fast.scoring import all_scores, combine
 
     # A query with a hundred candidates is encoded once.
     queries = {text: i for i, text in enumerate(dict.fromkeys(query for query, _ in pairs))}

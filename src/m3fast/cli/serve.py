@@ -13,7 +13,7 @@ from m3fast.server.settings import Settings
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from m3fast.engine import Engine
+    from m3fast.engine.engine import Engine
 
 KEYS = "M3FAST_API_KEYS"
 
@@ -33,7 +33,7 @@ def run(args: Namespace) -> int:
         raise InputError(f"{error.name} is not installed: pip install 'm3fast[serve]'") from None
 
     def load() -> Engine:
-        from m3fast.engine import Engine
+        from m3fast.engine.engine import Engine
 
         devices = args.device.split(",")
         return Engine.from_pretrained(

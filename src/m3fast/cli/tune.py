@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from m3fast.errors import InputError
-from m3fast.kernels import triton_path, tuning
-from m3fast.runner import pick_device
+from m3fast.kernels import dispatch, tuning
+from m3fast.runner.device import pick_device
 
 if TYPE_CHECKING:
     import argparse
@@ -114,7 +114,7 @@ def _device(name: str) -> torch.device:
     device = pick_device(name)
     if device.type != "cuda":
         raise InputError(f"--device: expected 'cuda[:n]', found {name!r}")
-    if reason := triton_path.why_not(device):
+    if reason := dispatch.why_not(device):
         raise InputError(f"tune: expected a GPU that runs the Triton kernels, but {reason}")
     torch.cuda.set_device(device)
     return device

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from m3fast.kernels import triton_path
+from m3fast.kernels import dispatch
 
 HALVES = (torch.bfloat16, torch.float16)
 Launch = Callable[[Any], torch.Tensor]
@@ -49,15 +49,15 @@ class Case:
 
 
 def attention(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.attention import candidates
     from m3fast.kernels.attention import attention_class
+    from m3fast.kernels.gpu.attention import candidates
 
     for dtype in HALVES:
         for dim in (64, 32, 128):
             for length in (20, 50, 100, 512):
                 longest = attention_class(length)
                 key = {"dtype": str(dtype), "dim": str(dim), "longest": longest}
-                configs = candidates(triton_path.arch(device), dtype, dim, longest)
+                configs = candidates(dispatch.arch(device), dtype, dim, longest)
                 prepare = partial(_attention, device, sizes, dtype, dim, length)
                 yield Case("attention", key, configs, prepare)
 
@@ -65,8 +65,8 @@ def attention(device: torch.device, sizes: Sizes) -> Iterator[Case]:
 def _attention(
     device: torch.device, sizes: Sizes, dtype: torch.dtype, dim: int, length: int
 ) -> Launch:
-    from m3fast.kernels._triton.attention import launch_attention
     from m3fast.kernels.attention import attention_tiles
+    from m3fast.kernels.gpu.attention import launch_attention
 
     heads, count = sizes.hidden // dim, max(sizes.tokens // length, 1)
     # Lengths around the middle of the class, the same for every config.
@@ -88,9 +88,9 @@ def _attention(
 
 
 def layernorm(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.layernorm import candidates, default_config
+    from m3fast.kernels.gpu.layernorm import candidates, default_config
 
-    arch, width = triton_path.arch(device), sizes.hidden
+    arch, width = dispatch.arch(device), sizes.hidden
     for many, tokens in ((1, sizes.tokens), (0, sizes.few)):
         default = default_config(arch, width, bool(many))
         configs = _first(default, candidates(arch, width))
@@ -99,7 +99,7 @@ def layernorm(device: torch.device, sizes: Sizes) -> Iterator[Case]:
 
 
 def _layernorm(device: torch.device, width: int, tokens: int) -> Launch:
-    from m3fast.kernels._triton.layernorm import launch_add_layernorm
+    from m3fast.kernels.gpu.layernorm import launch_add_layernorm
 
     x, residual = (torch.randn(tokens, width, device=device).to(HALVES[0]) for _ in range(2))
     bias, weight, shift = (torch.randn(width, device=device).to(HALVES[0]) for _ in range(3))
@@ -113,15 +113,15 @@ def _layernorm(device: torch.device, width: int, tokens: int) -> Launch:
 
 
 def gelu(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.gelu import candidates, default_config
+    from m3fast.kernels.gpu.gelu import candidates, default_config
 
-    arch, width = triton_path.arch(device), sizes.ffn
+    arch, width = dispatch.arch(device), sizes.ffn
     configs = _first(default_config(arch, width), candidates(arch, width))
     yield Case("gelu", {"width": width}, configs, partial(_gelu, device, sizes.tokens, width))
 
 
 def _gelu(device: torch.device, tokens: int, width: int) -> Launch:
-    from m3fast.kernels._triton.gelu import launch_bias_gelu
+    from m3fast.kernels.gpu.gelu import launch_bias_gelu
 
     x = torch.randn(tokens, width, device=device).to(HALVES[0])
     bias = torch.zeros(width, dtype=x.dtype, device=device)
@@ -134,9 +134,9 @@ def _gelu(device: torch.device, tokens: int, width: int) -> Launch:
 
 
 def maxsim(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.maxsim_config import candidates
+    from m3fast.kernels.gpu.maxsim_config import candidates
 
-    arch, dim = triton_path.arch(device), sizes.hidden
+    arch, dim = dispatch.arch(device), sizes.hidden
     lengths = np.random.default_rng(0).integers(150, 451, sizes.documents)
     if sizes.documents < 10:
         lengths = lengths // 100
@@ -171,7 +171,7 @@ def _queries(device: torch.device, tokens: int, dim: int, dtype: torch.dtype) ->
 def _maxsim(
     device: torch.device, dim: int, ends: np.ndarray, dtype: torch.dtype, tokens: int
 ) -> Launch:
-    from m3fast.kernels._triton.maxsim import launch_maxsim
+    from m3fast.kernels.gpu.maxsim import launch_maxsim
 
     docs, scales = _documents(device, int(ends[-1]), dim, dtype)
     queries, on_device = _queries(device, tokens, dim, dtype), torch.from_numpy(ends).to(device)
@@ -182,7 +182,7 @@ def _maxsim(
 def _maxsim_pairs(
     device: torch.device, dim: int, ends: np.ndarray, dtype: torch.dtype, tokens: int
 ) -> Launch:
-    from m3fast.kernels._triton.maxsim import launch_maxsim_pairs
+    from m3fast.kernels.gpu.maxsim import launch_maxsim_pairs
 
     docs, scales = _documents(device, int(ends[-1]), dim, dtype)
     queries, on_device = _queries(device, tokens, dim, dtype), torch.from_numpy(ends).to(device)
@@ -195,15 +195,15 @@ def _maxsim_pairs(
 
 
 def sparse(device: torch.device, sizes: Sizes) -> Iterator[Case]:
-    from m3fast.kernels._triton.sparse import candidates, default_config
+    from m3fast.kernels.gpu.sparse import candidates, default_config
 
-    arch = triton_path.arch(device)
+    arch = dispatch.arch(device)
     configs = _first(default_config(arch), candidates(arch))
     yield Case("sparse_csr", {}, configs, partial(_sparse, device, sizes.tokens))
 
 
 def _sparse(device: torch.device, tokens: int) -> Launch:
-    from m3fast.kernels._triton.sparse import launch_sparse_csr
+    from m3fast.kernels.gpu.sparse import launch_sparse_csr
 
     random = np.random.default_rng(0)
     lengths = random.gamma(3, 60, max(tokens // 180, 1)).clip(5, 512).astype(int)

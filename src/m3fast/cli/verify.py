@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from m3fast.cli import goldens
-from m3fast.cli.plain import engine_vectors, plain_vectors
 from m3fast.cli.table import table
-from m3fast.engine import Engine
+from m3fast.engine.engine import Engine
 from m3fast.errors import CheckpointError, InputError, NonFiniteError
-from m3fast.runner import DTYPES
+from m3fast.runner.device import DTYPES
+from m3fast.verify import goldens
+from m3fast.verify.plain import engine_vectors, plain_vectors
 
 if TYPE_CHECKING:
     import argparse
 
     from numpy.typing import NDArray
 
-    from m3fast.cli.plain import Peaks, Vectors
+    from m3fast.verify.plain import Peaks, Vectors
 
 TEXTS = [
     *goldens.QUERIES,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from m3fast.assembly import join
+from m3fast.engine.assembly import join
 from m3fast.errors import InputError
 from m3fast.evaluate.measures import DEPTH, MEASURES, measure, need_library
 from m3fast.evaluate.ranking import rank
@@ -16,7 +16,7 @@ from m3fast.scoring import PAPER_WEIGHTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from m3fast.engine import Engine
+    from m3fast.engine.engine import Engine
     from m3fast.evaluate.dataset import Dataset, Texts
     from m3fast.types import Embeddings
 

@@ -1,1 +1,1 @@
-"""The HTTP server: one engine behind the wire shapes that clients already speak."""
+"""The HTTP server: one engine behind the APIs of OpenAI, TEI and Cohere, and its own."""

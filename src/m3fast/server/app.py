@@ -14,10 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from m3fast._version import __version__
-from m3fast.server import native, openai, ops, rerank, tei
-from m3fast.server.document import describe
-from m3fast.server.errors import Problem
-from m3fast.server.guard import Guard, call_of
+from m3fast.server.http.context import context_of
+from m3fast.server.http.errors import Problem
+from m3fast.server.http.middleware import RequestMiddleware
+from m3fast.server.routes import encode, openai, ops, rerank, tei
+from m3fast.server.routes.document import describe
 from m3fast.server.service import Service
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from m3fast.asyncengine import AsyncEngine
+    from m3fast.aio.engine import AsyncEngine
     from m3fast.server.service import Reports
     from m3fast.server.settings import Settings
 
@@ -67,10 +68,10 @@ def create_app(engine: AsyncEngine, settings: Settings, telemetry: Reports) -> F
         exception_handlers={HTTPException: _http_error},
     )
     app.state.service = service
-    for family in (openai, tei, rerank, native, ops):
+    for family in (openai, tei, rerank, encode, ops):
         # Not include_router: its routes would be looked up through one more layer per request.
         app.router.routes.extend(family.router.routes)
-    app.add_middleware(Guard, service=service)
+    app.add_middleware(RequestMiddleware, service=service)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -84,7 +85,7 @@ def create_app(engine: AsyncEngine, settings: Settings, telemetry: Reports) -> F
 
 
 async def _warm_up(service: Service) -> None:
-    """What the first request would wait for otherwise."""
+    """Warm the kernels up and encode one text, so that no request waits for either."""
     try:
         await asyncio.to_thread(service.engine.engine.warmup)
         await service.engine.encode("warm-up")
@@ -96,7 +97,7 @@ async def _warm_up(service: Service) -> None:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors go the way of all others: to the guard."""
+    """Raise Starlette's own errors as Problems, which the middleware answers."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     if status == 405:
         # More than one route may have this path, each with methods of its own.
@@ -109,9 +110,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     path = request.scope["path"].rstrip("/")
     routes = (each for each in request.app.routes if isinstance(each, Route))
     if status == 404 and path in {each.path for each in routes}:
-        # As FastAPI's servers do. Without a host it holds behind a proxy, and it names one of our
-        # own paths, never another's words.
-        call_of(request.scope).record.route = path
+        # A redirect, as FastAPI's servers have it: without a host, so that it holds behind a proxy,
+        # and to one of our own paths, so that it repeats no words of the client's.
+        context_of(request.scope).record.route = path
         query = request.scope["query_string"].decode("latin-1")
         return Response(status_code=307, headers={"location": path + "?" * bool(query) + query})
     raise Problem("not_found", "path: expected one of those in /openapi.json, found another")

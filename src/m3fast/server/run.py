@@ -1,7 +1,7 @@
 """`serve`: one process, from listening to the last answer.
 
-The sockets listen before the model is loaded, so that a port in use is told at once and /health
-answers all along. A signal ends admission; what was admitted is answered.
+The sockets listen before the model is loaded, so that a port in use is an error at once and /health
+always answers. After a signal no request is admitted; those admitted before are answered.
 """
 
 from __future__ import annotations
@@ -15,38 +15,32 @@ import signal
 import sys
 import threading
 import uuid
-from email.utils import formatdate
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 import uvloop
-from uvicorn.server import ServerState
 
-from m3fast.asyncengine import AsyncEngine
+from m3fast.aio.engine import AsyncEngine
 from m3fast.errors import ComputeError
-from m3fast.server import listen
 from m3fast.server.app import create_app
-from m3fast.server.gate import Gate
-from m3fast.server.protocol import limited
-from m3fast.server.record import RequestRecord
-from m3fast.server.telemetry import Telemetry
+from m3fast.server.http import listen
+from m3fast.server.http.connections import Connections
+from m3fast.server.http.startup import StartupApp
+from m3fast.server.telemetry.record import RequestRecord
+from m3fast.server.telemetry.telemetry import Telemetry
+from m3fast.server.threads import any_running, in_daemon_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from ssl import SSLContext
 
     from fastapi import FastAPI
 
-    from m3fast.engine import Engine
+    from m3fast.engine.engine import Engine
     from m3fast.server.settings import Settings
 
-# Connections beside those with a request: browsers and pools keep them for later.
-CONNECTIONS_PER_REQUEST = 4
-# The worker gives the interpreter up in every native call and must get it back after each. Python's
+# The worker releases the GIL in every call of a kernel and must get it back after each. Python's
 # own 5 ms would let a busy event loop keep it for that long every time, and a worker keep the loop.
 SWITCH_INTERVAL = 5e-4
-TICK = 0.1  # seconds between two looks at the connections
 GRACE = 2.0  # seconds that responses get when the time to drain is up
 CLOSING = 10.0  # seconds for the engine to close
 
@@ -75,6 +69,7 @@ class Server:
 
     Attributes:
         url: where it can be reached, from the start.
+        connections: of its clients.
     """
 
     def __init__(
@@ -104,8 +99,8 @@ class Server:
         except Exception:
             listen.close(self._sockets)
             raise
-        self._state = ServerState()
-        self._gate = Gate()
+        self._startup = StartupApp()
+        self.connections = Connections(self._startup, settings, self._refused)
         self._stopping, self._drained = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._app: FastAPI | None = None
@@ -125,7 +120,7 @@ class Server:
             self._telemetry.close()
 
     def stop(self) -> None:
-        """What a signal does; from any thread, once it runs."""
+        """Do what a signal does; may be called from any thread."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._stop)
@@ -145,77 +140,43 @@ class Server:
         if owns_process := threading.current_thread() is threading.main_thread():
             for each in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(each, self._stop)
-        listeners = await self._listen()
+        await self.connections.listen(self._sockets, self._tls)
         serving = asyncio.create_task(self._serve_model())
-        ticking = asyncio.create_task(self._tick())
+        checking = asyncio.create_task(self.connections.check())
         self._telemetry.logs.event("loading", url=self.url)
         code, stop = 0, asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
-                code = await self._drain(listeners)
+                code = await self._drain()
         finally:
-            for each in listeners:
-                each.close()
+            self.connections.stop_listening()
             await self._close(serving)
             stop.cancel()
-            ticking.cancel()
+            checking.cancel()
         if serving.done() and not serving.cancelled():
-            serving.result()  # raises what ended it
+            serving.result()  # raises the error that ended it
         self._telemetry.logs.event("stopped", code=code)
-        if owns_process and (not self._warm or self._signals > 1 or _threads()):
+        if owns_process and (not self._warm or self._signals > 1 or any_running()):
             # A thread that loads a model or computes cannot be ended, and Python would wait.
             self._telemetry.close()
             os._exit(code)
         return code
 
-    async def _listen(self) -> list[asyncio.Server]:
-        settings = self.settings
-        most = listen.room_for(CONNECTIONS_PER_REQUEST * settings.max_requests)
-        config = uvicorn.Config(
-            self._gate,
-            http=limited(settings, most, self._refused),
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-        )
-        config.load()
-        protocol: Callable[..., Any] = config.http_protocol_class
-        make = partial(protocol, config, self._state, {})
-        more: dict[str, Any] = {}
-        if self._tls is not None:
-            seconds = settings.header_timeout
-            more = {"ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": min(seconds, 5.0)}
-        return [
-            await self._running.create_server(
-                make, sock=each, ssl=self._tls, backlog=listen.BACKLOG, **more
-            )
-            for each in self._sockets
-        ]
-
-    @property
-    def _running(self) -> asyncio.AbstractEventLoop:
-        assert self._loop is not None  # _main sets it
-        return self._loop
-
     async def _serve_model(self) -> None:
-        """Load, warm up, and keep the engine until the last answer."""
-        engine = await self._in_thread(self.load)
+        """Load the model, warm it up, and keep it until the last answer."""
+        engine = await in_daemon_thread(self.load)
         settings, telemetry = self.settings, self._telemetry
         inner = AsyncEngine(engine, limits=settings.limits(), on_batch=telemetry.batch)
         app = self._app = create_app(inner, settings, telemetry)
         service = app.state.service
         async with app.router.lifespan_context(app):
-            self._gate.app = app
+            self._startup.app = app
             while not service.warm:
                 if service.failure:
                     raise ComputeError(f"model: {service.failure}")
                 await asyncio.sleep(0.02)
-            # What is here now stays: 210,000 objects, through which a collection in the middle of
+            # All objects made until now stay: 210,000, through which a collection in the middle of
             # requests took 0.14 s, all threads waiting.
             gc.collect()
             gc.freeze()
@@ -230,77 +191,34 @@ class Server:
             )
             await self._drained.wait()
 
-    async def _in_thread(self, call: Callable[[], Engine]) -> Engine:
-        """Not asyncio.to_thread: the end of the process would wait for that thread."""
-        loop, done = self._running, self._running.create_future()
-
-        def settle(result: Engine | None, error: BaseException | None) -> None:
-            if not done.done():
-                done.set_exception(error) if error is not None else done.set_result(result)
-
-        def work() -> None:
-            result = error = None
-            try:
-                result = call()
-            except BaseException as raised:  # whatever it is, it ends the server
-                error = raised
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(settle, result, error)
-
-        threading.Thread(target=work, name="m3fast-load", daemon=True).start()
-        return await done
-
-    async def _tick(self) -> None:
-        while True:
-            self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
-            now = self._running.time()
-            for each in self._connections():
-                each.check(now)
-            await asyncio.sleep(TICK)
-
-    def _connections(self) -> Iterator[Any]:
-        return iter(list(self._state.connections))
-
-    async def _drain(self, listeners: list[asyncio.Server]) -> int:
+    async def _drain(self) -> int:
         """Answer what was admitted; the exit code."""
-        state, loop = self._state, self._running
-        self._telemetry.logs.event("stopping", connections=len(state.connections))
-        # A breath before and one after: who has got a connection and sent a request is heard.
+        connections = self.connections
+        self._telemetry.logs.event("stopping", connections=len(connections.open))
+        # Connections that were made before the signal, and requests sent on them, are heard.
         await asyncio.sleep(0.02)
-        for each in listeners:
-            each.close()
+        connections.stop_listening()
         await asyncio.sleep(0.05)
         service = None if self._app is None else self._app.state.service
         if service is not None:
             service.draining = True
-        for each in self._connections():
-            each.shutdown()
+        connections.shutdown()
 
-        async def until_done(seconds: float) -> bool:
-            end = loop.time() + seconds
-            while state.connections or state.tasks:
-                if self._signals > 1 or loop.time() > end:
-                    return False
-                await asyncio.sleep(0.01)
-            return True
+        def hurried() -> bool:
+            return self._signals > 1
 
-        if await until_done(self.settings.drain_timeout):
+        if await connections.closed(self.settings.drain_timeout, hurried):
             return 0
-        if service is not None and self._signals < 2:
+        if service is not None and not hurried():
             closing = asyncio.create_task(service.engine.close(drain=False))
-            await until_done(GRACE)
+            await connections.closed(GRACE, hurried)
             closing.cancel()
-        failed = 0
-        for each in self._connections():
-            failed += each.busy or each.transport.get_write_buffer_size() > 0
-            each.transport.abort()
-        for task in state.tasks:
-            task.cancel()
+        failed = connections.abort()
         self._telemetry.logs.event("drain_failed", level=logging.ERROR, requests=failed)
         return 1 if failed else 0
 
     async def _close(self, serving: asyncio.Task[None]) -> None:
-        """End `_serve_model`, for as long as that is bearable."""
+        """End `_serve_model`; wait for it at most CLOSING seconds."""
         self._drained.set()
         if not self._warm:
             serving.cancel()
@@ -320,9 +238,3 @@ class Server:
         error = context.get("exception")
         if isinstance(error, BaseException):
             self._telemetry.exception("", error)
-
-
-def _threads() -> bool:
-    """Whether a thread that cannot be ended still runs."""
-    names = ("m3fast-load", "m3fast-cpu", "m3fast-cuda")
-    return any(thread.name.startswith(names) for thread in threading.enumerate())

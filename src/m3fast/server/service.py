@@ -1,4 +1,4 @@
-"""What all requests of one server share."""
+"""`Service`: the state that all requests of one server share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from m3fast.asyncengine import AsyncEngine
-    from m3fast.server.record import RequestRecord
+    from m3fast.aio.engine import AsyncEngine
     from m3fast.server.settings import Settings
+    from m3fast.server.telemetry.record import RequestRecord
 
 
 class Reports(Protocol):
@@ -20,14 +20,14 @@ class Reports(Protocol):
 
 
 class Service:
-    """The engine and its state as seen from outside; `app.state.service`.
+    """The engine, and whether it takes requests; `app.state.service`.
 
     Attributes:
         pool: threads for scores and large responses.
         warm: the warm-up is done.
         failure: why the warm-up failed, empty otherwise.
         draining: the server is stopping and admits nothing more; set it on SIGTERM.
-        active: requests being worked on; held: bytes of their bodies and vectors.
+        active: requests being worked on; held: bytes of their bodies and token vectors.
     """
 
     def __init__(self, engine: AsyncEngine, settings: Settings, telemetry: Reports) -> None:

@@ -1,4 +1,4 @@
-"""Everything that can be set about the server, checked once, with safe values by default."""
+"""`Settings`: every option of the server, checked, with a safe default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m3fast.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from m3fast.asyncengine import Limits
+    from m3fast.aio.engine import Limits
 
 MEBIBYTE = 1 << 20
 
@@ -93,7 +93,7 @@ class Settings:
         names = self.served_names
         good = bool(names) and all(0 < len(n) <= 256 and n.isprintable() for n in names)
         _expect(good, "served_names", "printable names", names)
-        # A key that no header can hold would lock everybody out; it is not shown.
+        # No header can hold such a key, so nobody could send it. The message does not show it.
         if not all(_plain(key, 512) for key in self.api_keys):
             raise InputError("api_keys: expected up to 512 printable ASCII characters, no spaces")
         for origin in self.cors_origins:
@@ -106,13 +106,13 @@ class Settings:
         _expect(self.log_level in levels, "log_level", f"one of {levels}", self.log_level)
 
     def limits(self) -> Limits:
-        """What the engine is told of all this."""
-        from m3fast.asyncengine import Limits
+        """The limits of the engine that follow from these settings."""
+        from m3fast.aio.engine import Limits
 
         return Limits(
             queue_tokens=self.max_queue,
             timeout=self.timeout,
-            # Beside a full list there is a query to encode.
+            # A query comes with a full list of passages; /score may have as many queries.
             request_texts=2 * self.max_list,
             # A body of plain words must pass, with a quarter to spare.
             request_characters=max(Limits().request_characters, self.max_body * 5 // 4),

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from m3fast.checkpoint import resolve
+from m3fast.checkpoint.folder import resolve
 from m3fast.errors import ComputeError, InputError
-from m3fast.runner import pick_devices, pick_dtype
-from m3fast.tokenizer import Tokenizer
+from m3fast.runner.device import pick_devices, pick_dtype
+from m3fast.text.tokenizer import Tokenizer
 from m3fast.train.config import CONTRASTIVE, DISTILLED, LOSSES, PAPER, TEACHER
 from m3fast.train.data import Batches
 from m3fast.train.model import Model

@@ -1,8 +1,8 @@
 """The packed encoder once more, in operations that autograd can follow.
 
-The weights are those of `m3fast.checkpoint`, the arithmetic is that of `m3fast.encoder` and
-`m3fast.heads`; a test holds the two together. Tokens are packed but for attention, which pads the
-texts of one part to their longest: parts are made of texts of like length.
+Weights are those of `m3fast.checkpoint.weights`, the arithmetic is that of `m3fast.model`; a test
+holds the two together. Tokens are packed but for attention, which pads the texts of one part to
+their longest: parts are made of texts of like length.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from m3fast.checkpoint import HEAD_FILES, Linear, Norm, load_weights
-from m3fast.config import ModelConfig
+from m3fast.checkpoint.config import ModelConfig
+from m3fast.checkpoint.folder import HEAD_FILES
+from m3fast.checkpoint.weights import Linear, Norm, load_weights
 from m3fast.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from m3fast.checkpoint import Layer, Weights
+    from m3fast.checkpoint.weights import Layer, Weights
     from m3fast.types import PackedBatch
 
 COPIED = (

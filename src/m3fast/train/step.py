@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from m3fast.packing import pack_texts
+from m3fast.model.packing import pack_texts
 from m3fast.train.config import CONTRASTIVE, DISTILLED, TEACHER
 from m3fast.train.losses import Side, contrastive_losses, teacher_losses
 from m3fast.train.model import Outputs
+from m3fast.types import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from m3fast.tokenizer import TokenIds, Tokenizer
+    from m3fast.text.tokenizer import Tokenizer
     from m3fast.train.config import TrainConfig
     from m3fast.train.data import Batch
     from m3fast.train.model import Model
-    from m3fast.types import PackedBatch
+    from m3fast.types import PackedBatch, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def _parts(
         if end == len(order) or full:
             chosen = order[begin:end]
             begin = end
-            packed = pack_texts(tokens, chosen, c)
+            packed = pack_texts([Selection(tokens, chosen)], c)
             shift = rng.integers(0, c.max_length - lengths[chosen] + 1)
             shift[rng.random(len(chosen)) >= config.random_positions] = 0
             # A literal pad token stays at its own position.

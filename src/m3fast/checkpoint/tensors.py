@@ -1,0 +1,122 @@
+"""Tensors in a checkpoint's files, checked one by one: safetensors or torch's, whole or sharded."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from m3fast.checkpoint.files import read_json
+from m3fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+
+
+class Tensors:
+    """Tensors by Hugging Face name, whatever file and prefix they stand under."""
+
+    def __init__(self, where: Mapping[str, tuple[Path, Callable[[], Any]]], source: Path) -> None:
+        ends = [name for name in where if name.endswith(WORD_EMBEDDINGS)]
+        self._where, self._source = where, source
+        self._prefix = ends[0].removesuffix(WORD_EMBEDDINGS) if ends else ""
+
+    def take(
+        self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
+        file, get = self._where.get(self._prefix + name, (self._source, None))
+        if get is None:
+            raise CheckpointError(f"{file}: {name}: expected shape {shape}, found no such tensor")
+        return moved(checked(get(), file, name, shape), file, name, device, dtype)
+
+
+def moved(
+    tensor: torch.Tensor, file: Path, name: str, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """The tensor there and in that dtype, or CheckpointError where it is not finite."""
+    there = tensor.to(device, dtype)
+    low, high = (float(v) for v in there.aminmax()) if there.numel() else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        beyond = "" if dtype == tensor.dtype else f" in {str(dtype).removeprefix('torch.')}"
+        found = next(v for v in (low, high) if not math.isfinite(v))
+        raise CheckpointError(f"{file}: {name}: expected finite values{beyond}, found {found}")
+    return there
+
+
+def checked(tensor: Any, file: Path, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise CheckpointError(f"{file}: {name}: expected a tensor, found {type(tensor).__name__}")
+    fits = len(shape) == tensor.dim() and all(
+        want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = tuple("any" if n is None else n for n in shape)
+        raise CheckpointError(
+            f"{file}: {name}: expected shape {wanted}, found {tuple(tensor.shape)}"
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{file}: {name}: expected a float type, found {tensor.dtype}")
+    return tensor
+
+
+def open_tensors(path: Path, stack: ExitStack) -> Tensors:
+    """From the first of these that is there, as transformers picks it."""
+    single, file = path / "model.safetensors", path / "pytorch_model.bin"
+    if single.exists():
+        return _safetensors([single], stack)
+    if (index := path / f"{single.name}.index.json").exists():
+        return _safetensors(_shards(index), stack)
+    index = path / f"{file.name}.index.json"
+    if not file.exists() and not index.exists():
+        raise CheckpointError(f"{path}: expected {single.name} or {file.name}, found neither")
+    where: dict[str, tuple[Path, Callable[[], Any]]] = {}
+    for each in [file] if file.exists() else _shards(index):
+        state = load_pickle(each)
+        where |= {name: (each, partial(state.__getitem__, name)) for name in state}
+    return Tensors(where, file if file.exists() else index)
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        return [index.with_name(name) for name in names]
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{index}: expected a weight_map, found {error!r}") from error
+
+
+class _SafeFile(Protocol):
+    def keys(self) -> list[str]: ...
+    def get_tensor(self, name: str) -> torch.Tensor: ...
+
+
+def _safetensors(files: list[Path], stack: ExitStack) -> Tensors:
+    from safetensors import SafetensorError, safe_open
+
+    where: dict[str, tuple[Path, Callable[[], Any]]] = {}
+    for file in files:
+        try:
+            handle: _SafeFile = stack.enter_context(safe_open(file, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file}: expected a safetensors file, found {error}") from error
+        for name in handle.keys():  # noqa: SIM118 - not a mapping
+            where[name] = (file, lambda handle=handle, name=name: handle.get_tensor(name))
+    return Tensors(where, files[0])
+
+
+def load_pickle(file: Path) -> Mapping[str, Any]:
+    """A state dict through torch's restricted unpickler: no code in the file is run."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{file}: expected a state dict, found {reason[0]}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: expected a state dict, found {type(state).__name__}")
+    return state

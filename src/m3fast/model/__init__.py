@@ -1,0 +1,1 @@
+"""The model on packed tokens: packing, the encoder, its three heads."""

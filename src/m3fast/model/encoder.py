@@ -1,0 +1,141 @@
+"""The encoder itself: XLM-RoBERTa on packed tokens, post-LN, no padding anywhere.
+
+    x = LN(word[ids] + position[positions] + type)
+    per layer:  x = LN(x + Wo attention(Wqkv x) + bo)
+                x = LN(x + W2 gelu(W1 x + b1) + b2)
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from m3fast.kernels.attention import varlen_attention
+from m3fast.kernels.gelu import linear_gelu
+from m3fast.kernels.layernorm import add_layernorm, add_layernorm_dot, embed_layernorm
+from m3fast.kernels.linear import linear
+
+if TYPE_CHECKING:
+    from m3fast.checkpoint.config import ModelConfig
+    from m3fast.checkpoint.weights import Layer, SparseHead, Weights
+    from m3fast.kernels.attention import AttentionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A packed batch as tensors, on the device of the weights.
+
+    Attributes:
+        ids: int32 [T], token ids; checked already where there is a plan.
+        positions: int32 [T], rows of the position table.
+        cu_seqlens: int32 [N + 1]; on the CPU where there is no plan.
+        max_seqlen: tokens of the longest text.
+        plan: how the attention kernel cuts a GPU's batch; None without that kernel.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    plan: AttentionPlan | None = None
+
+
+class Workspace:
+    """Buffers that every layer and every batch use again.
+
+    Fresh 40 MB activations would be mapped and zeroed by the kernel anew in each layer.
+
+    Attributes:
+        lock: to be held by the batch that uses it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def clear(self) -> None:
+        """Free the buffers."""
+        self._buffers.clear()
+
+    def take(self, name: str, rows: int, cols: int, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised [rows, cols] in the dtype and on the device of `like`."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < rows * cols or buffer.dtype != like.dtype:
+            buffer = torch.empty(rows * cols, dtype=like.dtype, device=like.device)
+            self._buffers[name] = buffer
+        return buffer[: rows * cols].view(rows, cols)
+
+
+def encode(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: Tokens,
+    space: Workspace,
+    rows: torch.Tensor | None = None,
+    head: SparseHead | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Hidden states of packed tokens, and the token weights of the sparse head.
+
+    Args:
+        space: buffers to compute in; the hidden states live there until its next use.
+        rows: int64 [R], the only tokens whose last hidden states are wanted; None for all. The
+            last layer then does its out projection and feed-forward for these alone.
+        head: [1, H], the sparse head, fused with the last LayerNorm; None to leave it out.
+
+    Returns:
+        Last hidden states [T, H] or [R, H], in the dtype of the weights; relu(h . w + b) float32
+        [T] or [R] where there is a head, else None.
+    """
+    norm, hidden = weights.embedding_norm, config.hidden_size
+    x = embed_layernorm(
+        tokens.ids, tokens.positions, weights.word, weights.position, weights.type_row,
+        norm.weight, norm.bias, config.layer_norm_eps,
+        out=space.take("x", len(tokens.ids), hidden, weights.word),
+        check_ids=tokens.plan is None,
+    )  # fmt: skip
+    for layer in weights.layers[:-1]:
+        x, _ = _layer(config, layer, x, tokens, space)
+    return _layer(config, weights.layers[-1], x, tokens, space, rows, head)
+
+
+def _layer(
+    config: ModelConfig,
+    layer: Layer,
+    x: torch.Tensor,
+    tokens: Tokens,
+    space: Workspace,
+    rows: torch.Tensor | None = None,
+    head: SparseHead | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    count, hidden = x.shape
+    # One buffer serves both halves of a layer: what attention leaves is used up before the
+    # feed-forward's wide activations are written.
+    wide = space.take("wide", count, max(4 * hidden, config.ffn_size), x).view(-1)
+    qkv = wide[: 3 * count * hidden].view(count, 3 * hidden)
+    attended = wide[3 * count * hidden : 4 * count * hidden].view(count, hidden)
+    linear(x, layer.qkv.weight, layer.qkv.bias, out=qkv)
+    varlen_attention(
+        qkv.view(count, 3, config.n_heads, config.head_dim),
+        tokens.cu_seqlens,
+        tokens.max_seqlen,
+        out=attended,
+        plan=tokens.plan,
+    )
+    if rows is not None:
+        x, attended, count = x[rows], attended[rows], len(rows)
+    # The biases of out and down ride in the next elementwise kernel.
+    projected = space.take("hidden", count, hidden, x)
+    linear(attended, layer.out.weight, out=projected)
+    norm, eps = layer.attention_norm, config.layer_norm_eps
+    x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps, out=x)
+    inner = wide[: count * config.ffn_size].view(count, config.ffn_size)
+    linear_gelu(x, layer.up.weight, layer.up.bias, out=inner)
+    linear(inner, layer.down.weight, out=projected)
+    norm = layer.output_norm
+    given = (projected, x, layer.down.bias, norm.weight, norm.bias, eps)
+    if head is None:
+        return add_layernorm(*given, out=x), None
+    return add_layernorm_dot(*given, head.weight[0], head.bias, out=x)

@@ -1,0 +1,1 @@
+"""HTTP below the routes: sockets, limits, errors, requests and replies."""

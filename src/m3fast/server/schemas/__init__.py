@@ -1,0 +1,1 @@
+"""Bodies of requests and responses, for checking and for the OpenAPI document."""
