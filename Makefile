@@ -68,7 +68,7 @@ help:
 	@echo 'make gpu-rehearse      those commands without a GPU, in .venv-gpu; gpu-cache: their kernels'
 	@echo 'make bench-peers       install what the benchmarks compare with, each that can be'
 	@echo 'make bench             time against the peers, results into bench/results/'
-	@echo 'make report            rewrite the tables and plots of README.md from bench/results/'
+	@echo 'make report            rewrite the table of README.md and docs/bench/ from bench/results/'
 	@echo 'make bench-check       what became slower since the last recorded commit, and status 1'
 	@echo 'make train-tiny        make m3fast-tiny from its texts, which its model card names (DATA=...)'
 	@echo 'make docs              the documentation as a site, build/site/index.html'

@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, record, regress, report, workloads
-from bench.gate import Gate
-from bench.harness import SCALES, Bench
-from bench.progress import Progress, suite_of
+from bench.core import gputime, record, replay, workloads
+from bench.core.harness import SCALES, Bench
+from bench.core.progress import Progress, suite_of
+from bench.core.proof import Proof
+from bench.core.replay import Replay
+from bench.report import regress, table
 
 BENCH = pytest.StashKey[Bench]()
-GATE = pytest.StashKey[Gate]()
+PROOF = pytest.StashKey[Proof]()
 KEEP = pytest.StashKey[bool]()
 
 
@@ -49,13 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option("--no-gate", action="store_true",
            help="do not run a suite's tests first: they have run already")  # fmt: skip
     option("--verdicts", type=Path, metavar="FILE",
-           help="run no tests first: what came of tests/gpu; see bench/gate.py")  # fmt: skip
+           help="run no tests first: what came of tests/gpu; see bench/core/proof.py")  # fmt: skip
     option("--threads", type=int,
            help="threads of every candidate: 2 unless given, with a GPU all cores")  # fmt: skip
 
 
 def suites() -> list[str]:
-    return sorted({suite_of(file) for file in Path(__file__).parent.glob("bench_*.py")})
+    return sorted({suite_of(file) for file in Path(__file__).parent.rglob("bench_*.py")})
 
 
 def _chosen(config: pytest.Config) -> set[str]:
@@ -85,7 +87,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--quick") and config.getoption("--first"):
         raise pytest.UsageError("--quick and --first: one of them was expected")
     chosen, model = _chosen(config), _model(config)
-    if not config.getoption("--benchmark"):
+    if not config.getoption("--benchmark") and (unmet := replay.unmet(config)):
+        raise pytest.UsageError(f"{', '.join(unmet)}: rows are timed with --benchmark only")
+    if not config.getoption("--benchmark") or replay.disabled(config):
         scale = "smoke"
     else:
         full = "full" if "full" in chosen else "default"
@@ -102,7 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(threads)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    words = gpu.words(device) if cuda else record.device()
+    words = gputime.words(device) if cuda else record.device()
     commit, dirty = record.commit()
     common = {
         "run": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,7 +117,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "scale": scale,
         "tree": record.tree(),
         "versions": record.versions(),
-    } | ({"clocks": gpu.clocks()} if cuda else {})
+    } | ({"clocks": gputime.clocks()} if cuda else {})
     file = config.getoption("--records")
     keep = config.getoption("bench_record") and (file or scale in ("default", "full"))
 
@@ -133,8 +137,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[KEEP] = bool(keep)
     verdicts = config.getoption("--verdicts")
     unproven = config.getoption("--no-gate") or (scale == "smoke" and not verdicts)
-    config.stash[GATE] = Gate(device.type, unproven, verdicts)
-    config.stash[BENCH] = Bench(SCALES[scale], threads, common, say, save, device, model)
+    config.stash[PROOF] = Proof(device.type, unproven, verdicts)
+    its = Bench(SCALES[scale], threads, common, say, save, device, model)
+    if replay.installed(config):
+        replayed = Replay(config, {"device": words, "threads": threads})
+        config.pluginmanager.register(replayed, "m3fast bench replay")
+        if scale != "smoke":
+            its.replay = replayed
+    config.stash[BENCH] = its
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -142,7 +152,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     interpreted = bench.scale.smoke and os.environ.get("TRITON_INTERPRET") == "1"
     cuda = bench.device.type == "cuda"
     if interpreted:
-        gpu.let_scalars_count_loops()
+        gputime.let_scalars_count_loops()
     wanted = _chosen(config) - {"default", "full"}
     first = config.getoption("--first")
     chosen = [
@@ -178,12 +188,12 @@ def _interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Bench:
     config = request.config
-    its, gate = config.stash[BENCH], config.stash[GATE]
+    its, proof = config.stash[BENCH], config.stash[PROOF]
     suite = suite_of(request.path)
     row = request.node.originalname
-    if gate.waits(suite, row):
+    if proof.waits(suite, row):
         its.say(f"{suite}: its tests first")
-    red = gate.red(suite, row)
+    red = proof.red(suite, row)
     if progress := config.pluginmanager.getplugin("m3fast bench progress"):
         progress.begin()
     its.begin(suite, f"{request.path.name}::{request.node.originalname}", red)
@@ -194,16 +204,16 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     groups = config.stash[BENCH].groups
-    if not config.getoption("--benchmark") or not groups:
+    if config.stash[BENCH].scale.smoke or not groups:
         return
     write = terminalreporter.write_line
     terminalreporter.section(f"{groups[0][0]['device']}, {groups[0][0]['threads']} threads")
-    write(report.plain([line for group in groups for line in report.cells(group)]))
+    write(table.plain([line for group in groups for line in table.cells(group)]))
     write("")
     for group in groups:
-        write(f"{group[0]['row']}: {report.notes(group)}")
+        write(f"{group[0]['row']}: {table.notes(group)}")
     if config.stash[KEEP]:
         records = [r for group in groups for r in group]
         file = config.getoption("--records") or record.file_of(records[0]["device"])
         write("")
-        write("\n".join(regress.check(report.read(file), records[0]["run"]).lines()))
+        write("\n".join(regress.check(table.read(file), records[0]["run"]).lines()))

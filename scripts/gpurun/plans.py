@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from bench import order
+from bench.gpu import order
 
 from gpurun import cache, verdicts
 from gpurun.out import KERNELS, RECORDS, TUNED, Out
@@ -107,7 +107,7 @@ def figures(out: Out, suite: str, limit: float, *more: str) -> Step:
 
 
 def first(out: Out) -> Plan:
-    code = "import gpurun, runpy; runpy.run_module('bench.kernels_gpu', run_name='__main__')"
+    code = "import gpurun, runpy; runpy.run_module('bench.gpu.kernels', run_name='__main__')"
     kernels = (PYTHON, "-c", code, "--output", str(out.path(KERNELS).resolve()))
     rows = [figures(out, suite, 2 * limit, "--first", "--no-gate") for suite, limit in order.FIRST]
     return Plan(

@@ -22,11 +22,11 @@ from gpurun.steps import ROOT, SAYS, Runner, Step
 BEGUN = time.monotonic()  # starting counts
 ABOUT = """
 import json, sys, gpurun, torch
-from bench import gpu, record
+from bench.core import gputime, record
 there = torch.cuda.is_available()
 commit, dirty = record.commit()
-print(json.dumps({"device": gpu.words(torch.device("cuda", 0)) if there else None,
-    "clocks": gpu.clocks() if there else {}, "commit": commit, "dirty": dirty,
+print(json.dumps({"device": gputime.words(torch.device("cuda", 0)) if there else None,
+    "clocks": gputime.clocks() if there else {}, "commit": commit, "dirty": dirty,
     "tree": record.tree(), "versions": record.versions(), "python": sys.version.split()[0]}))
 """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench import table
-from bench.table import OURS
+from bench.report import table
+from bench.report.table import OURS
 
 from gpurun.out import FAILURES, KERNELS, LOG, RECORDS, TESTS, Out
 from gpurun.steps import Result

@@ -1,0 +1,1 @@
+"""What every room of bench/ uses: the measuring core, records, workloads, limits."""

@@ -1,0 +1,109 @@
+"""`python -m bench.cpu.child_memory WAY COUNT THREADS [PATH]` -> JSON, in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+WORDS = ("the", "a", "water", "stone", "light", "river", "night", "moon", "house", "bread", "road")
+ALL = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
+
+
+def texts(count: int, seed: int = 0) -> Iterator[str]:
+    """Short random texts one at a time, so that the corpus itself takes no memory."""
+    rng = random.Random(seed)
+    return (" ".join(rng.choices(WORDS, k=rng.randint(5, 12))) for _ in range(count))
+
+
+def status(field: str) -> float:
+    """MiB of a line of /proc/self/status: VmRSS, VmHWM or RssFile.
+
+    Not getrusage: its peak is inherited from the parent across fork and exec.
+    """
+    lines = Path("/proc/self/status").read_text().split(f"{field}:")
+    if len(lines) < 2:
+        sys.exit(f"absent: {field} in /proc/self/status")
+    return int(lines[1].split()[0]) / 1024
+
+
+def corpus(way: str, count: int) -> dict[str, float]:
+    """Peak of a whole process that encodes `count` texts, streamed."""
+    if way == "encode_iter":
+        from m3fast import Engine
+
+        engine = Engine.from_pretrained("m3fast-tiny")
+        done = sum(len(part) for part in engine.encode_iter(texts(count), show_progress=False))
+    else:
+        from m3fast.cli import main as cli
+
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "in.txt"
+            with source.open("w") as out:
+                out.writelines(f"{text}\n" for text in texts(count))
+            cli(["encode", str(source), "-o", str(Path(folder) / "out.npz")])
+            done = count if (Path(folder) / "out.npz").exists() else 0
+    if done != count:
+        sys.exit(f"{way}: {count} texts expected, {done} came out")
+    return {"MiB": status("VmHWM")}
+
+
+def growth(calls: int, path: str) -> dict[str, float]:
+    """What `calls` calls with ever new texts leave behind, after a third as many to warm up."""
+    from m3fast import BGEM3FlagModel
+
+    model = BGEM3FlagModel(path, use_fp16=False, devices="cpu")
+
+    def resident(first: int, last: int) -> float:
+        for i in range(first, last):
+            batch = list(texts(1 + i % 16, seed=i))
+            found = model.encode(batch, **ALL)
+            if len(found["colbert_vecs"]) != len(batch):
+                sys.exit(f"{len(batch)} texts expected, {len(found['colbert_vecs'])} came out")
+        del found
+        gc.collect()
+        return status("VmRSS")
+
+    warm = max(1, calls // 3)
+    before = resident(0, warm)
+    return {"MiB": resident(warm, warm + calls) - before, "before": before}
+
+
+def load(package: str, path: str) -> dict[str, float]:
+    """Peak of a load and one query above what the imports left."""
+    try:
+        if package == "m3fast":
+            from m3fast import BGEM3FlagModel
+        else:
+            from FlagEmbedding import BGEM3FlagModel
+    except ImportError as error:
+        sys.exit(f"absent: {error}")
+    gc.collect()
+    imported = status("VmRSS")
+    model = BGEM3FlagModel(path, use_fp16=False, devices="cpu")
+    found = model.encode(next(texts(1)), **ALL)
+    if found["dense_vecs"].ndim != 1:
+        sys.exit(f"one vector expected, found shape {found['dense_vecs'].shape}")
+    peak = status("VmHWM")
+    return {"MiB": peak - imported, "peak": peak, "imported": imported, "after": status("VmRSS")}
+
+
+def main(way: str, count: int, path: str) -> None:
+    if way == "growth":
+        found = growth(count, path)
+    elif way in ("m3fast", "FlagEmbedding"):
+        found = load(way, path)
+    else:
+        found = corpus(way, count)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), "".join(sys.argv[4:5]))

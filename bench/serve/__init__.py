@@ -1,0 +1,1 @@
+"""Rows of the HTTP server, and what runs them."""
