@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import warnings
@@ -14,7 +15,7 @@ from . import dispatch
 _extension: Any = None
 why = ""  # the reason the extension is absent, empty when it is there
 try:
-    from m3fast import _C as _extension  # pyright: ignore
+    _extension = importlib.import_module("m3fast._C")
 except ImportError as error:
     why = f"m3fast._C cannot be imported ({error}); install m3fast with a C++ compiler to build it"
 

@@ -32,13 +32,15 @@ def clone(tmp_path: Path) -> Path:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, `from a import b` as a.b."""
+    """Dotted names that a file imports, `from a import b` as a.b, and import_module("a")."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{'.' * node.level}{node.module or ''}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
     return found
 
 

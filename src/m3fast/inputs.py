@@ -58,7 +58,7 @@ def check_padded(
 
 def check_texts(
     texts: Any, name: str = "texts", iterator_hint: str = "for an iterator use encode_iter"
-) -> Texts:
+) -> Sequence[str | Sequence[int]]:
     """A single str as a list of one; `Tokenizer.check` looks at each element.
 
     Args:

@@ -21,8 +21,9 @@ from m3fast.inputs import check_positive, check_texts, narrowed
 from m3fast.kernels.sparse import fill_dicts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from m3fast.flag.pool import Pool
-    from m3fast.inputs import Texts
     from m3fast.types import SparseRows
 
 Encoded = dict[str, Any]
@@ -239,5 +240,5 @@ class BGEM3FlagModel(PairScores):
         serve(jobs, done, partial(model.encode_single_device, device=device))
 
 
-def _check_sentences(sentences: Any) -> Texts:
+def _check_sentences(sentences: Any) -> Sequence[str | Sequence[int]]:
     return check_texts(sentences, "sentences", iterator_hint="make a list of an iterator")
