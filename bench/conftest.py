@@ -85,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("markers", "first: a row of --first")
     if config.getoption("--quick") and config.getoption("--first"):
-        raise pytest.UsageError("--quick and --first: one of them was expected")
+        raise pytest.UsageError("--quick, --first: expected one of them, found both")
     chosen, model = _chosen(config), _model(config)
     if not config.getoption("--benchmark") and (unmet := replay.unmet(config)):
         raise pytest.UsageError(f"{', '.join(unmet)}: rows are timed with --benchmark only")

@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if smoke:
         _interpret()
     elif not torch.cuda.is_available():
-        parser.error("a CUDA device was expected, found none: --smoke runs without")
+        parser.error("expected a CUDA device, found none: --smoke runs without")
     device = torch.device("cpu" if smoke else f"cuda:{torch.cuda.current_device()}")
     words = record.device() if smoke else gputime.words(device)
     commit, dirty = record.commit()

@@ -37,7 +37,7 @@ def read_results(folder: Path) -> dict[str, list[Record]]:
     found = {file.stem: read(file) for file in sorted(folder.glob("*.jsonl"))}
     for stem, records in found.items():
         if len(devices := sorted({r["device"] for r in records})) > 1:
-            raise ValueError(f"{stem}.jsonl: one device was expected, found {'; '.join(devices)}")
+            raise ValueError(f"{stem}.jsonl: expected one device, found {'; '.join(devices)}")
     return found
 
 

@@ -94,4 +94,4 @@ def test_no_device_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         pytest.skip("there is one")
     with pytest.raises(SystemExit):
         kernels.main(["--output", str(tmp_path / "none.jsonl")])
-    assert "a CUDA device was expected, found none" in capsys.readouterr().err
+    assert "expected a CUDA device, found none" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_cards_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(len({r["device"] for r in row}) == 1 for row in table.latest(both))
 
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(r) + "\n" for r in both))
-    with pytest.raises(ValueError, match=r"mixed\.jsonl: one device was expected, found NVIDIA"):
+    with pytest.raises(ValueError, match=r"mixed\.jsonl: expected one device, found NVIDIA"):
         readme.markdown(tmp_path)
     (tmp_path / "mixed.jsonl").unlink()
     monkeypatch.setattr(record, "RESULTS", tmp_path)
