@@ -149,7 +149,7 @@ def test_nothing_of_a_request_reaches_the_loader(server, monkeypatch):
         return spy
 
     from m3fast.checkpoint import folder
-    from m3fast.engine import engine
+    from m3fast.engine import engine, loading
     from m3fast.text import files
 
     for owner, name in (
@@ -158,7 +158,7 @@ def test_nothing_of_a_request_reaches_the_loader(server, monkeypatch):
         (pickle, "loads"),
         (folder, "resolve"),
         (engine, "resolve"),
-        (engine, "load_weights"),
+        (loading, "load_weights"),
         (files, "read_tokenizer"),
         (builtins, "open"),
     ):
