@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -13,20 +13,32 @@ from m3fast.errors import ComputeError, DeviceMemoryError
 from m3fast.runner.base import HeadOptions, Outputs, dummy_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from m3fast.aio.dispatch import Dispatcher
+    from m3fast.aio.batches import Request
+    from m3fast.aio.lanes import Job, Part
     from m3fast.runner.cpu import Runner
 
 
+class Owner(Protocol):
+    """Who says what a worker does next, and hears what came of it."""
+
+    def next_batch(self, worker: Worker) -> list[Part[Request]] | None: ...
+    def landed(
+        self, worker: Worker, parts: Sequence[Part[Request]], error: Exception | None, last: bool
+    ) -> None: ...
+    def failed(self, job: Job[Request], error: Exception) -> None: ...
+    def died(self, worker: Worker, error: BaseException) -> None: ...
+
+
 class Worker:
-    """Takes batches of a dispatcher, has its runner compute them, reports what came of each.
+    """Takes batches of its owner, has its runner compute them, reports what came of each.
 
     Attributes:
         flying: batches begun and not landed; since: when the device began on the oldest.
     """
 
-    def __init__(self, owner: Dispatcher, runner: Runner) -> None:
+    def __init__(self, owner: Owner, runner: Runner) -> None:
         self._owner, self.runner = owner, runner
         self.flying, self.since = 0, 0.0
         self.thread = threading.Thread(

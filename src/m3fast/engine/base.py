@@ -1,4 +1,4 @@
-"""What every method of an engine stands on: the runners, defaults of options, its lifetime."""
+"""What the methods of an engine stand on: runners, tokenizer, defaults of options, lifetime."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from m3fast.engine.options import (
     lists_options,
 )
 from m3fast.errors import EngineClosedError, InputError, ProcessError
-from m3fast.inputs import check_positive
+from m3fast.inputs import CheckedTexts, check_positive
+from m3fast.model.mcls import insert_cls, plain_limit
 from m3fast.runner.base import HeadOptions, Outputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from m3fast.inputs import Texts
     from m3fast.runner.cpu import Runner
     from m3fast.text.tokenizer import Tokenizer
+    from m3fast.types import TokenIds
 
 
 class EngineBase:
@@ -130,6 +133,23 @@ class EngineBase:
                 f"prompt_name: expected None, '' or one of {list(prompts)}, found {name!r:.80}"
             )
         return prompts[name] if name else ""
+
+    def tokenize(self, texts: Texts, max_length: int, prompt: str = "") -> TokenIds:
+        """Token ids as the encoder sees them: `Tokenizer.encode`, with CLS tokens for `mcls`.
+
+        These count as tokens: with them a text has at most max_length. `prompt` is put before each
+        text, token ids are used as they are.
+        """
+        given = self.tokenizer.check(texts)
+        if prompt:
+            self.tokenizer.check([prompt])
+            given = CheckedTexts(prompt + t if isinstance(t, str) else t for t in given)
+        if self.options.pooling != "mcls" or self.tokenizer.cls_id is None:
+            return self.tokenizer.encode(given, max_length)
+        tokens = self.tokenizer.encode(given, plain_limit(max_length))
+        return insert_cls(tokens, self.tokenizer.cls_id)
+
+    tokenise = tokenize  # its name in earlier versions
 
     def _check_process(self) -> None:
         _ = self.runners  # closed?

@@ -22,7 +22,6 @@ from m3fast.inputs import (
     check_texts,
     windows,
 )
-from m3fast.model.mcls import insert_cls, plain_limit
 from m3fast.runner.base import HeadOptions
 from m3fast.runner.device import pick_devices, pick_dtype
 from m3fast.text.tokenizer import Tokenizer
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from m3fast.inputs import Texts
-    from m3fast.types import Embeddings, TokenIds
+    from m3fast.types import Embeddings
 
 # encode_iter works on this much text at a time, so that memory does not grow with the corpus.
 WINDOW_TEXTS, WINDOW_CHARACTERS = 1024, 1 << 18
@@ -236,20 +235,3 @@ class Engine(EngineBase):
         call = self.call("Engine.warmup", **options)
         for runner in self.runners:
             runner.warmup(call.outputs, call.options)
-
-    def tokenize(self, texts: Texts, max_length: int, prompt: str = "") -> TokenIds:
-        """Token ids as the encoder sees them: `Tokenizer.encode`, with CLS tokens for `mcls`.
-
-        These count as tokens: with them a text has at most max_length. `prompt` is put before each
-        text, token ids are used as they are.
-        """
-        given = self.tokenizer.check(texts)
-        if prompt:
-            self.tokenizer.check([prompt])
-            given = CheckedTexts(prompt + t if isinstance(t, str) else t for t in given)
-        if self.options.pooling != "mcls" or self.tokenizer.cls_id is None:
-            return self.tokenizer.encode(given, max_length)
-        tokens = self.tokenizer.encode(given, plain_limit(max_length))
-        return insert_cls(tokens, self.tokenizer.cls_id)
-
-    tokenise = tokenize  # its name in earlier versions

@@ -17,14 +17,14 @@ from m3fast.types import Selection
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from m3fast.engine.engine import Engine
+    from m3fast.engine.base import EngineBase
     from m3fast.engine.options import Call
     from m3fast.inputs import Texts
     from m3fast.types import Embeddings, TokenIds
 
 
 def stream(
-    engine: Engine,
+    engine: EngineBase,
     parts: Iterable[Texts],
     call: Call,
     max_texts: int | None,
@@ -58,7 +58,7 @@ def stream(
         yield waiting.popleft().finish()
 
 
-def _tokenized(engine: Engine, parts: Iterable[Texts], call: Call) -> Iterator[TokenIds]:
+def _tokenized(engine: EngineBase, parts: Iterable[Texts], call: Call) -> Iterator[TokenIds]:
     """Token ids of each window; beside a GPU, in a thread, one window ahead."""
     given = (call.max_length, call.prompt)
     if engine.device.type == "cpu":
