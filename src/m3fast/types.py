@@ -79,12 +79,17 @@ class PackedBatch:
 
     def __post_init__(self) -> None:
         if self.texts is None:  # pyright: ignore[reportUnnecessaryComparison]
-            texts = np.repeat(np.arange(self.n_texts, dtype=np.int32), np.diff(self.cu_seqlens))
+            texts = np.repeat(np.arange(self.n_texts, dtype=np.int32), self.lengths)
             object.__setattr__(self, "texts", texts)
 
     @property
     def n_texts(self) -> int:
         return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """int32 [N], tokens of each text."""
+        return np.diff(self.cu_seqlens)
 
     @property
     def n_tokens(self) -> int:
@@ -162,6 +167,11 @@ class TokenVectors:
 
     values: NDArray[np.floating]
     offsets: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [N], vectors of each text."""
+        return np.diff(self.offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

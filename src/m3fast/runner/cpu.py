@@ -6,7 +6,6 @@ import itertools
 import threading
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -120,7 +119,7 @@ class Runner:
             tokens = Tokens(ids, positions, ends, batch.max_seqlen)
             n_cls = 0
             if options.pooling == "mcls":
-                n_cls = int(cls_counts(np.diff(batch.cu_seqlens)).sum())
+                n_cls = int(cls_counts(batch.lengths).sum())
             dense, weights, colbert = forward(
                 self.config, self.weights, tokens, texts, cu_seqlens, outputs, options, space,
                 n_cls=n_cls,

@@ -157,7 +157,7 @@ class GpuRunner(Runner):
         words = host.to(self.device, non_blocking=True)
         *packed, device_tiles = inputs.split(words)
 
-        rows = int(colbert_counts(np.diff(batch.cu_seqlens), options.pooling).sum())
+        rows = int(colbert_counts(batch.lengths, options.pooling).sum())
         results = self._results(texts, total, rows, outputs, options)
         out = torch.empty(results.words, device=self.device)
         given = (*packed, device_tiles[: len(tiles)])
@@ -190,7 +190,7 @@ class GpuRunner(Runner):
                 self._bucket_space,
             ),
         )  # fmt: skip
-        rows = int(colbert_counts(np.diff(batch.cu_seqlens), options.pooling).sum())
+        rows = int(colbert_counts(batch.lengths, options.pooling).sum())
         used = replace(results, rows=rows)  # they come last
         if used.words <= INLINE_WORDS:
             return self._transfer.fetch(out[: used.words], used, batch.n_texts)

@@ -110,7 +110,7 @@ def products(found: Embeddings, pairs: NDArray[np.int64]) -> int:
     """
     size = 0 if found.dense is None else len(pairs) * found.dense.shape[1]
     if (vectors := found.colbert) is not None:
-        lengths = np.diff(vectors.offsets)[pairs]
+        lengths = vectors.lengths[pairs]
         size += int(lengths.prod(1).sum()) * vectors.values.shape[1]
     if size > MOST_PRODUCTS:
         raise Problem(
