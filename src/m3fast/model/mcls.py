@@ -29,7 +29,7 @@ def cls_counts(lengths: Counts) -> Counts:
     return (lengths + (CLS_EVERY - 1)) // CLS_EVERY
 
 
-def colbert_counts(lengths: NDArray[np.int64], pooling: Pooling) -> NDArray[np.int64]:
+def colbert_counts(lengths: Counts, pooling: Pooling) -> Counts:
     """Multi-vectors [N] of texts with so many tokens [N]: one per token but the CLS tokens."""
     return lengths - (cls_counts(lengths) if pooling == "mcls" else 1)
 
