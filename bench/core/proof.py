@@ -88,23 +88,32 @@ class Verdicts:
         return its
 
     def red(self, files: Sequence[str]) -> str:
-        """What keeps the tests of these files from being green, or ""."""
+        """What keeps the tests of these files from being green, or "".
+
+        Those of one file may all be skipped, if some of another have passed.
+        """
+        of = {file: self._of(file) for file in files}
+        proven = any("passed" in outcomes.values() for outcomes in of.values())
         said = []
-        for file in files:
-            its = {name.removeprefix(f"{file}::"): outcome
-                   for name, outcome in self.outcomes.items()
-                   if name.startswith(f"{file}::")
-                   and not any(aside in re.split(r"::|\[", name) for aside in ASIDE.get(file, ()))
-                   }  # fmt: skip
+        for file, its in of.items():
             bad = [f"{name} {outcome}" for name, outcome in its.items() if outcome not in GREEN]
             if bad:
                 more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
                 said.append(f"{file}: {bad[0]}{more}")
-            elif not any(outcome == "passed" for outcome in its.values()):
+            elif not (its and proven):
                 said.append(f"{file}: nothing has run of these sources")
             elif file not in self.complete:
                 said.append(f"{file} did not finish")
         return "; ".join(said)
+
+    def _of(self, file: str) -> dict[str, str]:
+        """Outcomes of a file's tests, by their names in it, without those of ASIDE."""
+        return {
+            name.removeprefix(f"{file}::"): outcome
+            for name, outcome in self.outcomes.items()
+            if name.startswith(f"{file}::")
+            and not any(aside in re.split(r"::|\[", name) for aside in ASIDE.get(file, ()))
+        }
 
 
 class Proof:

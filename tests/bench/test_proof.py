@@ -77,6 +77,16 @@ def test_what_is_red(judged: Any) -> None:
     assert judged("gemm") == "", "no tests are asked for"
 
 
+def test_one_file_of_several_may_be_skipped(judged: Any) -> None:
+    first, *others = proof.TESTS["cuda"]["maxsim"]
+    done = [{"file": file, "complete": True} for file in (first, *others)]
+    skipped = [test("test_b", "skipped", file) for file in others]
+    assert judged("maxsim", HERE, test("test_a", file=first), *skipped, *done) == ""
+    assert judged("maxsim", HERE, test("test_a", file=first), *done).startswith(f"{others[0]}: no")
+    said = judged("maxsim", HERE, test("test_a", "skipped", first), *skipped, *done)
+    assert said.count("nothing has run") == len(done)
+
+
 def test_other_sources_prove_nothing(judged: Any) -> None:
     there, good, bad = {"tree": "there"}, test("test_a"), test("test_a", "failed")
     assert "nothing has run" in judged("sparse", there, good, DONE)
