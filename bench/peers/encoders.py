@@ -175,12 +175,12 @@ def _padded(
     sample: Sequence[str],
 ) -> Encoder:
     """Texts sorted by length, padded batch by batch, run, and unpadded again."""
-    tokenise = rows_of(path)
+    tokenize = rows_of(path)
 
     def encode(texts: str | list[str], size: int) -> Encoded:
         if isinstance(texts, str):
             return {k: rows[0] for k, rows in encode([texts], size).items()}
-        rows = tokenise(texts)
+        rows = tokenize(texts)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         found: dict[str, list[Any]] = {}
         for start in range(0, len(order), size):

@@ -52,8 +52,8 @@ class StrongCpu:
         self._heads: int = config["num_attention_heads"]
         self._eps: float = config["layer_norm_eps"]
         self._outputs, self._dtype = outputs, dtype
-        self._tokenise = rows_of(path)
-        self._sample = self._tokenise(list(sample)) if sample else []
+        self._tokenize = rows_of(path)
+        self._sample = self._tokenize(list(sample)) if sample else []
         self._rows = min(sum(map(len, self._sample)), BUDGETS[1]) or 64
         self._ways: dict[Any, str] = {}
         self._budget, self._width = BUDGETS[1], WIDTHS[1]
@@ -66,7 +66,7 @@ class StrongCpu:
     def __call__(self, texts: str | list[str]) -> Encoded:
         if isinstance(texts, str):
             return {key: rows[0] for key, rows in self([texts]).items()}
-        rows = self._tokenise(texts)
+        rows = self._tokenize(texts)
         with torch.inference_mode():
             return self._encode(rows)
 

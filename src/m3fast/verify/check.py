@@ -120,7 +120,7 @@ def check(
         checks.append(Check("lexical fixture float32", error, goldens.LEXICAL_TOLERANCE))
 
     device = str(engine.device)
-    tokens = engine.tokenise(TEXTS, engine.max_length)
+    tokens = engine.tokenize(TEXTS, engine.max_length)
     exact, peaks = plain_vectors(engine, tokens, torch.float64)
     dtypes = _dtypes(engine.device)
     plain = {name: plain_vectors(engine, tokens, DTYPES[name])[0] for name in dtypes}
