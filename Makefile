@@ -228,8 +228,9 @@ ext: $(VENV)/base.stamp
 	|| { cat $(VENV)/build.log; exit 1; }
 
 # Headers and compiler are looked for before minutes of downloads, not after.
+# A venv that is there keeps its interpreter: another's would mix two versions in it.
 $(VENV)/base.stamp: $(INPUTS)
-	@for p in $(PYTHON) python3.14 python3.13 python3.12 python3.11; do \
+	@for p in $(wildcard $(PY)) $(PYTHON) python3.14 python3.13 python3.12 python3.11; do \
 	    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; p=; \
 	done; \
 	test -n "$$p" || { echo 'm3fast needs Python 3.11 or newer and found none: install one, or' \
