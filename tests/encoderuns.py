@@ -30,15 +30,21 @@ def left_behind(folder: Path, *expected: str) -> set[str]:
     return {path.name for path in folder.iterdir()} - set(expected)
 
 
-def assert_fails(capsys: pytest.CaptureFixture[str], argv: list[object], *named: str) -> None:
+def assert_refused(capsys: pytest.CaptureFixture[str], argv: list[object], *named: str) -> None:
+    """One line on stderr that names all of this, and nothing on stdout."""
     capsys.readouterr()
-    assert encode(*argv) == 2
+    assert main([str(arg) for arg in argv]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith("m3fast: error: ")
     assert error.count("\n") == 1
     for name in named:
         assert name in error
+
+
+def assert_fails(capsys: pytest.CaptureFixture[str], argv: list[object], *named: str) -> None:
+    """`assert_refused` of `m3fast encode`."""
+    assert_refused(capsys, ["encode", *argv], *named)
 
 
 def arrow_types() -> dict[str, tuple[Any, list[Any], list[str] | None, int | None]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
+from encoderuns import assert_refused
 
 import m3fast
 from m3fast.cli import main
@@ -43,17 +44,6 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def json_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def assert_fails(capsys: pytest.CaptureFixture[str], argv: list[object], *named: str) -> None:
-    capsys.readouterr()
-    assert main([str(arg) for arg in argv]) == 2
-    out, error = capsys.readouterr()
-    assert out == ""
-    assert error.startswith("m3fast: error: ")
-    assert error.count("\n") == 1
-    for name in named:
-        assert name in error
 
 
 @pytest.mark.parametrize(
@@ -125,18 +115,18 @@ def test_vectors_of_something_else(
 ) -> None:
     stored, search = tmp_path / "corpus.npz", ["search", "q", "--corpus", corpus, *MODEL]
     assert main(["encode", str(corpus), "-o", str(stored), "--dense", *MODEL]) == 0
-    assert_fails(capsys, [*search, "--vectors", stored], "--vectors", "sparse")
+    assert_refused(capsys, [*search, "--vectors", stored], "--vectors", "sparse")
     dense = [*search, "--mode", "dense", "--vectors"]
     model = make_checkpoint(tmp_path / "model", layers=1)
-    assert_fails(capsys, [*dense, stored, "--model", model], "--model", "m3fast-tiny")
+    assert_refused(capsys, [*dense, stored, "--model", model], "--model", "m3fast-tiny")
     with corpus.open("a") as file:
         file.write("one more\n")
-    assert_fails(capsys, [*dense, stored], "--vectors", "only 21 rows")
+    assert_refused(capsys, [*dense, stored], "--vectors", "only 21 rows")
     corpus.write_text("just one\n")
-    assert_fails(capsys, [*dense, stored], "--vectors", "21 rows for 1 texts")
+    assert_refused(capsys, [*dense, stored], "--vectors", "21 rows for 1 texts")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    assert_fails(capsys, [*dense, tmp_path / "other.npz"], "other.npz", "made by m3fast encode")
-    assert_fails(capsys, [*dense, corpus], "corpus.txt", "made by m3fast encode")
+    assert_refused(capsys, [*dense, tmp_path / "other.npz"], "other.npz", "made by m3fast encode")
+    assert_refused(capsys, [*dense, corpus], "corpus.txt", "made by m3fast encode")
 
 
 def test_search_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +163,7 @@ def test_search_shows_ids_or_rows(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert [line.get("id") for line in lines] == (expected or [None] * 4)
         left_out = f"m3fast: warning: {source}:4: expected a str or int as id, found {last!r}; "
         assert error.startswith(left_out) if last != 7 else error == ""
-    assert_fails(capsys, [*search, "--id-column", "id"], "corpus.jsonl:4: expected a str or int")
+    assert_refused(capsys, [*search, "--id-column", "id"], "corpus.jsonl:4: expected a str or int")
 
 
 def test_vectors_of_an_earlier_version(
@@ -202,7 +192,7 @@ def test_dense_only_model_searches_dense(
     search = ["search", "q", "--corpus", str(corpus), *model]
     assert main([*search, "--json"]) == 0
     assert set(json_lines(capsys)[0]["scores"]) == {"dense"}
-    assert_fails(capsys, [*search, "--mode", "sparse"], "sparse")
+    assert_refused(capsys, [*search, "--mode", "sparse"], "sparse")
     assert main(["score", "--query", "q", "--passage", "p", "--json", *model]) == 0
     assert set(json_lines(capsys)[0]) == {"query", "passage", "dense"}
 
@@ -211,14 +201,14 @@ def test_dense_only_model_searches_dense(
 def test_bad_weights(
     corpus: Path, capsys: pytest.CaptureFixture[str], weights: str
 ) -> None:
-    assert_fails(capsys, ["search", "q", "--corpus", corpus, "--weights", weights], "--weights")
+    assert_refused(capsys, ["search", "q", "--corpus", corpus, "--weights", weights], "--weights")
 
 
 def test_bad_search_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_fails(capsys, ["search", "q", "--corpus", tmp_path / "no.txt"], "no.txt")
+    assert_refused(capsys, ["search", "q", "--corpus", tmp_path / "no.txt"], "no.txt")
     (tmp_path / "a.txt").write_bytes(b"\xff\n")
-    assert_fails(capsys, ["search", "q", "--corpus", tmp_path / "a.txt"], "a.txt:1")
-    assert_fails(capsys, ["search", "\udc80", "--corpus", tmp_path / "a.txt"], "query 1")
+    assert_refused(capsys, ["search", "q", "--corpus", tmp_path / "a.txt"], "a.txt:1")
+    assert_refused(capsys, ["search", "\udc80", "--corpus", tmp_path / "a.txt"], "query 1")
 
 
 def test_score_is_compute_score(capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,7 +269,7 @@ def test_bad_pairs(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    assert_fails(capsys, ["score", "--pairs", tmp_path / name], named)
+    assert_refused(capsys, ["score", "--pairs", tmp_path / name], named)
 
 
 @pytest.mark.parametrize(
@@ -292,4 +282,4 @@ def test_bad_pairs(
     ],
 )
 def test_bad_pairing(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
-    assert_fails(capsys, ["score", *argv], "--query")
+    assert_refused(capsys, ["score", *argv], "--query")

@@ -1,10 +1,20 @@
-"""A server whose device is busy."""
+"""Servers that tests share: a plain one, and one whose device is busy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import servers
 from faults import spied, started
 from wire import Wire, embed
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[servers.ThreadServer]:
+    """m3fast-tiny with the settings that nobody changed."""
+    with servers.running() as running:
+        yield running
 
 
 @pytest.fixture

@@ -30,12 +30,6 @@ BLOCKS = {
 CLOSE = dict(rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running() as it:
-        yield it
-
-
 def dense(*texts: str, **options: Any) -> np.ndarray:
     return tiny().encode(list(texts), sparse=False, colbert=False, **options).dense
 

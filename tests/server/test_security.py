@@ -21,12 +21,6 @@ def locked():
         yield running
 
 
-@pytest.fixture(scope="module")
-def server():
-    with servers.running() as running:
-        yield running
-
-
 def bearer(key):
     return {"authorization": f"Bearer {key}"}
 

@@ -23,12 +23,6 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with servers.running() as running:
-        yield running
-
-
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_every_command(server, tmp_path):
     assert len(COMMANDS) == 16

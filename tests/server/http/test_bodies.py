@@ -8,12 +8,6 @@ import servers
 from families import BODIES, FAMILIES, check
 
 
-@pytest.fixture(scope="module")
-def server():
-    with servers.running() as running:
-        yield running
-
-
 def raw(server, path, content, kind="application/json", **headers):
     named = {"content-type": kind} if kind else {}
     return server.post(path, content=content, headers={**named, **headers})

@@ -22,12 +22,6 @@ from m3fast.server.app import create_app
 from m3fast.server.settings import Settings
 
 
-@pytest.fixture(scope="module")
-def server():
-    with servers.running() as running:
-        yield running
-
-
 @pytest.fixture
 def broken(server, request):
     """Makes the engine answer every request with an exception."""

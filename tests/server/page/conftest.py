@@ -1,4 +1,4 @@
-"""A browser, and a server for it to visit."""
+"""A browser that visits servers."""
 
 import os
 import shutil
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from servers import ThreadServer, running
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +21,3 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield started
         started.close()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ThreadServer]:
-    with running() as found:
-        yield found

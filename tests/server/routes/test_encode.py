@@ -1,6 +1,5 @@
 """/encode and /score against Engine.encode, scoring and the drop-in's compute_score."""
 
-from collections.abc import Iterator
 
 import checkpoints
 import numpy as np
@@ -14,12 +13,6 @@ from m3fast.kernels.maxsim import quantize_vectors
 from m3fast.scoring import combine
 
 TEXTS = checkpoints.TEXTS
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.ThreadServer]:
-    with servers.running() as running:
-        yield running
 
 
 def encoded(texts, **more):

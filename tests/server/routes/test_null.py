@@ -2,31 +2,21 @@
 
 import re
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 
 import pydantic
 import pytest
-import servers
 from families import BODIES
 
 from m3fast.server.http.errors import TEI_PATHS
 from m3fast.server.routes import encode, openai, rerank, tei
 
-KEY = "a-key"
 MODELS = {
     route.path: model
     for family in (encode, openai, rerank, tei)
     for route in family.router.routes
     if (model := typing.get_type_hints(route.endpoint).get("body")) is not None
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.ThreadServer]:
-    with servers.running(servers.short(), api_keys=(KEY,)) as running:
-        running.client.headers["Authorization"] = f"Bearer {KEY}"
-        yield running
 
 
 def parts(model: type[pydantic.BaseModel]) -> dict[str, list[type[pydantic.BaseModel]]]:
@@ -64,8 +54,8 @@ def put(body: dict, place: tuple[str, ...], value) -> dict:
     return {**body, first: put(body.get(first) or {}, tuple(rest), value) if rest else value}
 
 
-def answer(server, path: str, body: dict):
-    response = server.post(path, body, headers={"X-Request-ID": "same"})
+def answer(keyed, path: str, body: dict):
+    response = keyed.post(path, body, headers={"X-Request-ID": "same"})
     return response.status_code, response.json()
 
 
@@ -74,28 +64,28 @@ def test_every_route_with_a_body_is_here():
 
 
 @pytest.mark.parametrize(("path", "place"), OPTIONAL, ids=str)
-def test_null_is_the_default(server, path, place):
+def test_null_is_the_default(keyed, path, place):
     body = {name: value for name, value in BODIES[path].items() if (name,) != place}
-    wanted = answer(server, path, body)
-    assert answer(server, path, put(body, place, None)) == wanted
+    wanted = answer(keyed, path, body)
+    assert answer(keyed, path, put(body, place, None)) == wanted
     assert wanted[0] == 200 or place[0] in BODIES[path]
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_all_nulls_at_once(server, path):
+def test_all_nulls_at_once(keyed, path):
     body = BODIES[path]
     nulls = {name: None for place in places(MODELS[path], False) for name in place[:1]}
-    assert answer(server, path, {**nulls, **body}) == answer(server, path, body)
+    assert answer(keyed, path, {**nulls, **body}) == answer(keyed, path, body)
 
 
 @pytest.mark.parametrize(("path", "place"), REQUIRED)
-def test_null_for_what_is_required(server, path, place):
-    status, found = answer(server, path, put(BODIES[path], place, None))
+def test_null_for_what_is_required(keyed, path, place):
+    status, found = answer(keyed, path, put(BODIES[path], place, None))
     assert status == (422 if path in TEI_PATHS else 400)
     assert place[-1] in str(found)
 
 
-def test_null_in_a_list(server):
+def test_null_in_a_list(keyed):
     for path, body in (
         ("/v1/embeddings", {"input": ["a", None]}),
         ("/v1/embeddings", {"input": [{"text": None}]}),
@@ -103,11 +93,11 @@ def test_null_in_a_list(server):
         ("/v1/rerank", {"query": "a", "documents": [{"text": None}]}),
         ("/encode", {"texts": [None]}),
     ):
-        assert server.post(path, body).status_code == 400
+        assert keyed.post(path, body).status_code == 400
 
 
-def test_the_document_says_so(server):
-    document = server.get("/openapi.json").json()["components"]["schemas"]
+def test_the_document_says_so(keyed):
+    document = keyed.get("/openapi.json").json()["components"]["schemas"]
     for model in set(MODELS.values()):
         for name, field in model.model_fields.items():
             if not field.is_required():

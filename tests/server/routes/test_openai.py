@@ -18,12 +18,6 @@ def server() -> Iterator[servers.ThreadServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def short() -> Iterator[servers.ThreadServer]:
-    with servers.running(servers.short()) as running:
-        yield running
-
-
 def dense(texts, **more) -> np.ndarray:
     return servers.tiny().encode(texts, dense=True, sparse=False, colbert=False, **more).dense
 

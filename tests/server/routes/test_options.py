@@ -1,7 +1,6 @@
 """Options that change a result are honoured."""
 
 import base64
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,14 +11,6 @@ from m3fast import scoring
 
 LONG = "word " * 200  # more tokens than the server takes
 DOCUMENTS = ["BGE M3 is an embedding model.", "BM25 ranks by terms.", "x", LONG]
-KEY = "a-key"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.ThreadServer]:
-    with servers.running(servers.short(), api_keys=(KEY,)) as running:
-        running.client.headers["Authorization"] = f"Bearer {KEY}"
-        yield running
 
 
 def dense(texts=TEXTS, **more) -> np.ndarray:
@@ -34,8 +25,8 @@ def as_floats(text: str, dtype: str = "float32", order: str = "little") -> np.nd
     return np.frombuffer(raw, sign + {"float32": "f4", "float16": "f2"}[dtype])
 
 
-def embedded(server, **fields) -> list:
-    response = server.post("/v1/embeddings", {"input": TEXTS, **fields})
+def embedded(keyed, **fields) -> list:
+    response = keyed.post("/v1/embeddings", {"input": TEXTS, **fields})
     assert response.status_code == 200, response.text
     return [each["embedding"] for each in response.json()["data"]]
 
@@ -47,42 +38,42 @@ def embedded(server, **fields) -> list:
 )  # fmt: skip
 @pytest.mark.parametrize("order", [None, "native", "little", "big"])
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
-def test_base64(server, form, dtype, order):
-    rows = embedded(server, **form, embed_dtype=dtype, endianness=order)
+def test_base64(keyed, form, dtype, order):
+    rows = embedded(keyed, **form, embed_dtype=dtype, endianness=order)
     found = [as_floats(row, dtype or "float32", order or "little") for row in rows]
     steps = {"float16": 2**-10, "bfloat16": 2**-8}.get(dtype or "float32", 1e-5)
     np.testing.assert_allclose(np.float32(found), dense(), rtol=steps, atol=5e-6)
 
 
-def test_floats_are_floats(server):
+def test_floats_are_floats(keyed):
     """As in vLLM: what base64 holds is no matter of theirs."""
-    plain = embedded(server)
+    plain = embedded(keyed)
     servers.near(plain, dense())
     for more in (
         {"embed_dtype": "float16"}, {"endianness": "big"}, {"output_dtype": "float"},
         {"embedding_type": "float"}, {"embedding_types": ["float"], "encoding_format": "float"},
     ):  # fmt: skip
-        assert embedded(server, **more) == plain
+        assert embedded(keyed, **more) == plain
 
 
 @pytest.mark.parametrize("name", ["normalize", "normalized", "use_activation", "activation"])
-def test_normalize(server, name):
+def test_normalize(keyed, name):
     raw = dense(normalize=False)
     assert abs(np.linalg.norm(raw, axis=1) - 1).min() > 0.01
-    servers.near(embedded(server, **{name: False}), raw)
-    servers.near(embedded(server, **{name: True}), dense())
-    servers.near(embedded(server, **{name: False}, dimensions=8), raw[:, :8])
+    servers.near(embedded(keyed, **{name: False}), raw)
+    servers.near(embedded(keyed, **{name: True}), dense())
+    servers.near(embedded(keyed, **{name: False}, dimensions=8), raw[:, :8])
 
 
 @pytest.mark.parametrize("name", ["dimensions", "output_dimension"])
-def test_dimensions(server, name):
-    servers.near(embedded(server, **{name: 8}), dense(truncate_dim=8))
-    response = server.post("/v1/embeddings", {"input": "a", name: 10**6})
+def test_dimensions(keyed, name):
+    servers.near(embedded(keyed, **{name: 8}), dense(truncate_dim=8))
+    response = keyed.post("/v1/embeddings", {"input": "a", name: 10**6})
     assert response.status_code == 400 and response.json()["error"]["param"] == name
 
 
-def test_texts_as_objects(server):
-    servers.near(embedded(server, input=[{"text": text} for text in TEXTS]), dense())
+def test_texts_as_objects(keyed):
+    servers.near(embedded(keyed, input=[{"text": text} for text in TEXTS]), dense())
 
 
 CUT = [{"truncate": True}, {"truncate": "END"}, {"truncation": True},
@@ -93,20 +84,20 @@ WHOLE = [{}, {"truncate": False}, {"truncate": "NONE"}, {"truncation": False}]
 
 
 @pytest.mark.parametrize("more", CUT)
-def test_texts_are_cut(server, more):
+def test_texts_are_cut(keyed, more):
     most = more.get("truncate_prompt_tokens", -1)
     limit = servers.SHORT if most == -1 else most
-    servers.near(embedded(server, input=LONG, **more), dense(LONG, max_length=limit))
-    found = ranked(server, DOCUMENTS, **more)
+    servers.near(embedded(keyed, input=LONG, **more), dense(LONG, max_length=limit))
+    found = ranked(keyed, DOCUMENTS, **more)
     servers.near(found, scores(TEXTS[0], DOCUMENTS, limit, limit))
 
 
 @pytest.mark.parametrize("more", WHOLE)
-def test_texts_are_not_cut(server, more):
-    response = server.post("/v1/embeddings", {"input": LONG, **more})
+def test_texts_are_not_cut(keyed, more):
+    response = keyed.post("/v1/embeddings", {"input": LONG, **more})
     assert response.status_code == 400 and response.json()["error"]["param"] == "input"
     body = {"query": "a", "documents": DOCUMENTS, **more}
-    response = server.post("/v1/rerank", body)
+    response = keyed.post("/v1/rerank", body)
     assert response.status_code == 400 and response.json()["error"]["param"] == "documents"
 
 
@@ -118,60 +109,60 @@ def scores(query, documents, query_length=servers.SHORT, length=servers.SHORT) -
     return scoring.hybrid_scores(found, "miracl")[0]
 
 
-def ranked(server, documents, query=TEXTS[0], **more) -> np.ndarray:
+def ranked(keyed, documents, query=TEXTS[0], **more) -> np.ndarray:
     body = {"query": query, "documents": documents, **more}
-    response = server.post("/v1/rerank", body)
+    response = keyed.post("/v1/rerank", body)
     assert response.status_code == 200, response.text
     found = sorted(response.json()["results"], key=lambda each: each["index"])
     return np.float32([each["relevance_score"] for each in found])
 
 
 @pytest.mark.parametrize("name", ["top_n", "top_k"])
-def test_how_many_documents(server, name):
+def test_how_many_documents(keyed, name):
     body = {"query": TEXTS[0], "documents": DOCUMENTS[:3]}
     for asked, wanted in ((0, 3), (None, 3), (1, 1), (2, 2), (99, 3)):
-        results = server.post("/v2/rerank", {**body, name: asked}).json()["results"]
+        results = keyed.post("/v2/rerank", {**body, name: asked}).json()["results"]
         best = np.argsort(-scores(TEXTS[0], DOCUMENTS[:3]), kind="stable")[:wanted]
         assert [each["index"] for each in results] == best.tolist()
 
 
-def test_documents_and_query_have_limits_of_their_own(server):
+def test_documents_and_query_have_limits_of_their_own(keyed):
     query = "What is BGE M3 and what does it rank by?"
     for most in (3, 5, servers.SHORT):
-        found = ranked(server, DOCUMENTS, query, max_tokens_per_doc=most)
+        found = ranked(keyed, DOCUMENTS, query, max_tokens_per_doc=most)
         servers.near(found, scores(query, DOCUMENTS, length=most))
     cut = scores(query, DOCUMENTS[:3], query_length=5)
-    found = ranked(server, DOCUMENTS[:3], query, max_tokens_per_query=5)
+    found = ranked(keyed, DOCUMENTS[:3], query, max_tokens_per_query=5)
     servers.near(found, cut)
     assert np.abs(cut - scores(query, DOCUMENTS[:3])).max() > 1e-3
     for most in (0, servers.SHORT + 1):  # none, or none that cuts: the server's own holds
         body = {"query": query, "documents": DOCUMENTS, "max_tokens_per_doc": most}
-        assert server.post("/v1/rerank", body).json()["error"]["param"] == "documents"
+        assert keyed.post("/v1/rerank", body).json()["error"]["param"] == "documents"
     # Documents are cut whatever the query is, and the query is not.
     body = {"query": LONG, "documents": DOCUMENTS, "max_tokens_per_doc": 5}
-    assert server.post("/v1/rerank", body).json()["error"]["param"] == "query"
+    assert keyed.post("/v1/rerank", body).json()["error"]["param"] == "query"
     body = {"query": query, "documents": DOCUMENTS, "max_tokens_per_doc": 5}
-    found = server.post("/v1/rerank", {**body, "return_documents": True}).json()["results"]
+    found = keyed.post("/v1/rerank", {**body, "return_documents": True}).json()["results"]
     assert all(each["document"]["text"] == DOCUMENTS[each["index"]] for each in found)
 
 
-def test_scores_are_raw(server):
+def test_scores_are_raw(keyed):
     for name in ("raw_scores", "use_activation", "activation", "softmax"):
         for value in (True, False):
-            found = ranked(server, TEXTS, **{name: value})
+            found = ranked(keyed, TEXTS, **{name: value})
             servers.near(found, scores(TEXTS[0], TEXTS))
 
 
-def test_tei(server):
+def test_tei(keyed):
     for body in ({"normalize": False}, {"normalize": False, "dimensions": 8}):
-        found = server.post("/embed", {"inputs": TEXTS, **body}).json()
+        found = keyed.post("/embed", {"inputs": TEXTS, **body}).json()
         servers.near(found, dense(normalize=False)[:, : body.get("dimensions")])
     for path in ("/embed", "/embed_all", "/embed_sparse"):
         body = {"inputs": LONG, "truncation_direction": "Right"}
-        assert server.post(path, body).status_code == 413
-        assert server.post(path, {**body, "truncate": False}).status_code == 413
-        assert server.post(path, {**body, "truncate": True}).status_code == 200
+        assert keyed.post(path, body).status_code == 413
+        assert keyed.post(path, {**body, "truncate": False}).status_code == 413
+        assert keyed.post(path, {**body, "truncate": True}).status_code == 200
     body = {"inputs": {"source_sentence": TEXTS[0], "sentences": [LONG]}}
-    assert server.post("/similarity", body).status_code == 413
-    found = server.post("/similarity", {**body, "parameters": {"truncate": True}}).json()
+    assert keyed.post("/similarity", body).status_code == 413
+    found = keyed.post("/similarity", {**body, "parameters": {"truncate": True}}).json()
     servers.near(found, dense(TEXTS[:1]) @ dense([LONG])[0])

@@ -1,25 +1,15 @@
 """Options that are not supported are refused by name; unknown fields are ignored."""
 
 import itertools
-from collections.abc import Iterator
 
 import httpx
 import pytest
 import servers
 from families import BODIES
 
-KEY = "a-key"
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.ThreadServer]:
-    with servers.running(servers.short(), api_keys=(KEY,)) as running:
-        running.client.headers["Authorization"] = f"Bearer {KEY}"
-        yield running
-
-
-def answer(server, path: str, body: dict):
-    response = server.post(path, body, headers={"X-Request-ID": "same"})
+def answer(keyed, path: str, body: dict):
+    response = keyed.post(path, body, headers={"X-Request-ID": "same"})
     return response.status_code, response.json()
 
 
@@ -74,9 +64,9 @@ TEI = [
         *itertools.product(["/v1/rerank"], RERANK + LENGTHS),
     ],
 )
-def test_refused_by_name(server, path, field):
+def test_refused_by_name(keyed, path, field):
     name, value = field
-    response = server.post(path, {**BODIES[path], name: value})
+    response = keyed.post(path, {**BODIES[path], name: value})
     error = response.json()["error"]
     assert response.status_code == 400 and error["type"] == "invalid_request_error"
     assert error["param"] == name and error["message"].startswith(name)
@@ -84,9 +74,9 @@ def test_refused_by_name(server, path, field):
 
 
 @pytest.mark.parametrize(("path", "field"), TEI)
-def test_tei_refuses_by_name(server, path, field):
+def test_tei_refuses_by_name(keyed, path, field):
     name, value = field
-    response = server.post(path, {**BODIES[path], name: value})
+    response = keyed.post(path, {**BODIES[path], name: value})
     # What JSON cannot be is 422 there, what is well-formed and not allowed 413.
     well_formed = ("prompt_name" in str(field) and path != "/rerank") or value == 10**6
     assert response.status_code == (413 if well_formed else 422)
@@ -106,53 +96,53 @@ def test_tei_refuses_by_name(server, path, field):
         ("/v1/rerank", ("truncate", False), ("truncation", True)),
     ],
 )
-def test_two_names_that_disagree(server, path, one, other):
-    response = server.post(path, {**BODIES[path], **dict([one, other])})
+def test_two_names_that_disagree(keyed, path, one, other):
+    response = keyed.post(path, {**BODIES[path], **dict([one, other])})
     error = response.json()["error"]
     assert response.status_code == 400 and error["param"] == other[0] and one[0] in error["message"]
 
 
-def test_cut_to_a_length_and_not_cut(server):
+def test_cut_to_a_length_and_not_cut(keyed):
     body = {"input": "a", "truncate_prompt_tokens": 20, "truncation": False}
-    error = server.post("/v1/embeddings", body).json()["error"]
+    error = keyed.post("/v1/embeddings", body).json()["error"]
     assert error["param"] == "truncate_prompt_tokens"
 
 
-def test_a_chat_without_input_is_told_of_the_chat(server):
-    error = server.post("/v1/embeddings", {"messages": []}).json()["error"]
+def test_a_chat_without_input_is_told_of_the_chat(keyed):
+    error = keyed.post("/v1/embeddings", {"messages": []}).json()["error"]
     assert error["message"] == "messages: expected null"
 
 
 @pytest.mark.parametrize("path", [path for path in BODIES if path not in ("/encode", "/score")])
-def test_what_changes_nothing_is_ignored(server, path):
+def test_what_changes_nothing_is_ignored(keyed, path):
     extras = {"user": "me", "request_id": "x", "priority": 3, "cache_salt": "s", "x": [1]}
-    assert answer(server, path, {**BODIES[path], **extras}) == answer(server, path, BODIES[path])
+    assert answer(keyed, path, {**BODIES[path], **extras}) == answer(keyed, path, BODIES[path])
 
 
-def test_the_model(server):
+def test_the_model(keyed):
     for path in ("/v1/embeddings", "/v1/rerank", "/v2/rerank", "/encode", "/score"):
-        response = server.post(path, {**BODIES[path], "model": "other"})
+        response = keyed.post(path, {**BODIES[path], "model": "other"})
         assert response.status_code == 404
         assert response.json()["error"]["code"] == "model_not_found"
     for path in ("/embed", "/rerank", "/similarity", "/tokenize"):
-        assert server.post(path, {**BODIES[path], "model": "other"}).status_code == 200
+        assert keyed.post(path, {**BODIES[path], "model": "other"}).status_code == 200
 
 
 @pytest.mark.parametrize("path", [path for path in BODIES if path != "/"])
-def test_a_slash_too_many(server, path):
-    response = server.post(path + "/?a=b%20c&d=//e.test/", BODIES[path])
+def test_a_slash_too_many(keyed, path):
+    response = keyed.post(path + "/?a=b%20c&d=//e.test/", BODIES[path])
     assert response.status_code == 307
     assert response.headers["location"] == path + "?a=b%20c&d=//e.test/"
-    assert server.last_record(response.headers["x-request-id"]).route == path
-    found = server.post(path + "/", BODIES[path], follow_redirects=True)
+    assert keyed.last_record(response.headers["x-request-id"]).route == path
+    found = keyed.post(path + "/", BODIES[path], follow_redirects=True)
     assert found.status_code == 200 and found.request.url.path == path
-    assert server.post(path + "/").headers["location"] == path
+    assert keyed.post(path + "/").headers["location"] == path
 
 
-def test_a_slash_is_refused_without_a_key(server):
+def test_a_slash_is_refused_without_a_key(keyed):
     for path in ("/v1/embeddings/", "/metrics/", "/health/"):
-        response = httpx.post(server.url + path, json={"input": "a"})
+        response = httpx.post(keyed.url + path, json={"input": "a"})
         assert response.status_code == 401 and response.headers["x-request-id"]
-    assert server.get("/health/").headers["location"] == "/health"
+    assert keyed.get("/health/").headers["location"] == "/health"
     for path in ("/other/", "//embed/", "/v1/", "/v1/models/x/", "//e.test/"):
-        assert server.get(server.url + path).status_code == 404
+        assert keyed.get(keyed.url + path).status_code == 404

@@ -1,6 +1,5 @@
 """/v1/rerank and /v2/rerank against scoring."""
 
-from collections.abc import Iterator
 
 import checkpoints
 import numpy as np
@@ -11,18 +10,6 @@ from m3fast import scoring
 
 DOCUMENTS = ["BGE M3 is an embedding model.", "BM25 ranks by terms.", "x", "BGE M3 is a model"]
 QUERY = "What is BGE M3?"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.ThreadServer]:
-    with servers.running() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def short() -> Iterator[servers.ThreadServer]:
-    with servers.running(servers.short()) as running:
-        yield running
 
 
 def scores(weights=None, mode="hybrid") -> np.ndarray:

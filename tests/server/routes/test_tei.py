@@ -14,18 +14,6 @@ QUERY = "What is BGE M3?"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[servers.ThreadServer]:
-    with servers.running() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def short() -> Iterator[servers.ThreadServer]:
-    with servers.running(servers.short()) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Iterator[servers.ThreadServer]:
     """A model with the dense output alone."""
     path = checkpoints.make_checkpoint(tmp_path_factory.mktemp("dense"), m3_heads=False)

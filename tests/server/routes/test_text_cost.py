@@ -12,12 +12,6 @@ CHEAP = {"\ufdfa": 18, "\ufdfb": 8, "\u33c2": 4, "\u3316": 6}
 DEAR = ("\u0301", " ", "\n", "\u200b", "\ufb03", "\U0001f600")
 
 
-@pytest.fixture(scope="module")
-def server():
-    with servers.running() as running:
-        yield running
-
-
 @pytest.fixture
 def handed(monkeypatch):
     """Characters handed to the tokenizer, normalised or not, whichever are more."""
