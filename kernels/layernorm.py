@@ -38,7 +38,7 @@ def add_layernorm(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape.
     """
-    _, width = _check(x, residual, bias, weight, shift, out)
+    _, width = check(x, residual, bias, weight, shift, out)
 
     given = (x, residual, bias, weight, shift, out)
     if dispatch.takes("add_layernorm", *given, unsupported=_unsupported(width, *given)):
@@ -85,7 +85,7 @@ def add_layernorm_dot(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape.
     """
-    rows, width = _check(x, residual, bias, weight, shift, out)
+    rows, width = check(x, residual, bias, weight, shift, out)
     checks.parameter("head_weight", head_weight, width, x)
     checks.parameter("head_bias", head_bias, 1, x)
     if weights is not None:
@@ -108,7 +108,7 @@ def add_layernorm_dot(
     return y, found if weights is None else weights.copy_(found)
 
 
-def _check(
+def check(
     x: torch.Tensor,
     residual: torch.Tensor,
     bias: torch.Tensor | None,
@@ -116,6 +116,7 @@ def _check(
     shift: torch.Tensor,
     out: torch.Tensor | None,
 ) -> tuple[int, int]:
+    """T and C of the arguments of `add_layernorm`, or its errors."""
     rows, width = checks.tensor("x", x, 2, checks.FLOATS).shape
     checks.shape("residual", checks.tensor("residual", residual, 2, (x.dtype,)), (rows, width))
     checks.device("residual", residual, x)

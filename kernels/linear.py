@@ -1,4 +1,4 @@
-"""The linear layer: our own product over packed weights on a CPU, torch's everywhere else."""
+"""The linear layer: our own product over packed weights on a CPU and of few rows on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TypeAlias
 
 import torch
 
-from . import checks, native
+from . import checks, dispatch, native
+
+FEW_ROWS = 64  # of a product that the GPU kernel computes; of more torch's is as fast
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +84,19 @@ def linear(
     gelu: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y = x·Wᵀ + b, or gelu(x·Wᵀ + b) where the weight is packed.
+    """y = x·Wᵀ + b, or gelu of that.
 
     Args:
         x: [T, K].
         weight: [N, K], the same dtype, or that packed.
         bias: [N], in the dtype of `x` or fp32; None for no bias.
-        gelu: y/2·(1 + erf(y/√2)) of the result; for a packed weight only, elsewhere see
+        gelu: y/2·(1 + erf(y/√2)) of the result, where the product `ends_with_gelu` only: see
             `kernels.gelu.linear_gelu`.
         out: [T, N] to write into; a new tensor if None.
 
     Returns:
-        [T, N] in the dtype of `x`. A packed weight sums in fp32, in chains of 256 (bf16: 512).
+        [T, N] in the dtype of `x`. A packed weight sums in fp32, in chains of 256 (bf16: 512). On a
+        GPU up to 64 rows in half precision have a kernel of their own, torch multiplies the rest.
 
     Raises:
         TypeError: a wrong type or dtype, or a gradient through a packed weight.
@@ -114,11 +118,42 @@ def linear(
         checks.output(out, (rows, outs), x)
     if packed:
         return _packed(x, weight, bias, gelu, out)
+    if few_rows("linear", x, weight, bias, out):
+        from .gpu.linear import launch_linear
+
+        out = x.new_empty(rows, outs) if out is None else out
+        launch_linear(x, weight, bias, out, gelu)
+        return out
+    if gelu and bias is not None and ends_with_gelu(x, weight, bias, out):
+        return torch._addmm_activation(bias.to(x.dtype), x, weight.t(), use_gelu=True, out=out)
     if gelu:
-        raise TypeError("gelu: expected a packed weight, found a tensor")
+        raise TypeError("gelu: expected a product that ends with it, found one that does not")
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias.to(x.dtype), x, weight.t(), out=out)
+
+
+def few_rows(op: str, x: torch.Tensor, weight: Weight, *others: torch.Tensor | None) -> bool:
+    """Whether `op` multiplies by the GPU's kernel for few rows: half precision, round sizes."""
+    return (
+        (x.is_cuda or dispatch.interpreter)
+        and isinstance(weight, torch.Tensor)
+        and 0 < len(x) <= FEW_ROWS
+        and x.dtype == weight.dtype
+        and x.dtype in HALVES
+        and all(size % 64 == 0 for size in weight.shape)
+        and not dispatch.unsupported(x, weight, *others)
+        and dispatch.takes(op, x, weight, *others)
+    )
+
+
+def ends_with_gelu(x: torch.Tensor, weight: Weight, *others: torch.Tensor | None) -> bool:
+    """Whether `linear` can compute GELU in the same pass."""
+    if isinstance(weight, PackedWeight) or few_rows("linear", x, weight, *others):
+        return True
+    given = (x, weight, *others)
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    return x.is_cuda and x.dtype == torch.bfloat16 and not grad
 
 
 def _packed(

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .dependent import begin, overlap, wait
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
@@ -101,7 +103,7 @@ def launch_attention(
         qkv, out, tiles, texts, desc, heads, scale * math.log2(math.e),
         D=dim, SHORT=config.short, ROWS=config.rows, KEYS=config.keys,
         PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
-        num_warps=config.warps, num_stages=config.stages,
+        num_warps=config.warps, num_stages=config.stages, **overlap(tokens, qkv.device),
     )  # fmt: skip
 
 
@@ -188,17 +190,19 @@ def _long_tile(
 def attention_kernel(
     qkv, out, tiles, texts, desc, heads, scale,
     D: tl.constexpr, SHORT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of the list for one head; `scale` holds the factor log2(e) of exp2."""
+    begin(PDL)
     tile = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
     row_begin = tl.load(tiles + 4 * tile)
     row_count = tl.load(tiles + 4 * tile + 1)
-    if row_count == 0:
-        return
     key_begin = tl.load(tiles + 4 * tile + 2)
     key_count = tl.load(tiles + 4 * tile + 3)
+    wait(PDL)  # a program without rows too: the kernel behind waits for this one alone
+    if row_count == 0:
+        return
     column = head * D
     width = heads * D
     stride = 3 * width

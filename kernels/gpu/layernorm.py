@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .. import dispatch, tuning
+from .dependent import begin, overlap, wait
 
 MAX_WIDTH = 4096
 FEW_TOKENS = 2048
@@ -48,39 +49,55 @@ def _config(width: int, many: bool, device: torch.device, arch: int) -> LayerNor
 
 
 @triton.jit
-def _layernorm(y, weight, shift, eps, C: tl.constexpr, BLOCK: tl.constexpr):
+def _row(vector, C: tl.constexpr, BLOCK: tl.constexpr):
+    """A parameter [C] as fp32 [1, BLOCK], 0 from column C on.
+
+    Loaded before the reductions: no load is moved up across their barriers.
+    """
+    cols = tl.arange(0, BLOCK)
+    return tl.load(vector + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _layernorm(y, w, s, eps, C: tl.constexpr, BLOCK: tl.constexpr):
     """[ROWS, BLOCK] fp32, 0 from column C on -> the same, normalised; rows are independent."""
     cols = tl.arange(0, BLOCK)
-    # Before the reductions: no load is moved up across their barriers.
-    w = tl.load(weight + cols, mask=cols < C, other=0.0).to(tl.float32)
-    s = tl.load(shift + cols, mask=cols < C, other=0.0).to(tl.float32)
     mean = tl.sum(y, 1) / C
     centred = tl.where((cols < C)[None, :], y - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, 1) / C
-    return centred * tl.rsqrt(variance + eps)[:, None] * w[None, :] + s[None, :]
+    return centred * tl.rsqrt(variance + eps)[:, None] * w + s
 
 
 @triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["dots"])
 def add_layernorm_kernel(
     x, residual, bias, weight, shift, head_weight, head_bias, out, dots, eps, tokens,
-    C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK)
     cells = rows[:, None] * C + cols[None, :]
     inside = (rows < tokens)[:, None] & (cols < C)[None, :]
+    w = _row(weight, C, BLOCK)
+    s = _row(shift, C, BLOCK)
+    if bias is not None:
+        b = _row(bias, C, BLOCK)
+    if dots is not None:
+        h = _row(head_weight, C, BLOCK)
+        h_bias = tl.load(head_bias).to(tl.float32)
+    wait(PDL)
     y = tl.load(x + cells, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        y += tl.load(x + (part * tokens * C + cells), mask=inside, other=0.0)
     y += tl.load(residual + cells, mask=inside, other=0.0).to(tl.float32)
     if bias is not None:
-        y += tl.load(bias + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
-    if dots is not None:
-        h = tl.load(head_weight + cols, mask=cols < C, other=0.0).to(tl.float32)
-        b = tl.load(head_bias).to(tl.float32)
-    y = _layernorm(y, weight, shift, eps, C, BLOCK).to(out.dtype.element_ty)
+        y += b
+    y = _layernorm(y, w, s, eps, C, BLOCK).to(out.dtype.element_ty)
     tl.store(out + cells, y, mask=inside)
     if dots is not None:
         # Columns from C on hold 0: _layernorm adds a shift of 0 there.
-        dot = tl.sum(y.to(tl.float32) * h[None, :], 1) + b
+        dot = tl.sum(y.to(tl.float32) * h, 1) + h_bias
         # not `maximum`, which would turn a NaN into 0
         tl.store(dots + rows, tl.where(dot <= 0, 0.0, dot), mask=rows < tokens)
 
@@ -103,9 +120,9 @@ def embed_layernorm_kernel(
     p = tl.minimum(tl.maximum(p, 0), n_positions - 1).to(tl.int64)
     y = tl.load(word + i[:, None] * C + cols[None, :], mask=inside, other=0.0).to(tl.float32)
     y += tl.load(position + p[:, None] * C + cols[None, :], mask=inside, other=0.0).to(tl.float32)
-    y += tl.load(type_row + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
-    y = _layernorm(y, weight, shift, eps, C, BLOCK).to(out.dtype.element_ty)
-    tl.store(out + rows[:, None] * C + cols[None, :], y, mask=inside)
+    y += _row(type_row, C, BLOCK)
+    y = _layernorm(y, _row(weight, C, BLOCK), _row(shift, C, BLOCK), eps, C, BLOCK)
+    tl.store(out + rows[:, None] * C + cols[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
 def launch_add_layernorm(
@@ -119,15 +136,20 @@ def launch_add_layernorm(
     head: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     config: LayerNormConfig | None = None,
 ) -> None:
-    """`head`: weight [C], bias [1] and where the dot products fp32 [T] go."""
-    tokens, width = x.shape
+    """`head`: weight [C], bias [1] and where the dot products fp32 [T] go.
+
+    `x` may be fp32 [parts, T, C] whose sum is meant.
+    """
+    tokens, width = residual.shape
     if not tokens:
         return
-    config = config or _config_for(x, tokens)
+    config = config or _config_for(residual, tokens)
     head_weight, head_bias, dots = head or (None, None, None)
     add_layernorm_kernel[(triton.cdiv(tokens, config.rows),)](
         x, residual, bias, weight, shift, head_weight, head_bias, out, dots, eps, tokens,
-        C=width, BLOCK=triton.next_power_of_2(width), ROWS=config.rows, num_warps=config.warps,
+        C=width, BLOCK=triton.next_power_of_2(width), ROWS=config.rows,
+        PARTS=len(x) if x.ndim == 3 else 1, num_warps=config.warps,
+        **overlap(tokens, residual.device),
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ USED = 0.95  # of --seconds: the rest is for what has begun
 BRIEF: tuple[tuple[str, Mapping[str, str | int]], ...] = (
     ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "longer"}),
     ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "32"}),
+    ("linear", {}),
     ("maxsim", {"dtype": "torch.bfloat16", "tokens": 32}),
     ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "64"}),
     ("attention", {"dtype": "torch.bfloat16", "dim": "64", "longest": "128"}),

@@ -133,6 +133,40 @@ def _gelu(device: torch.device, tokens: int, width: int) -> Launch:
     return launch
 
 
+def few_rows(device: torch.device, sizes: Sizes) -> Iterator[Case]:
+    from m3fast.kernels.gpu.linear import candidates
+
+    hidden, ffn = sizes.hidden, sizes.ffn
+    for outs, depth, summed in (
+        (3 * hidden, hidden, False), (hidden, hidden, True), (ffn, hidden, False),
+        (hidden, ffn, True), (hidden, hidden, False),
+    ):  # fmt: skip
+        key = {"outs": str(outs), "depth": str(depth), "summed": int(summed)}
+        configs = candidates(outs, depth, summed)
+        yield Case("linear", key, configs, partial(_few_rows, device, outs, depth, summed))
+
+
+def _few_rows(device: torch.device, outs: int, depth: int, summed: bool) -> Launch:
+    """One product for each of 24 layers: no weights are in a cache, and the launches overlap."""
+    from m3fast.kernels.gpu.linear import launch_linear, linear_parts
+
+    layers = 24 if device.type == "cuda" else 1
+    weights = torch.randn(layers, outs, depth, device=device).to(HALVES[0])
+    x = torch.randn(32, depth, device=device).to(HALVES[0])
+    bias, out = x.new_zeros(outs), x.new_empty(len(x), outs)
+
+    def launch(config: Any) -> torch.Tensor:
+        if summed:
+            for weight in weights:
+                found = linear_parts(x, weight, config)
+            return found.sum(0)
+        for weight in weights:
+            launch_linear(x, weight, bias, out, config=config)
+        return out
+
+    return launch
+
+
 def maxsim(device: torch.device, sizes: Sizes) -> Iterator[Case]:
     from m3fast.kernels.gpu.maxsim_config import candidates
 
@@ -231,6 +265,7 @@ CASES: dict[str, Callable[[torch.device, Sizes], Iterator[Case]]] = {
     "attention": attention,
     "layernorm": layernorm,
     "gelu": gelu,
+    "linear": few_rows,
     "maxsim": maxsim,
     "sparse": sparse,
 }

@@ -15,8 +15,9 @@ import torch
 
 from m3fast.kernels.attention import varlen_attention
 from m3fast.kernels.gelu import linear_gelu
-from m3fast.kernels.layernorm import add_layernorm, add_layernorm_dot, embed_layernorm
+from m3fast.kernels.layernorm import embed_layernorm
 from m3fast.kernels.linear import linear
+from m3fast.kernels.residual import linear_add_layernorm
 
 if TYPE_CHECKING:
     from m3fast.checkpoint.config import ModelConfig
@@ -126,16 +127,16 @@ def _layer(
     )
     if rows is not None:
         x, attended, count = x[rows], attended[rows], len(rows)
-    # The biases of out and down ride in the next elementwise kernel.
     projected = space.take("hidden", count, hidden, x)
-    linear(attended, layer.out.weight, out=projected)
     norm, eps = layer.attention_norm, config.layer_norm_eps
-    x = add_layernorm(projected, x, layer.out.bias, norm.weight, norm.bias, eps, out=x)
+    x, _ = linear_add_layernorm(
+        attended, layer.out.weight, layer.out.bias, x, norm.weight, norm.bias, eps,
+        out=x, product=projected,
+    )  # fmt: skip
     inner = wide[: count * config.ffn_size].view(count, config.ffn_size)
     linear_gelu(x, layer.up.weight, layer.up.bias, out=inner)
-    linear(inner, layer.down.weight, out=projected)
     norm = layer.output_norm
-    given = (projected, x, layer.down.bias, norm.weight, norm.bias, eps)
-    if head is None:
-        return add_layernorm(*given, out=x), None
-    return add_layernorm_dot(*given, head.weight[0], head.bias, out=x)
+    return linear_add_layernorm(
+        inner, layer.down.weight, layer.down.bias, x, norm.weight, norm.bias, eps,
+        None if head is None else (head.weight[0], head.bias), out=x, product=projected,
+    )  # fmt: skip

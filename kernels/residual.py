@@ -1,0 +1,80 @@
+"""A linear layer with the residual sum and the LayerNorm behind it."""
+
+from __future__ import annotations
+
+import torch
+
+from . import checks, layernorm
+from .linear import Weight, few_rows, linear
+
+
+def linear_add_layernorm(
+    x: torch.Tensor,
+    weight: Weight,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+    head: tuple[torch.Tensor, torch.Tensor] | None = None,
+    *,
+    out: torch.Tensor | None = None,
+    product: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`add_layernorm` of x·Wᵀ, or `add_layernorm_dot` of it where there is a head.
+
+    Args:
+        x: [T, K].
+        weight: W, [N, K], as for `linear`.
+        bias, residual, shift, eps, out: as for `add_layernorm`, of width N.
+        norm_weight: [N], the LayerNorm's factor.
+        head: h [N] and b [1], as for `add_layernorm_dot`.
+        product: [T, N] that may be overwritten; a new tensor if None.
+
+    Returns:
+        [T, N] in the dtype of `x`, and fp32 [T] where there is a head. Few rows on a GPU are
+        normalised from fp32 sums: their product is not rounded in between.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape.
+    """
+    checks.tensor("x", x, 2, checks.FLOATS)
+    others = (bias, residual, norm_weight, shift, *(head or ()), out)
+    narrow = weight.shape[0] <= layernorm.WIDEST
+    if narrow and few_rows("linear_add_layernorm", x, weight, *others):
+        return _few(x, weight, bias, residual, norm_weight, shift, eps, head, out)
+    norm = (linear(x, weight, out=product), residual, bias, norm_weight, shift, eps)
+    if head is None:
+        return layernorm.add_layernorm(*norm, out=out), None
+    return layernorm.add_layernorm_dot(*norm, *head, out=out)
+
+
+def _few(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+    head: tuple[torch.Tensor, torch.Tensor] | None,
+    out: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    from .gpu.layernorm import launch_add_layernorm
+    from .gpu.linear import linear_parts
+
+    rows, outs = len(x), len(weight)
+    checks.shape("weight", weight, (outs, x.shape[1]))
+    checks.shape("residual", checks.tensor("residual", residual, 2, (x.dtype,)), (rows, outs))
+    layernorm.check(residual, residual, bias, norm_weight, shift, out)
+    out = torch.empty_like(residual) if out is None else out
+    dots = None
+    if head is not None:
+        checks.parameter("head_weight", head[0], outs, x)
+        checks.parameter("head_bias", head[1], 1, x)
+        dots = x.new_empty(rows, dtype=torch.float32)
+    parts = linear_parts(x, weight)
+    with_head = None if head is None or dots is None else (*head, dots)
+    launch_add_layernorm(parts, residual, bias, norm_weight, shift, eps, out, with_head)
+    return out, dots
