@@ -71,6 +71,17 @@ def _gelu(device: torch.device) -> None:
     bias_gelu_(x, x[0].clone())
 
 
+def _linear(device: torch.device) -> None:
+    from m3fast.kernels.gpu.linear import linear_parts
+    from m3fast.kernels.linear import linear
+
+    x = torch.zeros(2, 128, dtype=torch.float16, device=device)
+    square = torch.zeros(128, 128, dtype=torch.float16, device=device)
+    linear(x, square)
+    linear(x, square.repeat(3, 1))
+    linear_parts(x, square)
+
+
 def _maxsim(device: torch.device) -> None:
     from m3fast.kernels.maxsim import maxsim
 
@@ -89,7 +100,7 @@ def _sparse(device: torch.device) -> None:
 
 LOOKS_UP = {
     "attention": _attention, "layernorm": _layernorm, "gelu": _gelu, "maxsim": _maxsim,
-    "sparse": _sparse,
+    "sparse": _sparse, "linear": _linear,
 }  # fmt: skip
 
 
@@ -147,7 +158,7 @@ def test_what_a_brief_run_tries(device: torch.device, monkeypatch: pytest.Monkey
     monkeypatch.setattr("m3fast.kernels.dispatch.arch", lambda device: 90)
     every = [case for op in CASES for case in CASES[op](device, Sizes())]
     cases = brief(every)
-    assert all(case in every for case in cases) and len(cases) < len(every) / 3
+    assert all(case in every for case in cases) and len(cases) < len(every) / 2
     assert all(any(c.op == op and key.items() <= c.key.items() for c in cases) for op, key in BRIEF)
     assert (cases[0].op, cases[0].key["longest"]) == ("attention", "longer")
     small = tune.restricted(device)
@@ -165,7 +176,7 @@ class Clock:
         monkeypatch.setattr(tune.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(tuning, "tune", self.tune)
         monkeypatch.setattr(tune, "_device", lambda name: torch.device("cpu"))
-        for name in ("attention", "layernorm", "gelu", "maxsim", "sparse"):
+        for name in ("attention", "layernorm", "gelu", "few_rows", "maxsim", "sparse"):
             monkeypatch.setattr(f"m3fast.cli.tune_cases._{name}", lambda *given: None)
 
     def tune(self, op: str, key: Any, configs: Any, *rest: Any, **more: Any) -> dict[str, Any]:
