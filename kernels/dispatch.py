@@ -8,6 +8,7 @@ import warnings
 
 import torch
 
+FEW = 64  # tokens, of a query or some: their kernels are made for reading weights, and overlap
 # True in tests that run the kernels on CPU tensors under TRITON_INTERPRET=1.
 interpreter = False
 _said: set[tuple[str, str]] = set()

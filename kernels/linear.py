@@ -9,7 +9,6 @@ import torch
 
 from . import checks, dispatch, native
 
-FEW_ROWS = 64  # of a product that the GPU kernel computes; of more torch's is as fast
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -138,7 +137,7 @@ def few_rows(op: str, x: torch.Tensor, weight: Weight, *others: torch.Tensor | N
     return (
         (x.is_cuda or dispatch.interpreter)
         and isinstance(weight, torch.Tensor)
-        and 0 < len(x) <= FEW_ROWS
+        and 0 < len(x) <= dispatch.FEW
         and x.dtype == weight.dtype
         and x.dtype in HALVES
         and all(size % 64 == 0 for size in weight.shape)

@@ -166,21 +166,15 @@ def _scores(
             return torch.zeros(shape, dtype=torch.float32, device=docs.device)
         narrow = docs.dtype if scales is None else queries.dtype
         narrow = torch.bfloat16 if scales is not None and narrow == torch.float32 else narrow
-        packed = (
-            queries.to(narrow).contiguous(),
-            _upload(q_ends, docs),
-            docs,
-            _upload(d_ends, docs),
-        )
+        packed = (queries.to(narrow).contiguous(), q_ends, docs, d_ends)
         scales = None if scales is None else scales.contiguous()
         if pairs is None:
-            ends = d_ends if isinstance(d_ends, np.ndarray) else None
-            return launch_maxsim(*packed, scales, d_ends=ends)
+            return launch_maxsim(*packed, scales)
         if not len(pairs):
             return torch.zeros(0, dtype=torch.float32, device=docs.device)
         on_host = isinstance(q_ends, np.ndarray)
         longest = int(np.diff(q_ends).max()) if on_host else len(queries)
-        return launch_maxsim_pairs(*packed, _upload(pairs, docs), longest, scales)
+        return launch_maxsim_pairs(*packed, pairs, longest, scales)
     if isinstance(q_ends, torch.Tensor):
         q_ends = checks.offsets("q_offsets", q_ends.cpu(), len(queries), None)
     if isinstance(d_ends, torch.Tensor):
@@ -220,14 +214,6 @@ def _unsupported(docs: torch.Tensor) -> str:
     if docs.dtype == torch.float8_e4m3fn and docs.is_cuda and dispatch.arch(docs.device) < 89:
         return "float8 documents need compute capability 8.9"
     return ""
-
-
-def _upload(x: NDArray[np.int64] | torch.Tensor, docs: torch.Tensor) -> torch.Tensor:
-    """int64 and contiguous on the device of `docs`; does not wait for it."""
-    from .gpu.maxsim import upload
-
-    x = upload(x, docs.device) if isinstance(x, np.ndarray) else x
-    return x.to(torch.int64).contiguous()
 
 
 def _all_pairs(

@@ -1,9 +1,13 @@
 """Kernels that begin before the kernel ahead of them has ended (programmatic dependent launch).
 
 With few tokens a kernel takes two microseconds, and starting it half of one. Launched with
-`launch_pdl`, its programs start as soon as those of the kernel ahead have all begun, do what does
-not depend on them (fetch weights), then wait until it is done. Every kernel that is launched so
-must `wait` before it reads or writes an activation.
+`launch_pdl`, its programs start once all of the kernel ahead have called `begin` or ended; they do
+what does not depend on it (fetch weights), then `wait` until it is done and its results are there.
+
+A kernel that is launched so must `wait`, in every program, before it touches an activation. One
+that fetches weights calls `begin` after that, others at their start: so two products are under way
+at most. Products further ahead would push weights out of L2 before they are used: measured on an
+H200 with `begin` first everywhere, where a layer took 42 µs instead of the 22 of the first ones.
 """
 
 # pyright: basic, reportCallIssue=false
@@ -16,12 +20,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .. import dispatch
 
-FEW = 64  # tokens: beyond, kernels are long enough to hide their launches
-
-
 def overlap(tokens: int, device: torch.device) -> dict[str, bool]:
     """How a kernel over so many tokens is launched: keywords of its launch, PDL among them."""
-    if tokens <= FEW and dispatch.arch(device) >= 90:
+    if tokens <= dispatch.FEW and dispatch.arch(device) >= 90:
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
 

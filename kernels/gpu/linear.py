@@ -16,11 +16,8 @@ import triton
 import triton.language as tl
 
 from .. import tuning
-from .dependent import FEW, begin, overlap, wait
+from .dependent import begin, overlap, wait
 from .gelu import gelu
-
-HALVES = (torch.bfloat16, torch.float16)
-LINE = 64  # half-precision values of 128 bytes
 
 
 @dataclass(frozen=True)
@@ -41,11 +38,16 @@ class LinearConfig:
 
 
 def default_config(outs: int, depth: int, summed: bool) -> LinearConfig:
-    """By arithmetic: about a program for each of an H100's 132 processors, 256 bytes of a row."""
-    if summed:
-        parts = next((p for p in (8, 4, 2) if outs // 32 * p <= 132 and depth % (64 * p) == 0), 1)
-        return LinearConfig(32, _step(depth // parts), parts, 4, 4)
-    return LinearConfig(32 if outs >= 4096 else 16, _step(depth), 1, 4, 4)
+    """About a program for each of an H100's 132 processors, 256 bytes of a row at a time.
+
+    Wide tiles where that allows them: each program reads all of x, and L2 is what limits it.
+    """
+    if not summed:
+        return LinearConfig(32, _step(depth), 1, 4, 4)
+    columns = 64 if depth > 2048 else 32
+    most = 132 * columns // outs
+    parts = next((p for p in (8, 4, 2) if p <= most and depth % (64 * p) == 0), 1)
+    return LinearConfig(columns, _step(depth // parts), parts, 4, 4)
 
 
 def _step(depth: int) -> int:
@@ -67,24 +69,9 @@ def candidates(outs: int, depth: int, summed: bool) -> list[LinearConfig]:
 
 
 @functools.cache
-def _config(
-    outs: int, depth: int, summed: bool, device: torch.device
-) -> LinearConfig:
+def _config(outs: int, depth: int, summed: bool, device: torch.device) -> LinearConfig:
     key = {"outs": str(outs), "depth": str(depth), "summed": int(summed)}
     return tuning.tuned("linear", key, default_config(outs, depth, summed), device)
-
-
-def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the kernel is made for such a product: few rows, half precision, round sizes."""
-    return (
-        0 < len(x) <= FEW
-        and x.dtype in HALVES
-        and weight.dtype == x.dtype
-        and weight.shape[0] % 64 == 0
-        and weight.shape[1] % LINE == 0
-        and x.is_contiguous()
-        and weight.is_contiguous()
-    )
 
 
 @triton.jit
@@ -94,22 +81,21 @@ def linear_kernel(
     PARTS: tl.constexpr, GELU: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[part] = x·Wᵀ over a part of the depth, or the whole of it + bias, and gelu of that."""
-    begin(PDL)
     part = tl.program_id(0) % PARTS
     down = tl.arange(0, ROWS)
     outs = tl.program_id(0) // PARTS * OUTS + tl.arange(0, OUTS)
     first = part * (K // PARTS)
     if PDL:
-        LINES: tl.constexpr = triton.next_power_of_2(K // PARTS // 64)
-        lines = tl.minimum(tl.arange(0, LINES), K // PARTS // 64 - 1) * 64
-        fetched = weight + outs[:, None] * K + (first + lines)[None, :]
+        quarters = first + tl.arange(0, 4) * (K // PARTS // 4)
+        rows_at = (weight + outs[:, None] * K + quarters[None, :]).to(tl.int64)
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [fetched.to(tl.int64)],
-            dtype=tl.int32, is_pure=False, pack=1,
+            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r",
+            [rows_at, K // PARTS // 2], dtype=tl.int32, is_pure=False, pack=1,  # bytes
         )  # fmt: skip
     if bias is not None:
         b = tl.load(bias + outs).to(tl.float32)
     wait(PDL)
+    begin(PDL)
     inside = (down < rows)[:, None]
     along = tl.arange(0, DEPTH)
     x_at = x + down[:, None] * K + (first + along)[None, :]
@@ -135,7 +121,7 @@ def launch_linear(
     gelu: bool = False,
     config: LinearConfig | None = None,
 ) -> None:
-    """`out` [T, N] = x·Wᵀ + bias, and gelu of that; for x and W that the kernel `takes`."""
+    """`out` [T, N] = x·Wᵀ + bias, and gelu of that, where `kernels.linear.few_rows`."""
     outs, depth = weight.shape
     config = config or _config(outs, depth, False, x.device)
     _launch(x, weight, bias, out, gelu, config)
@@ -144,7 +130,7 @@ def launch_linear(
 def linear_parts(
     x: torch.Tensor, weight: torch.Tensor, config: LinearConfig | None = None
 ) -> torch.Tensor:
-    """x·Wᵀ as fp32 [parts, T, N] whose sum it is; for x and W that the kernel `takes`."""
+    """fp32 [parts, T, N] whose sum is x·Wᵀ, where `kernels.linear.few_rows`."""
     outs, depth = weight.shape
     config = config or _config(outs, depth, True, x.device)
     out = torch.empty(config.parts, len(x), outs, dtype=torch.float32, device=x.device)

@@ -9,6 +9,8 @@ order of the fp32 values, above all of which stands NaN: the result depends on n
 # pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 import torch
 import triton
@@ -199,55 +201,68 @@ def tokens_at_once(tokens: int, n_docs: int) -> int:
     return -(-tokens // (32 * passes)) * 32
 
 
-def upload(x: NDArray[np.int32] | NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """On the device, by way of pinned memory: out of any other a copy may wait for the stream."""
-    host = torch.from_numpy(x)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+Offsets = NDArray[np.int64] | torch.Tensor  # on the host, or on the device
 
 
-def first_documents(
-    d_offsets: NDArray[np.int64] | torch.Tensor, rows: int, block: int, device: torch.device
-) -> torch.Tensor:
-    """The first document that ends beyond the first row of each tile of `block`: int32 [tiles].
+def upload(device: torch.device, *arrays: Offsets) -> list[torch.Tensor]:
+    """int64 arrays on the device, in one copy for those on the host.
+
+    By way of pinned memory: out of any other a copy may wait for the stream.
+    """
+    hosted = [x for x in arrays if isinstance(x, np.ndarray)]
+    starts = list(accumulate((-x.size // 2 * -2 for x in hosted), initial=0))  # on 16 bytes each
+    on_gpu = device.type == "cuda" and bool(hosted)
+    buffer = torch.empty(starts[-1], dtype=torch.int64, pin_memory=on_gpu)
+    for x, start in zip(hosted, starts, strict=False):
+        buffer.numpy()[start : start + x.size] = x.reshape(-1)
+    buffer = buffer.to(device, non_blocking=True) if on_gpu else buffer
+    places = iter(starts)
+    return [
+        buffer[(start := next(places)) : start + x.size].view(x.shape)
+        if isinstance(x, np.ndarray)
+        else x.to(torch.int64).contiguous()
+        for x in arrays
+    ]
+
+
+def first_documents(d_offsets: Offsets, rows: int, block: int) -> Offsets:
+    """The first document that ends beyond the first row of each tile of `block`: int64 [tiles].
 
     It is found where the offsets are; nothing waits for the device. nd where there is none.
     """
     if isinstance(d_offsets, np.ndarray):
-        found = np.searchsorted(d_offsets[1:], np.arange(0, rows, block), side="right")
-        return upload(found.astype(np.int32), device)
-    starts = torch.arange(0, rows, block, device=device)
-    return torch.searchsorted(d_offsets[1:], starts, right=True, out_int32=True)
+        return np.searchsorted(d_offsets[1:], np.arange(0, rows, block), side="right")
+    starts = torch.arange(0, rows, block, device=d_offsets.device)
+    return torch.searchsorted(d_offsets[1:], starts, right=True)
 
 
 def launch_maxsim(
     queries: torch.Tensor,
-    q_offsets: torch.Tensor,
+    q_offsets: Offsets,
     docs: torch.Tensor,
-    d_offsets: torch.Tensor,
+    d_offsets: Offsets,
     scales: torch.Tensor | None = None,
     config: MaxsimConfig | None = None,
-    d_ends: NDArray[np.int64] | None = None,
 ) -> torch.Tensor:
-    """Scores of all pairs, fp32 [nq, nd]; queries contiguous, offsets int64 on the device.
+    """Scores of all pairs, fp32 [nq, nd]; queries contiguous, offsets int64.
 
-    `d_ends` is `d_offsets` on the host, for who has it there: less is left for the device to do.
+    Offsets on the host leave less for the device to do.
     """
     n_queries, n_docs = len(q_offsets) - 1, len(d_offsets) - 1
     scores = torch.empty(n_queries, n_docs, dtype=torch.float32, device=docs.device)
     step = tokens_at_once(len(queries), n_docs)
-    ends = d_offsets if d_ends is None else d_ends
-    firsts: dict[int, torch.Tensor] = {}
-    for first in range(0, len(queries), step):
-        part = queries[first : first + step]
-        c = config or config_for(docs, part, len(part), False)
+    passes = [(first, queries[first : first + step]) for first in range(0, len(queries), step)]
+    configs = [config or config_for(docs, part, len(part), False) for _, part in passes]
+    blocks = sorted({c.block_d for c in configs})
+    firsts = [first_documents(d_offsets, len(docs), block) for block in blocks]
+    q_offsets, d_offsets, *firsts = upload(docs.device, q_offsets, d_offsets, *firsts)
+    for (first, part), c in zip(passes, configs, strict=True):
         best = torch.full((n_docs, len(part)), LOWEST.value, dtype=torch.int32, device=docs.device)
         q_tiles = triton.cdiv(len(part), c.block_q)
-        if c.block_d not in firsts:
-            firsts[c.block_d] = first_documents(ends, len(docs), c.block_d, docs.device)
         maxsim_kernel[(triton.cdiv(len(docs), c.block_d) * q_tiles,)](
             TensorDescriptor.from_tensor(docs, [c.block_d, c.block_k]) if c.tma else docs,
             TensorDescriptor.from_tensor(part, [c.block_q, c.block_k]) if c.tma else part,
-            scales, d_offsets, firsts[c.block_d], best,
+            scales, d_offsets, firsts[blocks.index(c.block_d)], best,
             n_docs, len(docs), len(part), q_tiles, docs.stride(0),
             DIM=docs.shape[1], BLOCK_D=c.block_d, BLOCK_Q=c.block_q, BLOCK_K=c.block_k, TMA=c.tma,
             SCALED=scales is not None, num_warps=c.warps, num_stages=c.stages,
@@ -262,16 +277,17 @@ def launch_maxsim(
 
 def launch_maxsim_pairs(
     queries: torch.Tensor,
-    q_offsets: torch.Tensor,
+    q_offsets: Offsets,
     docs: torch.Tensor,
-    d_offsets: torch.Tensor,
-    pairs: torch.Tensor,
+    d_offsets: Offsets,
+    pairs: Offsets,
     longest: int,
     scales: torch.Tensor | None = None,
     config: MaxsimConfig | None = None,
 ) -> torch.Tensor:
-    """Scores of `pairs`, fp32 [P]; no query has more than `longest` tokens."""
+    """Scores of `pairs` [P, 2], fp32 [P]; no query has more than `longest` tokens."""
     n_queries, n_docs = len(q_offsets) - 1, len(d_offsets) - 1
+    q_offsets, d_offsets, pairs = upload(docs.device, q_offsets, d_offsets, pairs)
     scores = torch.empty(len(pairs), dtype=torch.float32, device=docs.device)
     c = config or config_for(docs, queries, -(-len(queries) // n_queries), True)
     step = max(WORKSPACE // longest // 4 * 4, 4)  # each part of `scores` on 16 bytes

@@ -10,13 +10,12 @@ from nearness import as_near
 from m3fast.kernels import dispatch, linear
 from m3fast.kernels.gelu import linear_gelu
 from m3fast.kernels.gpu.linear import candidates, launch_linear, linear_parts
-from m3fast.kernels.linear import FEW_ROWS
 from m3fast.kernels.reference import add_layernorm_ref, bias_gelu_ref, linear_ref
 from m3fast.kernels.residual import linear_add_layernorm
 
 EPS = 1e-5
 NAN = float("nan")
-ROWS = [1, 15, 17, 33, FEW_ROWS]
+ROWS = [1, 15, 17, 33, dispatch.FEW]
 SIZES = [(64, 64), (128, 192), (192, 448)]  # outs, depth
 
 
@@ -82,7 +81,7 @@ def test_every_config(device, rng, half, summed):
     x, weight, bias, exact = product(device, half, 20, outs, depth)
     tried = candidates(outs, depth, summed)
     assert len(tried) > 4 and len({c.parts for c in tried}) == (4 if summed else 1)
-    for config in tried[:: 1 if device.type == "cuda" else 7]:
+    for config in tried[::7]:
         if summed:
             parts = linear_parts(x, weight, config)
             assert parts.shape == (config.parts, 20, outs)
@@ -98,7 +97,7 @@ def test_what_torch_multiplies(device, rng, monkeypatch):
     monkeypatch.setattr(
         "m3fast.kernels.gpu.linear._launch", lambda *_: pytest.fail("launched for few rows")
     )
-    cases = [(FEW_ROWS + 1, 64, 64, torch.float16), (3, 64, 70, torch.float16),
+    cases = [(dispatch.FEW + 1, 64, 64, torch.float16), (3, 64, 70, torch.float16),
              (3, 70, 64, torch.float16), (3, 64, 64, torch.float32)]  # fmt: skip
     for rows, outs, depth, dtype in cases:
         x, weight, bias, exact = product(device, dtype, rows, outs, depth)

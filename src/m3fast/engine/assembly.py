@@ -81,10 +81,17 @@ class Assembler:
         if self._dense is not None and result.dense is not None:
             self._dense[order] = result.dense.numpy()
         if self._colbert is not None and result.colbert is not None:
-            rows = torch.from_numpy(ragged_index(self._offsets, order))
-            torch.from_numpy(self._colbert).index_copy_(0, rows, result.colbert)
+            rows = torch.from_numpy(self._colbert)
+            if self._all_in_order(order):
+                rows.copy_(result.colbert)
+            else:
+                index = torch.from_numpy(ragged_index(self._offsets, order))
+                rows.index_copy_(0, index, result.colbert)
         if result.sparse is not None:
             self._sparse.append(result.sparse)
+
+    def _all_in_order(self, order: NDArray[np.int64]) -> bool:
+        return len(order) == len(self.lengths) and bool((order[1:] > order[:-1]).all())
 
     def _check(self, order: NDArray[np.int64], result: BatchResult) -> None:
         """Look at each value: a sum may have overflowed where no value has."""
@@ -127,6 +134,8 @@ class Assembler:
             return SparseRows(
                 np.zeros(1, np.int64), none, none.astype(np.float32), self._sparse_width
             )
+        if self._all_in_order(self._order[0]):
+            return self._sparse[0]
         back = np.argsort(np.concatenate(self._order))
         indptr = join_offsets([part.indptr for part in self._sparse])
         entries = ragged_index(indptr, back)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import chain, islice
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +60,26 @@ def stream(
 
 
 def _tokenized(engine: EngineBase, parts: Iterable[Texts], call: Call) -> Iterator[TokenIds]:
-    """Token ids of each window; beside a GPU, in a thread, one window ahead."""
+    """Token ids of each window; of several beside a GPU in a thread, one window ahead."""
     given = (call.max_length, call.prompt)
-    if engine.device.type == "cpu":
-        yield from (engine.tokenize(part, *given) for part in parts)
-        return
+    windows = iter(parts)
+    if engine.device.type != "cpu":
+        first = list(islice(windows, 2))
+        windows = chain(first, windows)
+        if len(first) == 2:  # of one a thread would cost a query as much as its encoding
+            yield from _ahead(lambda part: engine.tokenize(part, *given), windows)
+            return
+    yield from (engine.tokenize(part, *given) for part in windows)
+
+
+def _ahead(tokenize: Callable[[Texts], TokenIds], parts: Iterator[Texts]) -> Iterator[TokenIds]:
     with ThreadPoolExecutor(1) as pool:
-        ahead: Future[TokenIds] | None = None
+        this = pool.submit(tokenize, next(parts))
         for part in parts:
-            this, ahead = ahead, pool.submit(engine.tokenize, part, *given)
-            if this is not None:
-                yield this.result()
-        if ahead is not None:
-            yield ahead.result()
+            following = pool.submit(tokenize, part)
+            yield this.result()
+            this = following
+        yield this.result()
 
 
 def progress_bar(total: int | None, show: bool | None) -> Any:

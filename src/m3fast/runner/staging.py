@@ -7,6 +7,7 @@ batch: a CUDA graph reads a bucket of fixed size whatever the batch in it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -97,5 +98,5 @@ class Results:
             dense[:texts] if self.dense else None,
             rows,
             colbert if self.colbert else None,
-            bool(check.isfinite().all()),
+            all(map(math.isfinite, check.tolist())),
         )
