@@ -47,18 +47,19 @@ def default_config(arch: int, dtype: torch.dtype, dim: int, longest: str) -> Att
         side = 16 if dim > 64 else 32  # sums off the tensor cores: larger tiles spill
         return AttentionConfig(side, side, side, warps=8, stages=1)
     warps = 8 if dim > 64 and arch < 90 else 4  # sm_80, D = 128: 4 warps fill all 255 registers
-    if longest == "32":
+    if longest == "32" and arch < 90:  # an H200 takes 102 µs with these, 77 with the next
         return AttentionConfig(32, 0, 0, warps=2, stages=1)
-    if longest == "64":
+    if longest in ("32", "64"):
         return AttentionConfig(64, 0, 0, warps=warps, stages=1)
     if longest == "128":  # at most one full block of keys: nothing to pipeline
         return AttentionConfig(64, 64, 64, warps=warps, stages=1)
     if arch < 90:  # D = 64: 128 rows spill at 4 warps and at 8 leave one block to a processor
         rows, stages = (128, 2) if dim > 64 else (64, 3)
         return AttentionConfig(64, rows, 64, warps=warps, stages=stages)
-    # D = 64: 205 registers and 80 KiB, so two blocks to a processor: one's exponentials hide
-    # behind the other's products. 128 x 128 takes 8 warps of 160 registers: one block.
-    return AttentionConfig(64, 128, 64, warps=8 if dim > 64 else 4, stages=3, tma=True)
+    # D = 64, measured on an H200: 64 rows are 9 % ahead of 128 on passages, 2 % at 2,048 tokens,
+    # and 3 % behind at 8,192.
+    rows, warps = 64 if dim == 64 else 128, 8 if dim > 64 else 4
+    return AttentionConfig(64, rows, 64, warps=warps, stages=3, tma=True)
 
 
 def candidates(arch: int, dtype: torch.dtype, dim: int, longest: str) -> list[AttentionConfig]:
