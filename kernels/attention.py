@@ -119,6 +119,7 @@ def varlen_attention(
     *,
     out: torch.Tensor | None = None,
     plan: AttentionPlan | None = None,
+    early: bool = False,
 ) -> torch.Tensor:
     """out[i] = softmax(Q[i]·K[i]ᵀ·scale)·V[i] for each text i and head, in both directions.
 
@@ -131,6 +132,7 @@ def varlen_attention(
         plan: the batch's plan, made if None. Where the GPU kernel runs, it stands in for
             `cu_seqlens` and `max_seqlen`, which are not read, and what it holds is trusted. Tokens
             that no tile names get no result.
+        early: as for `linear`, of the plan.
 
     Returns:
         [T, H·D] in the dtype of `qkv`; sums are kept in fp32.
@@ -162,7 +164,7 @@ def varlen_attention(
             _check_plan(plan, tokens, qkv.device)
         out = qkv.new_empty(tokens, heads * dim) if out is None else out
         config = attention_config(dim, qkv.dtype, plan.longest, qkv.device)
-        launch_attention(qkv, plan.tiles, plan.texts, scale, out, config)
+        launch_attention(qkv, plan.tiles, plan.texts, scale, out, config, early)
         return out
     if lib := native.library_for(qkv, out):
         ends = checks.array("cu_seqlens", cu_seqlens, np.int32)

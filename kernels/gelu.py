@@ -10,18 +10,23 @@ from .reference import bias_gelu_ref
 
 
 def linear_gelu(
-    x: torch.Tensor, weight: Weight, bias: torch.Tensor, *, out: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: Weight,
+    bias: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    early: bool = False,
 ) -> torch.Tensor:
     """gelu(x·Wᵀ + b) [T, N]: in one pass where there is one, else `linear` and `bias_gelu_`.
 
     On a GPU cuBLASLt's product in bf16 ends with GELU by its tanh (Hendrycks and Gimpel, arXiv
     1606.08415). It is at most 5e-4 from the exact one, but spares the product a rounding: on the
-    whole it is nearer (docs/adr/0020).
+    whole it is nearer (docs/adr/0007).
 
     Arguments and errors are those of `linear`.
     """
     if ends_with_gelu(x, weight, bias, out):
-        return linear(x, weight, bias, gelu=True, out=out)
+        return linear(x, weight, bias, gelu=True, out=out, early=early)
     return bias_gelu_(linear(x, weight, out=out), bias)
 
 

@@ -82,6 +82,7 @@ def linear(
     *,
     gelu: bool = False,
     out: torch.Tensor | None = None,
+    early: bool = False,
 ) -> torch.Tensor:
     """y = x·Wᵀ + b, or gelu of that.
 
@@ -92,6 +93,8 @@ def linear(
         gelu: y/2·(1 + erf(y/√2)) of the result, where the product `ends_with_gelu` only: see
             `kernels.gelu.linear_gelu`.
         out: [T, N] to write into; a new tensor if None.
+        early: nothing that the stream still holds writes the parameters. With few rows on a GPU the
+            kernel may then begin before the one ahead has ended.
 
     Returns:
         [T, N] in the dtype of `x`. A packed weight sums in fp32, in chains of 256 (bf16: 512). On a
@@ -121,7 +124,7 @@ def linear(
         from .gpu.linear import launch_linear
 
         out = x.new_empty(rows, outs) if out is None else out
-        launch_linear(x, weight, bias, out, gelu)
+        launch_linear(x, weight, bias, out, gelu, early)
         return out
     if gelu and bias is not None and ends_with_gelu(x, weight, bias, out):
         return torch._addmm_activation(bias.to(x.dtype), x, weight.t(), use_gelu=True, out=out)

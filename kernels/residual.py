@@ -20,6 +20,7 @@ def linear_add_layernorm(
     *,
     out: torch.Tensor | None = None,
     product: torch.Tensor | None = None,
+    early: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`add_layernorm` of x·Wᵀ, or `add_layernorm_dot` of it where there is a head.
 
@@ -30,6 +31,7 @@ def linear_add_layernorm(
         norm_weight: [N], the LayerNorm's factor.
         head: h [N] and b [1], as for `add_layernorm_dot`.
         product: [T, N] that may be overwritten; a new tensor if None.
+        early: as for `linear`.
 
     Returns:
         [T, N] in the dtype of `x`, and fp32 [T] where there is a head. Few rows on a GPU are
@@ -43,7 +45,7 @@ def linear_add_layernorm(
     others = (bias, residual, norm_weight, shift, *(head or ()), out)
     narrow = weight.shape[0] <= layernorm.WIDEST
     if narrow and few_rows("linear_add_layernorm", x, weight, *others):
-        return _few(x, weight, bias, residual, norm_weight, shift, eps, head, out)
+        return _few(x, weight, bias, residual, norm_weight, shift, eps, head, out, early)
     norm = (linear(x, weight, out=product), residual, bias, norm_weight, shift, eps)
     if head is None:
         return layernorm.add_layernorm(*norm, out=out), None
@@ -60,6 +62,7 @@ def _few(
     eps: float,
     head: tuple[torch.Tensor, torch.Tensor] | None,
     out: torch.Tensor | None,
+    early: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     from .gpu.layernorm import launch_add_layernorm
     from .gpu.linear import linear_parts
@@ -74,7 +77,9 @@ def _few(
         checks.parameter("head_weight", head[0], outs, x)
         checks.parameter("head_bias", head[1], 1, x)
         dots = x.new_empty(rows, dtype=torch.float32)
-    parts = linear_parts(x, weight)
+    parts = linear_parts(x, weight, early)
     with_head = None if head is None or dots is None else (*head, dots)
-    launch_add_layernorm(parts, residual, bias, norm_weight, shift, eps, out, with_head)
+    launch_add_layernorm(
+        parts, residual, bias, norm_weight, shift, eps, out, with_head, early
+    )
     return out, dots

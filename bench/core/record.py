@@ -87,15 +87,17 @@ def tree(root: Path = ROOT) -> str:
 def commit() -> tuple[str, bool]:
     """Commit of the working tree, and whether it has changes outside bench/results.
 
-    Where there is no git, M3FAST_COMMIT says it, as `git describe --always --dirty --abbrev=40
-    --match=NONE` prints it; "unknown" without that.
+    M3FAST_COMMIT says it where it is set, as `git describe --always --dirty --abbrev=40
+    --match=NONE` prints it: a tree that travelled may have no git, or that of another commit.
+    "unknown" without either.
     """
+    if given := os.environ.get("M3FAST_COMMIT"):
+        return given.removesuffix("-dirty"), given.endswith("-dirty")
     try:
         head = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")
     except (OSError, subprocess.CalledProcessError):
-        given = os.environ.get("M3FAST_COMMIT", "unknown-dirty")
-        return given.removesuffix("-dirty"), given.endswith("-dirty")
+        return "unknown", True
     return head, bool(changes)
 
 

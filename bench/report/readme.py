@@ -23,8 +23,19 @@ from bench.report.table import (
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 REST = "Every row and peer, sizes, samples, versions, what was not measured"
 ROWS = 8
-# What a reader needs of a CPU, by the row's name. Losses are among them.
+# What a reader needs of a GPU and of a CPU, by the row's name. Losses are among them.
 LABELS = {
+    "encode on the GPU, passages, 24 layers, bf16": "32,768 tokens of passages, GPU time, bf16",
+    "encode on the GPU, text to numpy, passages, 24 layers, bf16":
+        "passages, text to numpy, bf16",
+    "one query of 20 tokens in GPU time, 24 layers, bf16": "one query of 20 tokens, GPU time, bf16",
+    "one query of 20 tokens, text to numpy on the GPU, 24 layers, bf16":
+        "one query of 20 tokens, text to numpy, bf16",
+    "attention, 1638 texts of 20 tokens, bf16": "attention: 1,638 texts of 20 tokens, bf16",
+    "attention, 16 texts of 2048 tokens, bf16": "attention: 16 texts of 2,048 tokens, bf16",
+    "MaxSim on the GPU, 1 query, 1000 documents, d = 1024, fp16":
+        "MaxSim: 32 query tokens, 1,000 documents, 1,024 dimensions, fp16",
+    "sparse to CSR, 556 texts": "token weights to sparse rows: 556 texts",
     "encode online, 24 texts, 24 layers, fp32": "a batch of 24 texts, 24 layers, fp32",
     "encode online, 24 texts, 24 layers, bf16": "a batch of 24 texts, 24 layers, bf16",
     "one query of 20 tokens, 24 layers, fp32": "one query of 20 tokens, 24 layers, fp32",
@@ -49,6 +60,10 @@ LEGEND_CPU = (
     "fp32 on a CPU. *packed torch.compile* is our own strong baseline, made of torch's best parts "
     "(`bench/peers/strong_cpu.py`)."
 )
+LEGEND_GPU = (
+    " On a GPU all rows of an encoder have 24 layers, and FlagEmbedding computes in bf16 too; its "
+    "strong baseline is `bench/peers/strong_gpu.py`."
+)
 
 
 def markdown(results: Path = RESULTS, tests: Collection[str] | None = None) -> str:
@@ -64,8 +79,9 @@ def markdown(results: Path = RESULTS, tests: Collection[str] | None = None) -> s
         for stem in [*(s for s in order if s not in cpus), *cpus[:1]]
     ]
     if parts:
+        gpus = len(cpus) < len(order)
         pages = ", ".join(f"[{found[stem][-1]['device']}](docs/bench/{stem}.md)" for stem in order)
-        parts += [LEGEND + (LEGEND_CPU if cpus else ""), f"{REST}: {pages}."]
+        parts += [LEGEND + LEGEND_CPU * bool(cpus) + LEGEND_GPU * gpus, f"{REST}: {pages}."]
     return "\n\n".join(parts)
 
 
@@ -111,20 +127,24 @@ def _headlines(rows: list[list[Record]]) -> list[list[Record]]:
 
 
 def _table(rows: list[list[Record]]) -> list[str]:
-    """Markdown: workload, m3fast, a column for each of COLUMNS, other peers, the limit."""
-    header = ["Workload", "m3fast", *map(shown, COLUMNS), "Other peers", "Of the machine's limit"]
-    return grid(header, [_line(row) for row in rows], absent="—")
+    """Markdown: workload, m3fast, those of COLUMNS with a figure, other peers, the limit."""
+    columns = [name for name in COLUMNS if any(name in _ratios(row) for row in rows)]
+    header = ["Workload", "m3fast", *map(shown, columns), "Other peers", "Of the machine's limit"]
+    return grid(header, [_line(row, columns) for row in rows], absent="—")
 
 
-def _line(row: list[Record]) -> list[str]:
-    ours = ours_of(row)
-    ratios = {r["candidate"]: _brief(r["ratio"]) for r in row if r.get("ratio") is not None}
+def _ratios(row: list[Record]) -> dict[str, str]:
+    return {r["candidate"]: _brief(r["ratio"]) for r in row if r.get("ratio") is not None}
+
+
+def _line(row: list[Record], columns: Collection[str]) -> list[str]:
+    ours, ratios = ours_of(row), _ratios(row)
     others = [f"{words} {shown(name)}" for name, words in ratios.items()
-              if name not in COLUMNS and name != OURS and is_peer(name)]  # fmt: skip
+              if name not in columns and name != OURS and is_peer(name)]  # fmt: skip
     return [
         LABELS.get(row[0]["row"], row[0]["row"]),
         figure(ours) if ours else "",
-        *(ratios.get(name, "") for name in COLUMNS),
+        *(ratios.get(name, "") for name in columns),
         ", ".join(others),
         percent((ours or {}).get("share")),
     ]

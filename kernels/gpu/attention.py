@@ -91,6 +91,7 @@ def launch_attention(
     scale: float,
     out: torch.Tensor,
     config: AttentionConfig,
+    early: bool = False,
 ) -> None:
     """Fill the rows of `out` [T, H·D] that `tiles` names; contiguous qkv [T, 3, H, D]."""
     tokens, _, heads, dim = qkv.shape
@@ -104,7 +105,7 @@ def launch_attention(
         qkv, out, tiles, texts, desc, heads, scale * math.log2(math.e),
         D=dim, SHORT=config.short, ROWS=config.rows, KEYS=config.keys,
         PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
-        num_warps=config.warps, num_stages=config.stages, **overlap(tokens, qkv.device),
+        num_warps=config.warps, num_stages=config.stages, **overlap(tokens, qkv.device, early),
     )  # fmt: skip
 
 

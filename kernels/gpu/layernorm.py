@@ -134,6 +134,7 @@ def launch_add_layernorm(
     eps: float,
     out: torch.Tensor,
     head: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    early: bool = False,
     config: LayerNormConfig | None = None,
 ) -> None:
     """`head`: weight [C], bias [1] and where the dot products fp32 [T] go.
@@ -149,7 +150,7 @@ def launch_add_layernorm(
         x, residual, bias, weight, shift, head_weight, head_bias, out, dots, eps, tokens,
         C=width, BLOCK=triton.next_power_of_2(width), ROWS=config.rows,
         PARTS=len(x) if x.ndim == 3 else 1, num_warps=config.warps,
-        **overlap(tokens, residual.device),
+        **overlap(tokens, residual.device, early),
     )  # fmt: skip
 
 

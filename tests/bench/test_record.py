@@ -60,6 +60,11 @@ def test_commit_without_git(
     assert record.commit() == expected
 
 
+def test_a_commit_that_is_said_goes_before_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M3FAST_COMMIT", "b" * 40)
+    assert record.commit() == ("b" * 40, False)
+
+
 def test_cards_have_files_of_their_own() -> None:
     names = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
     slugs = [record.slug(f"{name}, 132 SMs, sm_90") for name in names]

@@ -17,7 +17,8 @@ from m3fast.kernels.residual import linear_add_layernorm
 def plain(dtype: torch.dtype, rows: int, outs: int, depth: int, gelu: bool) -> None:
     x, weight = torch.empty(rows, depth, dtype=dtype), torch.empty(outs, depth, dtype=dtype)
     call = linear_gelu if gelu else linear
-    call(x, weight, torch.empty(outs, dtype=dtype), out=torch.empty(rows, outs, dtype=dtype))
+    bias, out = torch.empty(outs, dtype=dtype), torch.empty(rows, outs, dtype=dtype)
+    call(x, weight, bias, out=out, early=outs > 1024)  # the ColBERT head is the last of all
 
 
 def summed(dtype: torch.dtype, rows: int, outs: int, depth: int, head: bool) -> None:
@@ -25,7 +26,8 @@ def summed(dtype: torch.dtype, rows: int, outs: int, depth: int, head: bool) -> 
     residual = torch.empty(rows, outs, dtype=dtype)
     bias, norm, shift, h = torch.empty(4, outs, dtype=dtype)
     given = (h, torch.empty(1, dtype=dtype)) if head else None
-    linear_add_layernorm(x, weight, bias, residual, norm, shift, 1e-5, given, out=residual)
+    norms = (residual, norm, shift, 1e-5)
+    linear_add_layernorm(x, weight, bias, *norms, given, out=residual, early=True)
 
 
 def cases(arch: int) -> list[Case]:
@@ -33,14 +35,15 @@ def cases(arch: int) -> list[Case]:
     for dtype in (torch.bfloat16, torch.float16):
         for rows in (16, 32, 64):
             label = f"{NAMES[dtype]} rows {rows}"
+            mma = "HGMMA" if arch >= 90 and rows == 64 else "HMMA"
             for name, outs, depth, gelu in (
                 ("qkv", 3072, 1024, False), ("up", 4096, 1024, True), ("head", 1024, 1024, False),
             ):  # fmt: skip
                 call = partial(plain, dtype, rows, outs, depth, gelu)
-                found.append(Case(f"linear {name} {label}", call, (linear_kernel,), mma="HMMA"))
+                found.append(Case(f"linear {name} {label}", call, (linear_kernel,), mma=mma))
             for name, depth, head in (("out", 1024, False), ("down", 4096, False),
                                       ("last", 4096, True)):  # fmt: skip
                 call = partial(summed, dtype, rows, 1024, depth, head)
                 kernels = (linear_kernel, add_layernorm_kernel)
-                found.append(Case(f"linear {name} {label}", call, kernels, mma="HMMA"))
+                found.append(Case(f"linear {name} {label}", call, kernels, mma=mma))
     return found

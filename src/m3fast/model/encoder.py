@@ -117,13 +117,15 @@ def _layer(
     wide = space.take("wide", count, max(4 * hidden, config.ffn_size), x).view(-1)
     qkv = wide[: 3 * count * hidden].view(count, 3 * hidden)
     attended = wide[3 * count * hidden : 4 * count * hidden].view(count, hidden)
-    linear(x, layer.qkv.weight, layer.qkv.bias, out=qkv)
+    # The first kernel of all waits for whatever wrote the weights, so others may begin early.
+    linear(x, layer.qkv.weight, layer.qkv.bias, out=qkv, early=True)
     varlen_attention(
         qkv.view(count, 3, config.n_heads, config.head_dim),
         tokens.cu_seqlens,
         tokens.max_seqlen,
         out=attended,
         plan=tokens.plan,
+        early=True,
     )
     if rows is not None:
         x, attended, count = x[rows], attended[rows], len(rows)
@@ -131,12 +133,13 @@ def _layer(
     norm, eps = layer.attention_norm, config.layer_norm_eps
     x, _ = linear_add_layernorm(
         attended, layer.out.weight, layer.out.bias, x, norm.weight, norm.bias, eps,
-        out=x, product=projected,
+        out=x, product=projected, early=True,
     )  # fmt: skip
     inner = wide[: count * config.ffn_size].view(count, config.ffn_size)
-    linear_gelu(x, layer.up.weight, layer.up.bias, out=inner)
+    linear_gelu(x, layer.up.weight, layer.up.bias, out=inner, early=True)
     norm = layer.output_norm
     return linear_add_layernorm(
         inner, layer.down.weight, layer.down.bias, x, norm.weight, norm.bias, eps,
-        None if head is None else (head.weight[0], head.bias), out=x, product=projected,
+        None if head is None else (head.weight[0], head.bias),
+        out=x, product=projected, early=True,
     )  # fmt: skip
