@@ -6,16 +6,14 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoint
 from gpu.first.inputs import random_ids
-from nearness import off
+from nearness import as_rough, off
 
 from m3fast import Engine
 from m3fast.runner.gpu import GpuRunner
-from m3fast.types import Embeddings
 
 pytestmark = pytest.mark.filterwarnings("error:.*the slower torch path", "error:no CUDA graph")
 
@@ -36,25 +34,7 @@ def big(tmp_path_factory) -> Callable[[int], Path]:
 
 @pytest.mark.gpu
 class TestEngine:
-    """bf16 on the GPU is as near to fp32 as bf16 on the CPU, twice over, text by text."""
-
-    def judge(self, ours: Embeddings, rough: Embeddings, exact: Embeddings) -> None:
-        for i in range(len(exact)):
-            for name in ("dense", "colbert"):
-                o, r, e = (getattr(x, name)[i] for x in (ours, rough, exact))
-                assert o.shape == e.shape and np.isfinite(o).all()
-                assert off(o, e) <= 2 * off(r, e), (
-                    f"{name} of text {i}, {exact.n_tokens[i]} tokens: off by {off(o, e):.3g}, "
-                    f"the CPU's bf16 by {off(r, e):.3g}"
-                )
-        # An id that one of them leaves out has weight 0 there, and then is near 0 elsewhere.
-        rows = [x.sparse.to_dicts() for x in (ours, rough, exact)]
-        where = [(i, word) for i, each in enumerate(zip(*rows, strict=True))
-                 for word in sorted(set().union(*each))]  # fmt: skip
-        o, r, e = (np.array([row[i].get(word, 0.0) for i, word in where]) for row in rows)
-        assert (e > 0).sum() >= len(where) / 2 >= len(exact)
-        assert off(o, e) <= 2 * off(r, e)
-        assert abs(o - e).max() <= 3 * abs(r - e).max()
+    """bf16 on the GPU is as near to fp32 as bf16 on the CPU."""
 
     @pytest.mark.parametrize("layers", [2, 24])
     def test_equals_the_cpu(self, big, rng, device, layers):
@@ -73,7 +53,7 @@ class TestEngine:
         exact, rough, *ours = found
         for each in ours:
             for three in zip(each, rough, exact, strict=True):
-                self.judge(*three)
+                as_rough(*three)
 
     def test_hidden_states(self, big, rng, device):
         """Padded in, padded out: on the GPU the CUDA C++ kernels are on the way."""
