@@ -46,7 +46,9 @@ TESTS: dict[str, dict[str, Sequence[str]]] = {
         "maxsim": ("tests/gpu/test_maxsim.py", "tests/gpu/test_maxsim_tiles.py",
                    "tests/gpu/test_maxsim_full.py"),
         "packing": ("tests/gpu/test_padding.py",),
-        **dict.fromkeys(("encode", "latency", "scaling"), (RUNNER,)),
+        **dict.fromkeys(
+            ("encode", "latency", "scaling"), (RUNNER, "tests/gpu/test_linear.py")
+        ),
     },
 }  # fmt: skip
 # Tests of a file above that say nothing about whether what is timed is right.

@@ -20,7 +20,7 @@ FOUND = 86  # compute-sanitizer's exit where it found something
 # Where most of the seconds are, in parts that take about as long each.
 SPLIT = {
     "test_gpurunner": 3, "test_gpurunner_memory": 2, "test_attention": 2, "test_attention_full": 2,
-    "test_maxsim": 2, "test_maxsim_full": 2, "test_sparse": 2,
+    "test_maxsim": 2, "test_maxsim_full": 2, "test_sparse": 2, "test_linear": 2,
 }  # fmt: skip
 FIRST = "tests/gpu/first"
 SLACK = 1.5  # of a suite's estimate: what comes last is cut off, not what comes first
