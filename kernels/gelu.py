@@ -25,7 +25,7 @@ def linear_gelu(
 
     Arguments and errors are those of `linear`.
     """
-    if ends_with_gelu(x, weight, bias, out):
+    if ends_with_gelu(x, weight, bias, out, early=early):
         return linear(x, weight, bias, gelu=True, out=out, early=early)
     return bias_gelu_(linear(x, weight, out=out), bias)
 

@@ -93,12 +93,13 @@ def linear(
         gelu: y/2·(1 + erf(y/√2)) of the result, where the product `ends_with_gelu` only: see
             `kernels.gelu.linear_gelu`.
         out: [T, N] to write into; a new tensor if None.
-        early: nothing that the stream still holds writes the parameters. With few rows on a GPU the
+        early: nothing that the stream still holds writes the parameters. With few rows a GPU's
             kernel may then begin before the one ahead has ended.
 
     Returns:
         [T, N] in the dtype of `x`. A packed weight sums in fp32, in chains of 256 (bf16: 512). On a
-        GPU up to 64 rows in half precision have a kernel of their own, torch multiplies the rest.
+        GPU up to 64 rows in half precision have a kernel of their own where the call is `early`;
+        torch multiplies the rest.
 
     Raises:
         TypeError: a wrong type or dtype, or a gradient through a packed weight.
@@ -120,13 +121,13 @@ def linear(
         checks.output(out, (rows, outs), x)
     if packed:
         return _packed(x, weight, bias, gelu, out)
-    if few_rows("linear", x, weight, bias, out):
+    if early and few_rows("linear", x, weight, bias, out):
         from .gpu.linear import launch_linear
 
         out = x.new_empty(rows, outs) if out is None else out
         launch_linear(x, weight, bias, out, gelu, early)
         return out
-    if gelu and bias is not None and ends_with_gelu(x, weight, bias, out):
+    if gelu and bias is not None and ends_with_gelu(x, weight, bias, out, early=early):
         return torch._addmm_activation(bias.to(x.dtype), x, weight.t(), use_gelu=True, out=out)
     if gelu:
         raise TypeError("gelu: expected a product that ends with it, found one that does not")
@@ -136,9 +137,12 @@ def linear(
 
 
 def few_rows(op: str, x: torch.Tensor, weight: Weight, *others: torch.Tensor | None) -> bool:
-    """Whether `op` multiplies by the GPU's kernel for few rows: half precision, round sizes."""
+    """Whether `op`, called early, takes the GPU's kernel for few rows: half precision, round sizes.
+
+    From compute capability 9.0 on, where its launch overlaps: else cuBLAS is ahead.
+    """
     return (
-        (x.is_cuda or dispatch.interpreter)
+        (dispatch.interpreter or (x.is_cuda and dispatch.arch(x.device) >= 90))
         and isinstance(weight, torch.Tensor)
         and 0 < len(x) <= dispatch.FEW
         and x.dtype == weight.dtype
@@ -149,9 +153,11 @@ def few_rows(op: str, x: torch.Tensor, weight: Weight, *others: torch.Tensor | N
     )
 
 
-def ends_with_gelu(x: torch.Tensor, weight: Weight, *others: torch.Tensor | None) -> bool:
+def ends_with_gelu(
+    x: torch.Tensor, weight: Weight, *others: torch.Tensor | None, early: bool
+) -> bool:
     """Whether `linear` can compute GELU in the same pass."""
-    if isinstance(weight, PackedWeight) or few_rows("linear", x, weight, *others):
+    if isinstance(weight, PackedWeight) or (early and few_rows("linear", x, weight, *others)):
         return True
     given = (x, weight, *others)
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)

@@ -34,8 +34,8 @@ def linear_add_layernorm(
         early: as for `linear`.
 
     Returns:
-        [T, N] in the dtype of `x`, and fp32 [T] where there is a head. Few rows on a GPU are
-        normalised from fp32 sums: their product is not rounded in between.
+        [T, N] in the dtype of `x`, and fp32 [T] where there is a head. Few rows on a GPU, called
+        early, are normalised from fp32 sums: their product is not rounded in between.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -44,8 +44,8 @@ def linear_add_layernorm(
     checks.tensor("x", x, 2, checks.FLOATS)
     others = (bias, residual, norm_weight, shift, *(head or ()), out)
     narrow = weight.shape[0] <= layernorm.WIDEST
-    if narrow and few_rows("linear_add_layernorm", x, weight, *others):
-        return _few(x, weight, bias, residual, norm_weight, shift, eps, head, out, early)
+    if early and narrow and few_rows("linear_add_layernorm", x, weight, *others):
+        return _few(x, weight, bias, residual, norm_weight, shift, eps, head, out)
     norm = (linear(x, weight, out=product), residual, bias, norm_weight, shift, eps)
     if head is None:
         return layernorm.add_layernorm(*norm, out=out), None
@@ -62,7 +62,6 @@ def _few(
     eps: float,
     head: tuple[torch.Tensor, torch.Tensor] | None,
     out: torch.Tensor | None,
-    early: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     from .gpu.layernorm import launch_add_layernorm
     from .gpu.linear import linear_parts
@@ -77,9 +76,9 @@ def _few(
         checks.parameter("head_weight", head[0], outs, x)
         checks.parameter("head_bias", head[1], 1, x)
         dots = x.new_empty(rows, dtype=torch.float32)
-    parts = linear_parts(x, weight, early)
+    parts = linear_parts(x, weight, early=True)
     with_head = None if head is None or dots is None else (*head, dots)
     launch_add_layernorm(
-        parts, residual, bias, norm_weight, shift, eps, out, with_head, early
+        parts, residual, bias, norm_weight, shift, eps, out, with_head, early=True
     )
     return out, dots

@@ -114,15 +114,3 @@ def test_attention_ragged(bench: Bench) -> None:
         _ragged(bench),
         varlen_attn=(partial(ops.varlen_attn, bench.device), None),
     )
-
-
-def test_attention_cudnn_ragged(bench: Bench) -> None:
-    """Last in this file: should cuDNN's packed path break the device, nothing else is lost."""
-    if bench.scale.smoke:
-        pytest.skip("a row of cuDNN's only")
-    _compare(
-        bench,
-        "attention, ragged mix, bf16, beside cuDNN",
-        _ragged(bench),
-        cuDNN=(partial(ops.cudnn_varlen, bench.device), None),
-    )

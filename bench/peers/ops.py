@@ -58,19 +58,6 @@ def varlen_attn(device: torch.device) -> Callable[[Any], torch.Tensor]:
     return run
 
 
-def cudnn_varlen(device: torch.device) -> Callable[[Any], torch.Tensor]:
-    cuda_only(device)
-
-    def run(x: Any) -> torch.Tensor:
-        q, k, v = x.qkv.unbind(1)
-        found = torch.ops.aten._cudnn_attention_forward(
-            q, k, v, None, x.ends, x.ends, x.longest, x.longest, True, 0.0, False, False
-        )
-        return found[0].flatten(1)
-
-    return run
-
-
 def dense_sdpa(device: torch.device, backend: SDPBackend | None = None) -> Any:
     """torch's dense attention, for texts of one length, which need no padding."""
     if backend is not None:

@@ -40,14 +40,13 @@ class LinearConfig:
 def default_config(outs: int, depth: int, summed: bool) -> LinearConfig:
     """About a program for each of an H100's 132 processors, 256 bytes of a row at a time.
 
-    Wide tiles where that allows them: each program reads all of x, and L2 is what limits it.
+    In a layer of BGE-M3 on an H200, from the end of the kernel before: 3,072 outputs take 4.4 µs in
+    tiles of 16 and 4.9 of 32; down takes 4.7 µs in tiles of 32 by 4 parts and 6.6 of 64 by 8.
     """
     if not summed:
-        return LinearConfig(32, _step(depth), 1, 4, 4)
-    columns = 64 if depth > 2048 else 32
-    most = 132 * columns // outs
-    parts = next((p for p in (8, 4, 2) if p <= most and depth % (64 * p) == 0), 1)
-    return LinearConfig(columns, _step(depth // parts), parts, 4, 4)
+        return LinearConfig(32 if outs >= 4096 else 16, _step(depth), 1, 4, 4)
+    parts = next((p for p in (4, 2) if 32 * p * outs <= 132 * 1024 and depth % (64 * p) == 0), 1)
+    return LinearConfig(32, _step(depth // parts), parts, 4, 4)
 
 
 def _step(depth: int) -> int:

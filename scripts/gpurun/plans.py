@@ -98,12 +98,15 @@ def file_of(group: str) -> str:
     return f"{FIRST}/test_{group.lower()}.py"
 
 
-def figures(out: Out, suite: str, limit: float, *more: str) -> Step:
-    """A suite of bench/, its rows into records.jsonl."""
-    command = (PYTHON, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider",
-               order.file_of(suite), "--benchmark", "--device", "cuda",
-               "--records", str(out.path(RECORDS).resolve()), *more)  # fmt: skip
-    return Step(f"bench {suite}", command, limit)
+def figures(out: Out, suite: str, limit: float, *more: str) -> Shard:
+    """A suite of bench/, its rows into records.jsonl.
+
+    A shard, so that a peer which loses CUDA's context costs its own row only.
+    """
+    arguments = (order.file_of(suite), "--benchmark", "--device", "cuda",
+                 "--records", str(out.path(RECORDS).resolve()), *more)  # fmt: skip
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
+    return Shard(f"bench {suite}", arguments, limit, each=limit, environment=threads)
 
 
 def first(out: Out) -> Plan:

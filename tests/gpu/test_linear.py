@@ -26,19 +26,29 @@ def half(dtype):
     return dtype
 
 
+def at_rest(device):
+    """Nothing under way writes the parameters, as calls with early=True demand."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def product(device, dtype, rows, outs, depth):
     """x, W, b, and x·Wᵀ exactly."""
     x = torch.randn(rows, depth, device=device).to(dtype)
     weight = (torch.randn(outs, depth, device=device) * depth**-0.5).to(dtype)
     bias = torch.randn(outs, device=device).to(dtype)
-    return x, weight, bias, linear_ref(x.double(), weight.double())
+    exact = linear_ref(x.double(), weight.double())
+    at_rest(device)
+    return x, weight, bias, exact
 
 
 def norm(device, dtype, rows, outs):
     """residual, factor, shift, and a head."""
     residual = torch.randn(rows, outs, device=device).to(dtype)
     factor, shift, head = torch.randn(3, outs, device=device).to(dtype)
-    return residual, factor, shift, (head, torch.randn(1, device=device).to(dtype))
+    head = (head, torch.randn(1, device=device).to(dtype))
+    at_rest(device)
+    return residual, factor, shift, head
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -48,12 +58,13 @@ def test_linear(device, rng, half, rows, outs, depth):
     guarded = torch.full((rows + 3, outs), NAN, dtype=half, device=device)
     for b in (bias, None):
         with_bias = exact if b is None else exact + bias.double()
-        out = linear.linear(x, weight, b, out=guarded[:rows])
+        out = linear.linear(x, weight, b, out=guarded[:rows], early=True)
         assert out.data_ptr() == guarded.data_ptr()
         as_near(out, with_bias, F.linear(x, weight, b))
         assert guarded[rows:].isnan().all()
     plain = F.gelu(F.linear(x, weight, bias))
-    as_near(linear_gelu(x, weight, bias), bias_gelu_ref(exact, bias.double()), plain)
+    found = linear_gelu(x, weight, bias, early=True)
+    as_near(found, bias_gelu_ref(exact, bias.double()), plain)
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -65,10 +76,10 @@ def test_add_layernorm(device, rng, half, rows, outs, depth):
     expected = add_layernorm_ref(exact, *wide, EPS)
     plain = F.layer_norm(F.linear(x, weight, bias) + residual, (outs,), factor, shift, EPS)
     given = (x, weight, bias, residual, factor, shift, EPS)
-    out, dots = linear_add_layernorm(*given)
+    out, dots = linear_add_layernorm(*given, early=True)
     assert dots is None
     as_near(out, expected, plain)
-    found, dots = linear_add_layernorm(*given, head, out=residual)  # in place
+    found, dots = linear_add_layernorm(*given, head, out=residual, early=True)  # in place
     assert found is residual and dots is not None
     as_near(found, expected, plain)
     exact_dots = torch.relu(found.double() @ head[0].double() + head[1].double())
@@ -93,32 +104,35 @@ def test_every_config(device, rng, half, summed):
 
 
 def test_what_torch_multiplies(device, rng, monkeypatch):
-    """More rows, odd sizes, fp32, strides, gradients: the same results, and nothing is said."""
+    """More rows, odd sizes, fp32, strides, gradients, not early: the same, and nothing is said."""
     monkeypatch.setattr(
         "m3fast.kernels.gpu.linear._launch", lambda *_: pytest.fail("launched for few rows")
     )
-    cases = [(dispatch.FEW + 1, 64, 64, torch.float16), (3, 64, 70, torch.float16),
-             (3, 70, 64, torch.float16), (3, 64, 64, torch.float32)]  # fmt: skip
-    for rows, outs, depth, dtype in cases:
+    few, half = dispatch.FEW, torch.float16
+    cases = [(few + 1, 64, 64, half, True), (3, 64, 70, half, True), (3, 70, 64, half, True),
+             (3, 64, 64, torch.float32, True), (3, 64, 64, half, False)]  # fmt: skip
+    for rows, outs, depth, dtype, early in cases:
         x, weight, bias, exact = product(device, dtype, rows, outs, depth)
         bound = 1e-5 if dtype == torch.float32 else 0.01
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert (linear.linear(x, weight, bias) - exact - bias).abs().max() < bound
-    x, weight, bias, exact = product(device, torch.float16, 3, 64, 64)
+            found = linear.linear(x, weight, bias, early=early)
+        assert (found - exact - bias).abs().max() < bound
+    x, weight, bias, exact = product(device, half, 3, 64, 64)
     strided = x.t().contiguous().t()
-    assert (linear.linear(strided, weight, bias) - exact - bias).abs().max() < 0.01
-    assert linear.linear(x.requires_grad_(), weight, bias).requires_grad
-    assert linear.linear(x[:0], weight, bias).shape == (0, 64)
+    found = linear.linear(strided, weight, bias, early=True)
+    assert (found - exact - bias).abs().max() < 0.01
+    assert linear.linear(x.requires_grad_(), weight, bias, early=True).requires_grad
+    assert linear.linear(x[:0], weight, bias, early=True).shape == (0, 64)
 
 
 def test_nan_stays_in_its_row(device, rng):
     x, weight, bias, _ = product(device, torch.float16, 5, 64, 128)
     residual, factor, shift, head = norm(device, torch.float16, 5, 64)
     given = (weight, bias, residual, factor, shift, EPS, head)
-    clean, dots = linear_add_layernorm(x, *given)
+    clean, dots = linear_add_layernorm(x, *given, early=True)
     x[3, 7] = NAN
-    hurt, hurt_dots = linear_add_layernorm(x, *given)
+    hurt, hurt_dots = linear_add_layernorm(x, *given, early=True)
     others = torch.tensor([0, 1, 2, 4], device=device)
     assert hurt[3].isnan().all() and hurt_dots[3].isnan()
     assert torch.equal(hurt[others], clean[others]) and torch.equal(hurt_dots[others], dots[others])
@@ -138,7 +152,7 @@ def test_wrong_arguments(device):
         ("out", residual[:2], "out: expected shape"),
     ):
         with pytest.raises(ValueError, match=said):
-            linear_add_layernorm(**(given | {name: bad}))
+            linear_add_layernorm(**(given | {name: bad}), early=True)
 
 
 @pytest.mark.gpu

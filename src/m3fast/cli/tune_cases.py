@@ -139,7 +139,7 @@ def few_rows(device: torch.device, sizes: Sizes) -> Iterator[Case]:
     hidden, ffn = sizes.hidden, sizes.ffn
     for outs, depth, summed in (
         (3 * hidden, hidden, False), (hidden, hidden, True), (ffn, hidden, False),
-        (hidden, ffn, True), (hidden, hidden, False),
+        (hidden, ffn, True),
     ):  # fmt: skip
         key = {"outs": str(outs), "depth": str(depth), "summed": int(summed)}
         configs = candidates(outs, depth, summed)
