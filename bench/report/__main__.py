@@ -17,19 +17,21 @@ from bench.core.paths import RESULTS, ROOT
 from bench.report import plots, regress
 from bench.report.page import PAGES, page
 from bench.report.readme import BEGIN, END, markdown, rewrite
-from bench.report.table import current, read, read_results
+from bench.report.table import current, read, read_kernels, read_results
 
 
 def add(file: Path, results: Path = RESULTS) -> dict[Path, int]:
     """Append a file's records to those of their devices; how many were not there yet.
 
-    Smoke tests' and what is no row of a benchmark stay out.
+    Tables of kernels have a file of their own. Smoke tests' records stay out.
     """
     counts: dict[Path, int] = {}
     for its in read(file):
-        if "row" not in its or its.get("scale") == "smoke":
+        if its.get("scale") == "smoke" or not {"row", "kernels"} & its.keys():
             continue
-        target = results / record.file_of(its["device"]).name
+        folder = results if "row" in its else results / "kernels"
+        folder.mkdir(exist_ok=True)
+        target = folder / record.file_of(its["device"]).name
         known = read(target) if target.exists() else []
         counts.setdefault(target, 0)
         if its not in known:
@@ -64,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         return int(check(options.results))
     for stem, records in read_results(options.results).items():
         options.plots.mkdir(parents=True, exist_ok=True)
-        (options.plots / f"{stem}.md").write_text(page(records, stem), encoding="utf-8")
+        text = page(records, stem, kernels=read_kernels(options.results, stem))
+        (options.plots / f"{stem}.md").write_text(text, encoding="utf-8")
         for drawn in plots.draw(current(records), stem, options.plots):
             print(f"{drawn}: drawn")
     old = options.readme.read_text(encoding="utf-8") if options.readme.exists() else ""

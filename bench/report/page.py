@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from bench.core.paths import ROOT
 from bench.report import plots
@@ -11,8 +11,11 @@ from bench.report.table import HEADER, Record, cells, current, grid, notes
 PAGES = ROOT / "docs" / "bench"
 
 
-def page(records: list[Record], stem: str, tests: Collection[str] | None = None) -> str:
-    """The whole page."""
+def page(
+    records: list[Record], stem: str, tests: Collection[str] | None = None,
+    kernels: Sequence[Record] = (),
+) -> str:  # fmt: skip
+    """The whole page; `kernels` are what `bench.gpu.kernels` recorded, oldest first."""
     rows = current(records, tests)
     timed = [row for row in rows if cells(row)]
     waiting = [row for row in rows if not cells(row)]
@@ -37,5 +40,16 @@ def page(records: list[Record], stem: str, tests: Collection[str] | None = None)
         *(f"- *{row[0]['row']}*: {notes(row)}." for row in [*timed, *waiting]),
         "",
         *([f"Measured at {', '.join(commits)}; {versions}.", ""] if timed else []),
+        *_kernels(kernels),
     ]
     return "\n".join(lines)
+
+
+def _kernels(records: Sequence[Record]) -> list[str]:
+    """The last table of kernels for each kind of batch."""
+    newest = {record["kernels"]: record for record in records}
+    lines = ["## Kernels by share"] if newest else []
+    for its in newest.values():
+        at = f"At `{its['commit'][:9]}` ({its['run'][:10]}), {its['shape']}, {its['dtype']}:"
+        lines += ["", at, "", "```", *its["words"].splitlines(), "```"]
+    return [*lines, ""] if lines else []

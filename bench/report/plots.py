@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from bench.core.measure import OURS
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (7.2, 3.6)  # inches, of 72 points
+TITLE = 44  # characters of a line above one of two panels
 # Read on white and on near-black alike: at least 3:1 on both for lines, 4:1 for text.
 INK, FAINT = "#7b7b7b", "#7b7b7b40"
 COLOURS = ("#e4572e", "#2f86d6", "#2a9d5c", "#a66bd6", "#b8860b", "#d6569c", "#3a9ea5", "#8c7a6b")
@@ -112,9 +114,11 @@ def _draw_latency(figure: Any, found: list[Group]) -> None:
             times = [1e3 * s for s in record["sorted"]]
             shares = [100 * (n + 1) / len(times) for n in range(len(times))]
             _line(axes, times, shares, record["candidate"], drawstyle="steps-post")
-        axes.set_xscale("log")
+        every = [s for record in row for s in record["sorted"]]
+        if max(every) > 3 * min(every):  # else no power of ten is near
+            axes.set_xscale("log")
         _plain_ticks(axes)
-        axes.set_title(row[0]["row"], loc="left")
+        axes.set_title("\n".join(wrap(row[0]["row"], TITLE)), loc="left")
         axes.set_xlabel("ms, text to numpy")
         axes.set_ylabel("% of calls done")
         axes.axhline(50, color=FAINT, linewidth=0.8, zorder=0)
@@ -169,14 +173,17 @@ def _plain_ticks(axes: Axes, which: str = "x") -> None:
     from matplotlib.ticker import FuncFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: _few(value)))
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.6g}" if value < 1e5 else f"{value:,.0f}"
 
 
 def _few(value: float) -> str:
     """Labels of 2 and 5 between the powers of ten."""
-    digit = f"{value:.0e}"[0]
-    return f"{value:,.6g}" if digit in "25" else ""
+    return _plain(value) if f"{value:.0e}"[0] in "25" else ""
 
 
 ALT = {

@@ -60,10 +60,7 @@ LEGEND_CPU = (
     "fp32 on a CPU. *packed torch.compile* is our own strong baseline, made of torch's best parts "
     "(`bench/peers/strong_cpu.py`)."
 )
-LEGEND_GPU = (
-    " On a GPU all rows of an encoder have 24 layers, and FlagEmbedding computes in bf16 too; its "
-    "strong baseline is `bench/peers/strong_gpu.py`."
-)
+LEGEND_GPU = " On a GPU an encoder's rows have BGE-M3's 24 layers."
 
 
 def markdown(results: Path = RESULTS, tests: Collection[str] | None = None) -> str:

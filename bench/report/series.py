@@ -24,7 +24,7 @@ def find_length(rows: list[Group]) -> dict[str, Lines]:
             if record["candidate"] == OURS and record.get("share"):
                 limit = (record["length"], rate / record["share"])
                 lines.setdefault("limit", []).append(limit)
-    return {dtype: lines for dtype, lines in found.items() if _long(lines)}
+    return {dtype: lines for dtype, lines in found.items() if len(lines.get(OURS, ())) > 2}
 
 
 def find_batch(rows: list[Group]) -> dict[str, Lines]:
@@ -49,6 +49,7 @@ def find_latency(rows: list[Group]) -> list[Group]:
         [r for r in row if r.get("sorted")]
         for row in rows
         if row[0].get("suite") == "latency" and row[0]["unit"] == "s"
+        and "GPU time" not in row[0]["row"]
     ]
     return [row for row in kept if any(r["candidate"] == OURS for r in row)][:PANELS]
 

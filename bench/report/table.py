@@ -41,6 +41,12 @@ def read_results(folder: Path) -> dict[str, list[Record]]:
     return found
 
 
+def read_kernels(folder: Path, stem: str) -> list[Record]:
+    """What `bench.gpu.kernels` recorded of a device; nothing of most."""
+    file = folder / "kernels" / f"{stem}.jsonl"
+    return read(file) if file.exists() else []
+
+
 def latest(records: Iterable[Record]) -> list[list[Record]]:
     """Per row and device, in order of appearance, the newest run but those that skipped it."""
     rows: dict[tuple[str, str], dict[str, list[Record]]] = {}
@@ -66,7 +72,8 @@ def current(records: list[Record], tests: Collection[str] | None = None) -> list
     tests = existing_tests() if tests is None else tests
 
     def part(record: Record) -> tuple[Any, ...]:
-        return record["test"], record.get("full"), record.get("model")
+        first = record.get("scale") == "first"  # by design some of a test's rows only
+        return record["test"], record.get("full"), record.get("model"), first
 
     runs: dict[tuple[Any, ...], dict[str, set[str]]] = {}
     for r in named:

