@@ -130,7 +130,7 @@ def linear(
     if gelu and bias is not None and ends_with_gelu(x, weight, bias, out, early=early):
         return torch._addmm_activation(bias.to(x.dtype), x, weight.t(), use_gelu=True, out=out)
     if gelu:
-        raise TypeError("gelu: expected a product that ends with it, found one that does not")
+        raise TypeError("gelu: expected a packed weight, or bf16 on a GPU, found neither")
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias.to(x.dtype), x, weight.t(), out=out)
@@ -148,6 +148,7 @@ def few_rows(op: str, x: torch.Tensor, weight: Weight, *others: torch.Tensor | N
         and x.dtype == weight.dtype
         and x.dtype in HALVES
         and all(size % 64 == 0 for size in weight.shape)
+        and weight.data_ptr() % 16 == 0  # of what is fetched ahead
         and not dispatch.unsupported(x, weight, *others)
         and dispatch.takes(op, x, weight, *others)
     )

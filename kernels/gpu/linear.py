@@ -73,7 +73,7 @@ def _config(outs: int, depth: int, summed: bool, device: torch.device) -> Linear
     return tuning.tuned("linear", key, default_config(outs, depth, summed), device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
     x, weight, bias, out, rows,
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,

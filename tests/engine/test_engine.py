@@ -82,7 +82,7 @@ def test_unasked_heads_are_not_computed(engine, monkeypatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(cpu if name == "sparse" else forward, f"{name}_head", refuse)
             if name == "sparse":  # its product rides in the encoder's last step
-                patch.setattr("m3fast.model.encoder.add_layernorm_dot", refuse)
+                patch.setattr("m3fast.kernels.layernorm.add_layernorm_dot", refuse)
             found = engine.encode(TEXTS, **{name: False})
         assert getattr(found, name) is None
         only = engine.encode(TEXTS, **{n: n == name for n in ("dense", "sparse", "colbert")})

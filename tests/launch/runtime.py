@@ -11,7 +11,8 @@ import torch
 
 from m3fast.checkpoint.config import ModelConfig, Pooling
 from m3fast.checkpoint.weights import Layer, Linear, Norm, SparseHead, Weights
-from m3fast.kernels import gelu
+from m3fast.kernels import gelu, residual
+from m3fast.kernels.linear import few_rows, linear
 from m3fast.model import encoder, heads
 from m3fast.runner.base import HeadOptions, Outputs
 from m3fast.runner.gpu import GpuRunner
@@ -22,9 +23,11 @@ WIDTH, HEADS, INNER, LONGEST, VOCAB = 1024, 16, 4096, 8192, 64
 
 def _no_product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,
-    gelu: bool = False, out: torch.Tensor | None = None,
+    gelu: bool = False, out: torch.Tensor | None = None, early: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """`linear` without its arithmetic."""
+    """`linear` without torch's arithmetic."""
+    if early and few_rows("linear", x, weight, bias, out):
+        return linear(x, weight, bias, gelu=gelu, out=out, early=True)
     return x.new_zeros(len(x), len(weight)) if out is None else out
 
 
@@ -54,7 +57,7 @@ def runner(pooling: Pooling, dtype: torch.dtype) -> Iterator[GpuRunner]:
         "xlm-roberta", WIDTH, 1, HEADS, INNER, VOCAB, LONGEST + 2, 1, 1e-5, 1, pooling
     )  # fmt: skip
     with ExitStack() as stack:
-        for module in (encoder, gelu, heads):
+        for module in (encoder, gelu, heads, residual):
             stack.enter_context(mock.patch.object(module, "linear", _no_product))
         stack.enter_context(mock.patch.object(torch, "segment_reduce", _no_mean))
         yield GpuRunner(config, weights, torch.device("cpu"))

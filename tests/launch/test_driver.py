@@ -202,4 +202,5 @@ def test_every_kernel_has_a_shipped_launch():
     for arch in driver.ARCHS:
         cases = shipped.cases(arch)
         found = {(k.module, k.fn.__name__) for case in cases for k in case.kernels}
-        assert found == kernels
+        of_90 = {("m3fast.kernels.gpu.linear", "linear_kernel")} if arch < 90 else set()
+        assert found == kernels - of_90

@@ -61,7 +61,9 @@ def test_json_report(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_kernel_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def tanh_gelu(x: torch.Tensor, weight: Any, bias: torch.Tensor, *, out: torch.Tensor) -> None:
+    def tanh_gelu(
+        x: torch.Tensor, weight: Any, bias: torch.Tensor, *, out: torch.Tensor, early: bool
+    ) -> None:
         linear(x, weight, bias, out=out)
         out.copy_(torch.nn.functional.gelu(out, approximate="tanh"))
 
