@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import torch
-from launch import machinecode, shipped_maxsim
+from launch import machinecode, shipped_attention, shipped_linear, shipped_maxsim
 from launch.machinecode import Report
 
 from m3fast.kernels.gpu.maxsim_config import default_config
@@ -25,6 +25,25 @@ def check_maxsim(arch: int) -> None:
         _check_reading(report)
     report = _launch("maxsim pointers fp32·fp32 32x32 d 1024", arch)
     assert report.count("FFMA") and not report.count("HMMA")
+
+
+def check_early() -> None:
+    """A kernel that begins early waits once, before it touches what the one ahead has written.
+
+    Products fetch weights before that, and let the next kernel begin only after it.
+    """
+    cases = [*shipped_linear.cases(90), *shipped_attention.cases(90)]
+    names = ("linear up bf16 rows 32", "linear last bf16 rows 64", "attention bf16 D64 64, early")
+    for case in (case for case in cases if case.name in names):
+        for report in machinecode.launch(case, 90).values():
+            found = re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\d+ )?([A-Z]\w+)", report.sass)
+            assert found.count("ACQBULK") == 1, case.name
+            waits, begins = found.index("ACQBULK"), found.index("PREEXIT")
+            before, after = set(found[:waits]), set(found[waits:])
+            assert not {"STG", "LDGSTS", "UTMALDG"} & before and "STG" in after
+            product = report.kernel.name == "linear_kernel"
+            assert {"LDGSTS", "LDG"} & after and (waits < begins) == product
+            assert ("UBLKPF" in before) == product
 
 
 def check_spills_are_seen(arch: int) -> None:

@@ -19,6 +19,11 @@ def test_maxsim_instructions():
 
 
 @pytest.mark.slow
+def test_early_kernels_wait():
+    instructions.check_early()
+
+
+@pytest.mark.slow
 def test_spills_are_seen():
     instructions.check_spills_are_seen(90)
 
