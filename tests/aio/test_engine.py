@@ -52,6 +52,7 @@ def test_any_mix_of_requests_equals_the_engine(engine) -> None:
             np.testing.assert_array_equal(got.sparse.indptr, want.sparse.indptr)
             np.testing.assert_array_equal(got.sparse.indices, want.sparse.indices)
             np.testing.assert_allclose(got.sparse.values, want.sparse.values, rtol=0, atol=5e-6)
+            assert got.sparse.values.base is None, "no request keeps another's rows"
         if flags["colbert"]:
             np.testing.assert_array_equal(got.colbert.offsets, want.colbert.offsets)
             np.testing.assert_allclose(got.colbert.values, want.colbert.values, rtol=0, atol=5e-6)

@@ -135,7 +135,7 @@ class Assembler:
                 np.zeros(1, np.int64), none, none.astype(np.float32), self._sparse_width
             )
         if self._all_in_order(self._order[0]):
-            return self._sparse[0]
+            return self._sparse[0][:]  # it may be a view of what others share
         back = np.argsort(np.concatenate(self._order))
         indptr = join_offsets([part.indptr for part in self._sparse])
         entries = ragged_index(indptr, back)
