@@ -93,7 +93,7 @@ def test_other_requests_of_the_batch_are_answered(server, engine) -> None:
         assert answer.status_code == (500 if i % 3 == 0 else 200)
         if i % 3:
             servers.near(answer.json()["data"][1]["embedding"], good[0])
-    assert server.service.engine.load.tokens == 0
+    servers.eventually(lambda: server.service.engine.load.tokens == 0)
 
 
 def test_width_is_that_of_the_last_module(server, engine) -> None:
