@@ -50,6 +50,11 @@ def unsupported(*tensors: torch.Tensor | None) -> str:
     return "" if all(t.is_contiguous() for t in given) else "a tensor that is not contiguous"
 
 
+def wants_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd would record an op on these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def takes(op: str, *tensors: torch.Tensor | None, unsupported: str = "") -> bool:
     """Whether `op` runs as a Triton kernel on these tensors, the first of which sets the device.
 
@@ -62,7 +67,7 @@ def takes(op: str, *tensors: torch.Tensor | None, unsupported: str = "") -> bool
     first = tensors[0]
     if first is None or not (first.is_cuda or interpreter):
         return False
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if wants_gradient(*tensors):
         return False
     reason = why_not(first.device) or unsupported
     if reason:

@@ -125,7 +125,7 @@ def linear(
         from .gpu.linear import launch_linear
 
         out = x.new_empty(rows, outs) if out is None else out
-        launch_linear(x, weight, bias, out, gelu, early)
+        launch_linear(x, weight, bias, out, gelu)
         return out
     if gelu and bias is not None and ends_with_gelu(x, weight, bias, out, early=early):
         return torch._addmm_activation(bias.to(x.dtype), x, weight.t(), use_gelu=True, out=out)
@@ -160,9 +160,8 @@ def ends_with_gelu(
     """Whether `linear` can compute GELU in the same pass."""
     if isinstance(weight, PackedWeight) or (early and few_rows("linear", x, weight, *others)):
         return True
-    given = (x, weight, *others)
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    return x.is_cuda and x.dtype == torch.bfloat16 and not grad
+    plain = x.is_cuda and x.dtype == torch.bfloat16
+    return plain and not dispatch.wants_gradient(x, weight, *others)
 
 
 def _packed(

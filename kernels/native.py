@@ -79,8 +79,7 @@ def cuda_library(op: str, *tensors: torch.Tensor) -> Any:
     Where they are on a GPU and the kernel is not there, that is said once for each op. Gradients
     take the torch path silently.
     """
-    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not tensors[0].is_cuda or wants_gradient:
+    if not tensors[0].is_cuda or dispatch.wants_gradient(*tensors):
         return None
     reason = why_no_cuda(tensors[0].device)
     if reason:

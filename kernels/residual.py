@@ -41,44 +41,28 @@ def linear_add_layernorm(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape.
     """
-    checks.tensor("x", x, 2, checks.FLOATS)
+    rows, depth = checks.tensor("x", x, 2, checks.FLOATS).shape
+    outs = weight.shape[0]
     others = (bias, residual, norm_weight, shift, *(head or ()), out)
-    narrow = weight.shape[0] <= layernorm.WIDEST
-    if early and narrow and few_rows("linear_add_layernorm", x, weight, *others):
-        return _few(x, weight, bias, residual, norm_weight, shift, eps, head, out)
-    norm = (linear(x, weight, out=product), residual, bias, norm_weight, shift, eps)
-    if head is None:
-        return layernorm.add_layernorm(*norm, out=out), None
-    return layernorm.add_layernorm_dot(*norm, *head, out=out)
+    few = early and isinstance(weight, torch.Tensor) and outs <= layernorm.WIDEST
+    if not few or not few_rows("linear_add_layernorm", x, weight, *others):
+        norm = (linear(x, weight, out=product), residual, bias, norm_weight, shift, eps)
+        if head is None:
+            return layernorm.add_layernorm(*norm, out=out), None
+        return layernorm.add_layernorm_dot(*norm, *head, out=out)
 
-
-def _few(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor,
-    norm_weight: torch.Tensor,
-    shift: torch.Tensor,
-    eps: float,
-    head: tuple[torch.Tensor, torch.Tensor] | None,
-    out: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
     from .gpu.layernorm import launch_add_layernorm
     from .gpu.linear import linear_parts
 
-    rows, outs = len(x), len(weight)
-    checks.shape("weight", weight, (outs, x.shape[1]))
+    checks.shape("weight", weight, (outs, depth))
     checks.shape("residual", checks.tensor("residual", residual, 2, (x.dtype,)), (rows, outs))
     layernorm.check(residual, residual, bias, norm_weight, shift, out)
     out = torch.empty_like(residual) if out is None else out
-    dots = None
+    last = None
     if head is not None:
         checks.parameter("head_weight", head[0], outs, x)
         checks.parameter("head_bias", head[1], 1, x)
-        dots = x.new_empty(rows, dtype=torch.float32)
-    parts = linear_parts(x, weight, early=True)
-    with_head = None if head is None or dots is None else (*head, dots)
-    launch_add_layernorm(
-        parts, residual, bias, norm_weight, shift, eps, out, with_head, early=True
-    )
-    return out, dots
+        last = (*head, x.new_empty(rows, dtype=torch.float32))
+    norm = (residual, bias, norm_weight, shift, eps, out)
+    launch_add_layernorm(linear_parts(x, weight), *norm, last, early=True)
+    return out, last and last[2]

@@ -47,7 +47,7 @@ LABELS = {
     "sparse dicts, 256 x 512 tokens": "token weights to dicts: 256 texts of 512 tokens",
     "time to first embedding, m3fast-tiny, fp32": "start to first embedding, m3fast-tiny, fp32",
 }  # fmt: skip
-# Of a GPU the first row of each.
+# Of a device that has none of these the first row of each.
 SUITES = ("encode", "latency", "maxsim", "sparse", "attention", "memory", "packing", "scaling")
 COLUMNS = ("FlagEmbedding", "ONNX Runtime", "OpenVINO", *[n for n in SHOWN if "compile" in n])
 LEGEND = (

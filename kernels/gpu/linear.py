@@ -118,26 +118,22 @@ def launch_linear(
     bias: torch.Tensor | None,
     out: torch.Tensor,
     gelu: bool = False,
-    early: bool = False,
     config: LinearConfig | None = None,
 ) -> None:
-    """`out` [T, N] = x·Wᵀ + bias, and gelu of that, where `kernels.linear.few_rows`."""
+    """`out` [T, N] = x·Wᵀ + bias, and gelu of that, early, where `kernels.linear.few_rows`."""
     outs, depth = weight.shape
     config = config or _config(outs, depth, False, x.device)
-    _launch(x, weight, bias, out, gelu, early, config)
+    _launch(x, weight, bias, out, gelu, config)
 
 
 def linear_parts(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    early: bool = False,
-    config: LinearConfig | None = None,
+    x: torch.Tensor, weight: torch.Tensor, config: LinearConfig | None = None
 ) -> torch.Tensor:
-    """fp32 [parts, T, N] whose sum is x·Wᵀ, where `kernels.linear.few_rows`."""
+    """fp32 [parts, T, N] whose sum is x·Wᵀ, early, where `kernels.linear.few_rows`."""
     outs, depth = weight.shape
     config = config or _config(outs, depth, True, x.device)
     out = torch.empty(config.parts, len(x), outs, dtype=torch.float32, device=x.device)
-    _launch(x, weight, None, out, False, early, config)
+    _launch(x, weight, None, out, False, config)
     return out
 
 
@@ -147,7 +143,6 @@ def _launch(
     bias: torch.Tensor | None,
     out: torch.Tensor,
     gelu: bool,
-    early: bool,
     config: LinearConfig,
 ) -> None:
     (rows, depth), outs = x.shape, len(weight)
@@ -155,5 +150,5 @@ def _launch(
         x, weight, bias, out, rows, N=outs, K=depth,
         ROWS=max(triton.next_power_of_2(rows), 16), OUTS=config.outs, DEPTH=config.depth,
         PARTS=config.parts, GELU=gelu,
-        num_warps=config.warps, num_stages=config.stages, **overlap(rows, x.device, early),
+        num_warps=config.warps, num_stages=config.stages, **overlap(rows, x.device, early=True),
     )  # fmt: skip

@@ -9,16 +9,13 @@ order of the fp32 values, above all of which stands NaN: the result depends on n
 # pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
-from itertools import accumulate
-
-import numpy as np
 import torch
 import triton
 import triton.language as tl
-from numpy.typing import NDArray
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .maxsim_config import MaxsimConfig, config_for
+from .maxsim_offsets import Offsets, first_documents, upload
 
 LOWEST = tl.constexpr(-(2**31))  # below every key
 HIGHEST = tl.constexpr(2**31 - 1)  # NaN
@@ -199,41 +196,6 @@ def tokens_at_once(tokens: int, n_docs: int) -> int:
     limit = max(min(SLICE, WORKSPACE // n_docs) // 32 * 32, 32)
     passes = -(-tokens // limit)
     return -(-tokens // (32 * passes)) * 32
-
-
-Offsets = NDArray[np.int64] | torch.Tensor  # on the host, or on the device
-
-
-def upload(device: torch.device, *arrays: Offsets) -> list[torch.Tensor]:
-    """int64 arrays on the device, in one copy for those on the host.
-
-    By way of pinned memory: out of any other a copy may wait for the stream.
-    """
-    hosted = [x for x in arrays if isinstance(x, np.ndarray)]
-    starts = list(accumulate((-x.size // 2 * -2 for x in hosted), initial=0))  # on 16 bytes each
-    on_gpu = device.type == "cuda" and bool(hosted)
-    buffer = torch.empty(starts[-1], dtype=torch.int64, pin_memory=on_gpu)
-    for x, start in zip(hosted, starts, strict=False):
-        buffer.numpy()[start : start + x.size] = x.reshape(-1)
-    buffer = buffer.to(device, non_blocking=True) if on_gpu else buffer
-    places = iter(starts)
-    return [
-        buffer[(start := next(places)) : start + x.size].view(x.shape)
-        if isinstance(x, np.ndarray)
-        else x.to(torch.int64).contiguous()
-        for x in arrays
-    ]
-
-
-def first_documents(d_offsets: Offsets, rows: int, block: int) -> Offsets:
-    """The first document that ends beyond the first row of each tile of `block`: int64 [tiles].
-
-    It is found where the offsets are; nothing waits for the device. nd where there is none.
-    """
-    if isinstance(d_offsets, np.ndarray):
-        return np.searchsorted(d_offsets[1:], np.arange(0, rows, block), side="right")
-    starts = torch.arange(0, rows, block, device=d_offsets.device)
-    return torch.searchsorted(d_offsets[1:], starts, right=True)
 
 
 def launch_maxsim(

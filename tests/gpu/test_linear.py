@@ -16,7 +16,7 @@ from m3fast.kernels.residual import linear_add_layernorm
 EPS = 1e-5
 NAN = float("nan")
 ROWS = [1, 15, 17, 33, dispatch.FEW]
-SIZES = [(64, 64), (128, 192), (192, 448)]  # outs, depth
+SIZES = [(64, 64), (128, 192), (192, 448), (64, 512)]  # outs, depth; the last in four parts
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_every_config(device, rng, half, summed):
     assert len(tried) > 4 and len({c.parts for c in tried}) == (4 if summed else 1)
     for config in tried[:: 7 if device.type == "cuda" else 20]:
         if summed:
-            parts = linear_parts(x, weight, config=config)
+            parts = linear_parts(x, weight, config)
             assert parts.shape == (config.parts, 20, outs)
             assert (parts.double().sum(0) - exact).abs().max() < 1e-5 * exact.abs().max()
         else:
@@ -187,7 +187,7 @@ def test_launches_that_overlap(device, rng, monkeypatch):
 
     with monkeypatch.context() as patch:
         for module in (attention, layernorm, products):
-            patch.setattr(module, "overlap", lambda *_: {"PDL": False})
+            patch.setattr(module, "overlap", lambda *_, **__: {"PDL": False})
         expected = run(start)
     torch.cuda.synchronize()  # nothing under way writes the weights
     for _ in range(50):

@@ -54,7 +54,7 @@ def test_where_a_tile_begins(device, rng, gap, lengths):
     for where in (d_ends, given[1]):
         found = launch.first_documents(where, len(d), 16)
         assert str(found.dtype).endswith("int64") and found.tolist() == first
-    for offsets in ((q_ends, d_ends), given):
+    for offsets in ((q_ends, d_ends), given, [x.int() for x in given]):
         config = MaxsimConfig(16, 16, 16, 4, 2)
         scores = launch.launch_maxsim(q, offsets[0], d, offsets[1], None, config)
         assert gap(scores, expected) < 2e-5

@@ -159,10 +159,10 @@ def _few_rows(device: torch.device, outs: int, depth: int, summed: bool) -> Laun
     def run(config: Any) -> None:
         for weight in weights:
             if summed:
-                parts = linear_parts(x, weight, True, config)
+                parts = linear_parts(x, weight, config)
                 launch_add_layernorm(parts, out, bias, bias, bias, 1.0, out, early=True)
             else:
-                launch_linear(x, weight, bias, out, early=True, config=config)
+                launch_linear(x, weight, bias, out, config=config)
 
     @functools.cache
     def graph(config: Any) -> torch.cuda.CUDAGraph:
