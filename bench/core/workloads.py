@@ -22,7 +22,7 @@ TINY = Path(m3fast.__file__).parent / "data" / "m3fast-tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Outside the repository: 24 layers take 1.2 GB, and `git clean` should not cost a minute.
 CACHE = Path(tempfile.gettempdir()) / "m3fast-bench"
-VERSION = 3  # of the bytes that `checkpoint` writes
+VERSION = 4  # of the bytes that `checkpoint` writes
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def checkpoint(shape: Shape) -> Path:
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "intermediate_size": shape.ffn,
+        "torch_dtype": "float32",
     }
     (making / "config.json").write_text(json.dumps(config))
     state = random_encoder(shape, config["vocab_size"], config["max_position_embeddings"])

@@ -38,7 +38,7 @@ def sentence_transformers(path: str, threads: int, text: str) -> Steps:
     from sentence_transformers import SentenceTransformer
 
     yield
-    model = SentenceTransformer(path, device="cpu")
+    model = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": "float32"})
     yield
     yield {"dense_vecs": model.encode(text, show_progress_bar=False)}
 

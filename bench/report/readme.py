@@ -66,19 +66,17 @@ LEGEND_GPU = " On a GPU an encoder's rows have BGE-M3's 24 layers."
 def markdown(results: Path = RESULTS, tests: Collection[str] | None = None) -> str:
     """The block without its markers, empty where nothing is recorded.
 
-    Every GPU has its table, the newest first, and of CPUs the newest.
+    Every GPU has its table, the newest first; of CPUs the one with the most of LABELS' rows, of
+    equals the newest.
     """
     found = read_results(results)
     order = sorted(found, key=lambda stem: max(r["run"] for r in found[stem]))[::-1]
-    cpus = [stem for stem in order if _is_cpu(stem)]
-    parts = [
-        _device(found[stem], stem, tests)
-        for stem in [*(s for s in order if s not in cpus), *cpus[:1]]
-    ]
+    gpus, cpus = ([s for s in order if _is_cpu(s) is cpu] for cpu in (False, True))
+    cpus.sort(key=lambda stem: -len({r["row"] for r in found[stem]} & LABELS.keys()))
+    parts = [_device(found[stem], stem, tests) for stem in [*gpus, *cpus[:1]]]
     if parts:
-        gpus = len(cpus) < len(order)
         pages = ", ".join(f"[{found[stem][-1]['device']}](docs/bench/{stem}.md)" for stem in order)
-        parts += [LEGEND + LEGEND_CPU * bool(cpus) + LEGEND_GPU * gpus, f"{REST}: {pages}."]
+        parts += [LEGEND + LEGEND_CPU * bool(cpus) + LEGEND_GPU * bool(gpus), f"{REST}: {pages}."]
     return "\n\n".join(parts)
 
 

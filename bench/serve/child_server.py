@@ -49,7 +49,8 @@ def sentence_transformers(path: Path) -> EncodePadded:
 
     from bench.peers import infinity
 
-    model = SentenceTransformer(str(infinity.folder(path)), device="cpu")
+    given = {"dtype": "float32"}  # else that of config.json, fp16 for m3fast-tiny
+    model = SentenceTransformer(str(infinity.folder(path)), device="cpu", model_kwargs=given)
     return lambda texts, size: model.encode(texts, batch_size=size, show_progress_bar=False)
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from bench.core import gputime, workloads
-from bench.peers import encodings, ops, strong_gpu
+from bench.cpu import child_load
+from bench.peers import encodings, infinity, ops, strong_gpu
+from bench.serve import child_server
+
+from m3fast import Engine
 
 
 def test_strong_baseline_is_the_same_model() -> None:
@@ -119,3 +124,18 @@ def test_encodings_that_differ_are_seen(changes: dict[str, Any]) -> None:
     judge = encodings.differ(1e-3)
     assert judge("peer", _encoded(), _encoded()) == ""
     assert judge("peer", _encoded(), _encoded(**changes))
+
+
+def test_sentence_transformers_computes_in_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to itself it takes the dtype in config.json: fp16, wrong by 4e-4 and no equal."""
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr(infinity, "CACHE", tmp_path)
+    text = "What is BGE M3?"
+    ours = Engine.from_pretrained("m3fast-tiny", dtype="float32").encode([text], colbert=False)
+    folder = infinity.folder(workloads.TINY)
+    *_, loaded = child_load.sentence_transformers(str(folder), 1, text)
+    served = child_server.sentence_transformers(workloads.TINY)([text], 1)
+    for theirs in (loaded["dense_vecs"][None], served):
+        np.testing.assert_allclose(theirs, ours.dense, atol=1e-6, rtol=0)

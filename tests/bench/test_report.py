@@ -168,9 +168,11 @@ def test_readme_has_a_column_for_each_known_peer(tmp_path: Path) -> None:
         for peer, ratio in shares.items()
     ]
     rows += [made_up("1", row="of no headline", p50=1.0)]
-    for stem, device in (("cpu-new", "A CPU"), ("cpu-old", "An older CPU"), ("a-gpu", "A GPU")):
-        day = "2026-01-01" if stem == "cpu-old" else "2026-01-02"
-        its = [r | {"device": device, "run": day} for r in rows]
+    machines = {"cpu-new": ("A CPU", 2), "cpu-old": ("An older CPU", 1), "a-gpu": ("A GPU", 2),
+                "cpu-poor": ("A CPU of one headline", 3)}  # fmt: skip
+    for stem, (device, day) in machines.items():
+        its = [r | {"device": device, "run": f"2026-01-0{day}"} for r in rows]
+        its = [r for r in its if stem != "cpu-poor" or r["row"] != names[1]]
         (tmp_path / f"{stem}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in its))
     block = readme.markdown(tmp_path)
     first, second = (readme.LABELS[name] for name in names)
@@ -181,7 +183,9 @@ def test_readme_has_a_column_for_each_known_peer(tmp_path: Path) -> None:
         f"| {second} | 1 s | — | — | — | 50 % |\n"
     ) == 2  # fmt: skip
     assert block.startswith("**A GPU") and "**A CPU" in block, "a GPU's table is the first"
-    assert "**An older CPU" not in block and "[An older CPU](docs/bench/cpu-old.md)" in block
+    for stem in ("cpu-old", "cpu-poor"):
+        device = machines[stem][0]
+        assert f"**{device}" not in block and f"[{device}](docs/bench/{stem}.md)" in block
     assert "aim" not in block and "of no headline" not in block
 
 
