@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
                         "the last earlier commit on its device; rewrites nothing")  # fmt: skip
     parser.add_argument("--add", type=Path, metavar="FILE", help="its rows first into the results")
     options = parser.parse_args(arguments)
+    if options.add and not options.add.is_file():
+        parser.error(f"--add: expected a file of records, found {options.add}")
     if options.add:
         for added, count in add(options.add, options.results).items():
             print(f"{added}: {count} records added")

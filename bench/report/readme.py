@@ -71,7 +71,8 @@ def markdown(results: Path = RESULTS, tests: Collection[str] | None = None) -> s
     """
     found = read_results(results)
     order = sorted(found, key=lambda stem: max(r["run"] for r in found[stem]))[::-1]
-    gpus, cpus = ([s for s in order if _is_cpu(s) is cpu] for cpu in (False, True))
+    gpus = [stem for stem in order if not _is_cpu(stem)]
+    cpus = [stem for stem in order if _is_cpu(stem)]
     cpus.sort(key=lambda stem: -len({r["row"] for r in found[stem]} & LABELS.keys()))
     parts = [_device(found[stem], stem, tests) for stem in [*gpus, *cpus[:1]]]
     if parts:

@@ -124,6 +124,15 @@ def test_rows_from_elsewhere_are_taken_over_once(tmp_path: Path) -> None:
     assert readme.markdown(results).startswith(f"**{CARDS[1]}, 2 threads, short runs**")
 
 
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--add", str(tmp_path / "none"), "--readme", str(tmp_path / "README.md")])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(
+        f"--add: expected a file of records, found {tmp_path / 'none'}"
+    )
+    assert not [*tmp_path.iterdir()]
+
+
 def test_readme_shows_what_the_results_say() -> None:
     file = ROOT / "README.md"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
