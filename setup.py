@@ -21,8 +21,11 @@ AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma"
 # By file name, on x86-64 only; elsewhere such a file is compiled plain and its #ifdef empties it.
 ISA = {
     "_avx2.cpp": "-mavx2 -mfma -mf16c",
+    "_avxvnni.cpp": "-mavx2 -mfma -mf16c -mavxvnni",
     "_avx512.cpp": AVX512,
-    "_avx512bf16.cpp": f"{AVX512} -mavx512bf16",
+    "_avx512vnni.cpp": f"{AVX512} -mavx512vnni",
+    "_avx512bf16.cpp": f"{AVX512} -mavx512vnni -mavx512bf16",
+    "_amx.cpp": f"{AVX512} -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8",
 }
 # PTX for 80 too, so that GPUs newer than the list still run.
 GENCODE = (
@@ -109,9 +112,12 @@ class NinjaBuildExt(build_ext):
         ]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         objects = []
-        # The linker keeps the first copy of an inline function: plain files first, AVX-512 last.
-        for source in sorted(ext.sources + CU * bool(nvcc), key=lambda s: ("avx" in s, s)):
-            isa = next((v for k, v in ISA.items() if x86 and source.endswith(k)), "")
+        # The linker keeps the first copy of an inline function: plain files first, AMX last.
+        suffixes = {
+            s: next((k for k in ISA if s.endswith(k)), "") for s in ext.sources + CU * bool(nvcc)
+        }
+        for source in sorted(suffixes, key=lambda s: (["", *ISA].index(suffixes[s]), s)):
+            isa = ISA.get(suffixes[source], "") if x86 else ""
             rule = "nvcc" if source.endswith(".cu") else "cxx"
             objects.append(quote(temp / f"{source}.o"))
             lines.append(f"build {objects[-1]}: {rule} {quote(root / source)}\n  isa = {isa}")

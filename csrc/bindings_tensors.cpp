@@ -134,6 +134,16 @@ void check_linear(const Kernels& k, const Matrix& x) {
            "above 0, found ", x.cols);
 }
 
+void check_int8(const Kernels& k, const Matrix& q, const Matrix& packed, int panel,
+                const Span<float>& scale) {
+  M3_CHECK(panel == k.int8_panel, "weight: expected panels of ", k.int8_panel, " outputs, found ",
+           panel, ": packed for other instructions");
+  const int64_t depth = packed.cols / std::max<int64_t>(scale.size, 1);
+  M3_CHECK(scale.size % panel == 0 && depth % INT8_STEP == 0 && depth <= q.cols &&
+               q.rows % INT8_ROWS == 0,
+           "x: expected rows of ", depth, " bytes, found ", q.cols);
+}
+
 #ifdef M3FAST_CUDA
 // Streams as torch's `stream.cuda_stream`.
 cuda::Stream stream_of(int device, uintptr_t stream) {
@@ -183,6 +193,16 @@ void define_operations(py::module_& m) {
                     panel, ": packed for other instructions");
            check_linear(k, x);
          });
+  define(m, "quantize_rows", &Kernels::quantize_rows);
+  define(m, "pack_int8", &Kernels::pack_int8);
+  define(m, "linear_int8", &Kernels::linear_int8,
+         [](const Kernels& k, const Matrix& q, const Matrix&, const Matrix& packed, int panel,
+            const Span<float>& scale, const auto&...) { check_int8(k, q, packed, panel, scale); });
+  define(m, "linear_gelu_int8", &Kernels::linear_gelu_int8,
+         [](const Kernels& k, const Matrix& q, const Matrix&, const Matrix& packed, int panel,
+            const Span<float>& scale, const auto&...) { check_int8(k, q, packed, panel, scale); });
+  define(m, "add_layernorm_int8", &Kernels::add_layernorm_int8);
+  define(m, "embed_layernorm_int8", &Kernels::embed_layernorm_int8);
   define(m, "maxsim", &Kernels::maxsim);
   define(m, "maxsim_pairs", &Kernels::maxsim_pairs);
   m.def(
@@ -190,6 +210,10 @@ void define_operations(py::module_& m) {
   m.def(
       "multiplies_bf16", [] { return kernels().multiplies_bf16; },
       "Whether `linear` takes bf16 too");
+  m.def(
+      "int8_panel", [] { return kernels().int8_panel; }, "Outputs of a panel in eight bits");
+  m.def(
+      "int8_bits", [] { return kernels().int8_bits; }, "Bits of a factor in eight-bit products");
 #ifdef M3FAST_CUDA
   m.attr("has_cuda") = true;
   const auto unlocked = py::call_guard<py::gil_scoped_release>();

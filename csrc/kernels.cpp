@@ -15,7 +15,8 @@ std::atomic<const Kernels*> chosen{nullptr};
 std::vector<const Kernels*> runnable_kernels() {
   std::vector<const Kernels*> found;
   for (const Kernels* k :
-       {kernels_avx512bf16(), kernels_avx512(), kernels_avx2(), kernels_portable()})
+       {kernels_amx(), kernels_avx512bf16(), kernels_avx512vnni(), kernels_avx512(),
+        kernels_avxvnni(), kernels_avx2(), kernels_portable()})
     if (k) found.push_back(k);
   return found;
 }

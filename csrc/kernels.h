@@ -31,6 +31,30 @@ struct Kernels {
   // bf16 with even depth where it is multiplied
   void (*linear)(Matrix x, Matrix packed, int panel, Span<float> bias, bool with_gelu, Matrix y,
                  int threads);
+  // In eight bits: bits of a factor, and outputs of a panel.
+  int int8_bits, int8_panel;
+  // x [rows, cols] f32 or bf16 -> q u8 [rows, >= cols], scales f32 [rows, groups of cols, 2]
+  void (*quantize_rows)(Matrix x, Matrix q, Matrix scales, int threads);
+  // weight s8 [outs, depth], scale [outs] -> packed s8 [1, outs * depth], scales f32 [outs] and sums
+  // f32 [groups, outs], outs being those of whole panels and depth a multiple of INT8_STEP
+  void (*pack_int8)(Matrix weight, Span<float> scale, Matrix packed, Matrix scales, Matrix sums,
+                    int threads);
+  // y [rows, outs] f32 or bf16 = x W^T + bias, which may be null, or GELU of that; q has a multiple
+  // of INT8_ROWS rows
+  void (*linear_int8)(Matrix q, Matrix scales, Matrix packed, int panel, Span<float> scale,
+                      Span<float> sums, Span<float> bias, bool with_gelu, Matrix y, int threads);
+  // GELU of that in the form of q
+  void (*linear_gelu_int8)(Matrix q, Matrix scales, Matrix packed, int panel, Span<float> scale,
+                           Span<float> sums, Span<float> bias, Matrix q_out, Matrix scales_out,
+                           int threads);
+  // as the two of fp32, with the result in the form of q too; word and position s8
+  void (*add_layernorm_int8)(Matrix x, Matrix residual, Span<float> bias, Span<float> weight,
+                             Span<float> shift, float eps, Matrix out, Matrix q, Matrix scales,
+                             int threads);
+  void (*embed_layernorm_int8)(Span<int32_t> ids, Span<int32_t> positions, Matrix word,
+                               Span<float> word_scale, Matrix position, Span<float> position_scale,
+                               Span<float> type_row, Span<float> weight, Span<float> shift,
+                               float eps, Matrix out, Matrix q, Matrix scales, int threads);
   // queries [tokens, dim] f32, docs [tokens, dim] f32, bf16 or f16 -> out [queries, docs]
   void (*maxsim)(Span<float> queries, Span<int64_t> q_offsets, Matrix docs,
                  Span<int64_t> d_offsets, Matrix out, int threads);
@@ -42,8 +66,11 @@ struct Kernels {
 // Null where this build or this processor has not got the instructions.
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
+const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avx512bf16();
+const Kernels* kernels_amx();
 
 // The tables this processor runs, widest first.
 std::vector<const Kernels*> runnable_kernels();

@@ -1,4 +1,4 @@
-// As kernels_avx512.cpp, with AVX512_BF16 too, for products of bf16: Zen 4, Cooper Lake and newer.
+// As kernels_avx512vnni.cpp, with AVX512_BF16 too, for products of bf16: Zen 4, Cooper Lake and newer.
 #include "kernels.h"
 #ifdef __AVX512BF16__
 #define M3_ISA avx512bf16
@@ -8,7 +8,7 @@
 
 const m3::Kernels* m3::kernels_avx512bf16() {
 #ifdef __AVX512BF16__
-  static const bool runs = kernels_avx512() && __builtin_cpu_supports("avx512bf16");
+  static const bool runs = kernels_avx512vnni() && __builtin_cpu_supports("avx512bf16");
   if (!runs) return nullptr;
   static const Kernels k = avx512bf16::table("avx512bf16");
   return &k;

@@ -2,19 +2,11 @@
 #pragma once
 #include "attention.h"
 #include "elementwise.h"
+#include "int8_table.h"
 #include "linear.h"
 #include "maxsim.h"
 
 namespace m3::M3_ISA {
-
-// body(T{}) with the element type, f32 or bf16.
-template <class Body>
-void by_dtype(Dtype dtype, Body body) {
-  if (dtype == Dtype::bf16)
-    body(bf16{});
-  else
-    body(0.f);
-}
 
 // As `by_dtype`, where bf16 is multiplied only by AVX512_BF16.
 template <class Body>
@@ -62,6 +54,7 @@ inline Kernels table(const char* name) {
   k.linear = [](auto x, auto... rest) {
     by_factor(x.dtype, [&](auto e) { linear<decltype(e)>(x, rest...); });
   };
+  use_int8(k);
   k.maxsim = [](auto queries, auto q_offsets, auto docs, auto... rest) {
     by_document(docs.dtype,
                 [&](auto e) { maxsim<decltype(e)>(queries, q_offsets, docs, rest...); });

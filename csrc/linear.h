@@ -15,7 +15,6 @@ constexpr int OUTS = WIDTH * VL;                      // outputs of a panel
 constexpr int64_t CHAIN_BYTES = 1 << 10;  // of x, summed in one chain: a longer one rounds more
 constexpr int64_t BLOCK = 192;            // rows of a task: 192 KB of x for one chain, within L2
 constexpr int64_t TASK_WEIGHTS = 1 << 20;  // bytes of the panels of one task, at most
-constexpr int64_t TASKS = 4;               // a thread, where there are so many panels
 
 // packed [ceil(outs / OUTS)][depth / PAIR][OUTS][PAIR]; outputs past the end are 0.
 template <class T>

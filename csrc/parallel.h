@@ -28,6 +28,7 @@ class Tasks {
 // Threads worth waking up: a share of less than this many multiply-adds (some 10 us) costs more to
 // hand over than to do, and milliseconds where another process has the second core.
 constexpr int64_t SHARE = 1 << 20;
+constexpr int64_t TASKS = 4;  // a thread, where a product can be cut into so many
 inline int threads_for(int64_t multiply_adds, int threads) {
   return static_cast<int>(std::clamp<int64_t>(multiply_adds / SHARE, 1, std::max(threads, 1)));
 }

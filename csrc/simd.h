@@ -20,6 +20,7 @@ typedef float vf __attribute__((vector_size(M3_VECTOR_BYTES)));
 typedef int32_t vi __attribute__((vector_size(M3_VECTOR_BYTES)));
 typedef uint32_t vu __attribute__((vector_size(M3_VECTOR_BYTES)));
 typedef uint16_t vh __attribute__((vector_size(M3_VECTOR_BYTES / 2)));
+typedef int8_t vb __attribute__((vector_size(M3_VECTOR_BYTES / 4)));
 
 struct bf16 {
   uint16_t bits;
@@ -51,6 +52,8 @@ M3_INLINE vf load(const f16* p) {
   const vu special = (vu)((h & 0x7c00) == 0x7c00) & 0x7f800000;
   return (vf)((vu)scaled | special | (h & 0x8000) << 16);
 }
+
+M3_INLINE vf load(const int8_t* p) { return __builtin_convertvector(load_as<vb>(p), vf); }
 
 M3_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 M3_INLINE void store(bf16* p, vf v) {

@@ -70,32 +70,21 @@ struct Count {
   static constexpr int value = N;
 };
 
-// body(Count<R>, first): [0, n) in runs of R <= ROWS rows, as equal as they come, since a run of
+template <int MOST, class Body>
+M3_INLINE void with_count(int64_t count, int64_t first, Body& body) {
+  if constexpr (MOST > 1)
+    if (count < MOST) return with_count<MOST - 1>(count, first, body);
+  body(Count<MOST>{}, first);
+}
+
+// body(Count<R>, first): [0, n) in runs of R <= MOST rows, as equal as they come, since a run of
 // one or two rows waits for its own additions.
-template <class Body>
+template <int MOST = ROWS, class Body>
 M3_INLINE void over_tiles(int64_t n, Body&& body) {
-  const int64_t tiles = (n + ROWS - 1) / ROWS;
+  const int64_t tiles = (n + MOST - 1) / MOST;
   for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t first = n * t / tiles, count = n * (t + 1) / tiles - first;
-    switch (count) {
-      case 1:
-        body(Count<1>{}, first);
-        break;
-      case 2:
-        body(Count<2>{}, first);
-        break;
-      case 3:
-        body(Count<3>{}, first);
-        break;
-      case 4:
-        body(Count<4>{}, first);
-        break;
-      case 5:
-        body(Count<5>{}, first);
-        break;
-      default:
-        body(Count<6>{}, first);
-    }
+    const int64_t first = n * t / tiles;
+    with_count<MOST>(n * (t + 1) / tiles - first, first, body);
   }
 }
 

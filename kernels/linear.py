@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 
 from . import checks, dispatch, native
+from .int8 import Int8Weight, linear_int8, quantize_rows, unpack_int8
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -31,7 +32,7 @@ class PackedWeight:
         return self.data.dtype
 
 
-Weight: TypeAlias = torch.Tensor | PackedWeight
+Weight: TypeAlias = torch.Tensor | PackedWeight | Int8Weight
 
 
 def pack_weight(weight: torch.Tensor) -> Weight:
@@ -55,7 +56,9 @@ def pack_weight(weight: torch.Tensor) -> Weight:
 
 
 def unpack_weight(weight: Weight) -> torch.Tensor:
-    """The weight [N, K] as it was before `pack_weight`."""
+    """The weight [N, K] as it was before `pack_weight`; of one in int8 what is multiplied."""
+    if isinstance(weight, Int8Weight):
+        return unpack_int8(weight)
     if not isinstance(weight, PackedWeight):
         return weight
     pair = 4 // weight.data.element_size()  # neighbours in depth that lie side by side
@@ -88,7 +91,7 @@ def linear(
 
     Args:
         x: [T, K].
-        weight: [N, K], the same dtype, or that packed.
+        weight: [N, K], the same dtype, or that packed; or in int8, and then x is quantised too.
         bias: [N], in the dtype of `x` or fp32; None for no bias.
         gelu: y/2·(1 + erf(y/√2)) of the result, where the product `ends_with_gelu` only: see
             `kernels.gelu.linear_gelu`.
@@ -107,6 +110,13 @@ def linear(
     """
     checks.tensor("x", x, 2, checks.FLOATS)
     packed = isinstance(weight, PackedWeight)
+    if isinstance(weight, Int8Weight):
+        if gelu:
+            raise TypeError(
+                "gelu: expected another weight, found one in int8: see linear_gelu_int8"
+            )
+        out = x.new_empty(len(x), weight.shape[0]) if out is None else out
+        return linear_int8(quantize_rows(x), weight, bias, out=out)
     if not packed:
         checks.tensor("weight", weight, 2, (x.dtype,))
     elif weight.dtype != x.dtype:

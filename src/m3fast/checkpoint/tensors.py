@@ -13,11 +13,13 @@ import torch
 
 from m3fast.checkpoint.files import read_json
 from m3fast.errors import CheckpointError
+from m3fast.kernels.int8 import Int8Table, quantize_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+SCALE = "_scale"  # behind the name of a tensor in int8: the name of its scales
 
 
 class Tensors:
@@ -31,10 +33,31 @@ class Tensors:
     def take(
         self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
+        """A floating tensor; one in int8 is multiplied by its scales."""
+        file, found = self._get(name, shape)
+        if found.dtype == torch.int8 and len(shape) == 2:
+            return self._table(file, name, found).to(dtype).to(device)
+        return moved(floats(found, file, name), file, name, device, dtype)
+
+    def table(self, name: str, shape: tuple[int, int]) -> Int8Table:
+        """A matrix in int8 on the CPU: as it stands in the file, or made of a floating one."""
+        file, found = self._get(name, shape)
+        if found.dtype == torch.int8:
+            return self._table(file, name, found)
+        cpu = torch.device("cpu")
+        return quantize_table(moved(floats(found, file, name), file, name, cpu, torch.float32))
+
+    def _get(self, name: str, shape: tuple[int, ...]) -> tuple[Path, torch.Tensor]:
         file, get = self._where.get(self._prefix + name, (self._source, None))
         if get is None:
             raise CheckpointError(f"{file}: {name}: expected shape {shape}, found no such tensor")
-        return moved(checked(get(), file, name, shape), file, name, device, dtype)
+        return file, shaped(get(), file, name, shape)
+
+    def _table(self, file: Path, name: str, data: torch.Tensor) -> Int8Table:
+        scale = self.take(f"{name}{SCALE}", (len(data),), torch.device("cpu"), torch.float32)
+        if scale.numel() and float(scale.min()) < 0:
+            raise CheckpointError(f"{file}: {name}{SCALE}: expected 0 or more, found {scale.min()}")
+        return Int8Table(data, scale)
 
 
 def moved(
@@ -51,6 +74,16 @@ def moved(
 
 
 def checked(tensor: Any, file: Path, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+    return floats(shaped(tensor, file, name, shape), file, name)
+
+
+def floats(tensor: torch.Tensor, file: Path, name: str) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{file}: {name}: expected a float type, found {tensor.dtype}")
+    return tensor
+
+
+def shaped(tensor: Any, file: Path, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         raise CheckpointError(f"{file}: {name}: expected a tensor, found {type(tensor).__name__}")
     fits = len(shape) == tensor.dim() and all(
@@ -61,8 +94,6 @@ def checked(tensor: Any, file: Path, name: str, shape: tuple[int | None, ...]) -
         raise CheckpointError(
             f"{file}: {name}: expected shape {wanted}, found {tuple(tensor.shape)}"
         )
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{file}: {name}: expected a float type, found {tensor.dtype}")
     return tensor
 
 

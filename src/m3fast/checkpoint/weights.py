@@ -21,12 +21,14 @@ from m3fast.checkpoint.modules import Dense, load_modules
 from m3fast.checkpoint.sentence import Sentence
 from m3fast.checkpoint.tensors import WORD_EMBEDDINGS, checked, load_pickle, moved, open_tensors
 from m3fast.errors import CheckpointError
+from m3fast.kernels.int8 import Int8Table, pack_int8, quantize_table, stacked
 from m3fast.kernels.linear import Weight, pack_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from m3fast.checkpoint.config import ModelConfig
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -68,6 +70,9 @@ class Layer:
 class Weights:
     """All that one forward pass reads, on one device, in one dtype.
 
+    In int8 that is the dtype of the tables and linear layers, the colbert head included; norms and
+    biases have that of the residual stream.
+
     Attributes:
         word: [V, H]; position: [P, H]; type_row: [H], the row of token type 0.
         colbert: Linear [D, H], or None in a dense-only checkpoint.
@@ -75,14 +80,25 @@ class Weights:
         modules: float32, from the pooled vector to the dense one, in order.
     """
 
-    word: torch.Tensor
-    position: torch.Tensor
+    word: torch.Tensor | Int8Table
+    position: torch.Tensor | Int8Table
     type_row: torch.Tensor
     embedding_norm: Norm
     layers: tuple[Layer, ...]
     colbert: Linear | None
     sparse: SparseHead | None
     modules: tuple[nn.Module, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch.int8, or the floating dtype of all."""
+        return torch.int8 if isinstance(self.word, Int8Table) else self.word.dtype
+
+    def float_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables of words and positions, where these are floats."""
+        if isinstance(self.word, Int8Table) or isinstance(self.position, Int8Table):
+            raise TypeError("weights: expected floats, found int8")
+        return self.word, self.position
 
     @property
     def dense_size(self) -> int:
@@ -104,6 +120,7 @@ def load_weights(
     colbert_dim: int = -1,
     *,
     pack: bool = False,
+    int8: bool = False,
 ) -> Weights:
     """Load, check and fuse the weights in a checkpoint's folder.
 
@@ -111,10 +128,11 @@ def load_weights(
         path: folder with model.safetensors or pytorch_model.bin, whole or sharded.
         config: its shape.
         device: where the weights go.
-        dtype: floating dtype the weights are converted to.
+        dtype: floating dtype the weights are converted to; an int8 checkpoint's too.
         colbert_dim: rows expected in colbert_linear.pt; -1 takes what the file has.
         pack: bring the weights of linear layers into the order that the CPU's kernel reads, one
             by one, so that no second copy of the model is ever held.
+        int8: linear layers and tables in int8, on the CPU; `dtype` is that of the rest.
 
     Raises:
         CheckpointError: a file or tensor is missing, unreadable, of another shape or type, or holds
@@ -128,7 +146,7 @@ def load_weights(
     if not missing:
         rows = None if colbert_dim <= 0 else colbert_dim
         weight, bias = _load_head(heads[0], rows, config.hidden_size, device, dtype)
-        colbert = _linear(weight, bias, pack)
+        colbert = Linear(pack_int8(quantize_table(weight)) if int8 else _packed(weight, pack), bias)
         sparse = SparseHead(*_load_head(heads[1], 1, config.hidden_size, device, dtype))
     sentence = Sentence.from_dir(path)
     modules = load_modules(sentence.modules, config.hidden_size, device)
@@ -138,16 +156,27 @@ def load_weights(
         def take(name: str, *shape: int) -> torch.Tensor:
             return tensors.take(name, shape, device, dtype)
 
-        weights = _fuse(config, take, colbert, sparse, pack)
+        def table(name: str, rows: int, cols: int) -> torch.Tensor | Int8Table:
+            return tensors.table(name, (rows, cols)) if int8 else take(name, rows, cols)
+
+        def matrix(names: Sequence[str], rows: int, cols: int) -> Weight:
+            """One layer's weight, or those of several with the same input as one."""
+            if int8:
+                return pack_int8(stacked([tensors.table(name, (rows, cols)) for name in names]))
+            parts = [take(name, rows, cols) for name in names]
+            return _packed(torch.cat(parts) if len(parts) > 1 else parts[0], pack)
+
+        weights = _fuse(config, take, table, matrix, colbert, sparse)
         return replace(weights, modules=modules)
 
 
 def _fuse(
     c: ModelConfig,
     take: Callable[..., torch.Tensor],
+    table: Callable[..., torch.Tensor | Int8Table],
+    matrix: Callable[..., Weight],
     colbert: Linear | None,
     sparse: SparseHead | None,
-    pack: bool,
 ) -> Weights:
     h, f = c.hidden_size, c.ffn_size
 
@@ -155,14 +184,9 @@ def _fuse(
         return Norm(take(f"{name}.weight", h), take(f"{name}.bias", h))
 
     def linear(rows: int, cols: int, *names: str) -> Linear:
-        """One layer, or several of the same input as one."""
-        weights = [take(f"{name}.weight", rows, cols) for name in names]
         biases = [take(f"{name}.bias", rows) for name in names]
-        if len(names) == 1:
-            weight, bias = weights[0], biases[0]
-        else:
-            weight, bias = torch.cat(weights), torch.cat(biases)
-        return _linear(weight, bias, pack)
+        bias = torch.cat(biases) if len(names) > 1 else biases[0]
+        return Linear(matrix([f"{name}.weight" for name in names], rows, cols), bias)
 
     def layer(i: int) -> Layer:
         base = f"encoder.layer.{i}"
@@ -177,8 +201,8 @@ def _fuse(
         )
 
     return Weights(
-        word=take(WORD_EMBEDDINGS, c.vocab_size, h),
-        position=take("embeddings.position_embeddings.weight", c.n_positions, h),
+        word=table(WORD_EMBEDDINGS, c.vocab_size, h),
+        position=table("embeddings.position_embeddings.weight", c.n_positions, h),
         type_row=take("embeddings.token_type_embeddings.weight", c.n_types, h)[0].clone(),
         embedding_norm=norm("embeddings.LayerNorm"),
         layers=tuple(layer(i) for i in range(c.n_layers)),
@@ -187,8 +211,8 @@ def _fuse(
     )
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor, pack: bool) -> Linear:
-    return Linear(pack_weight(weight) if pack else weight, bias)
+def _packed(weight: torch.Tensor, pack: bool) -> Weight:
+    return pack_weight(weight) if pack else weight
 
 
 def _load_head(
@@ -201,5 +225,3 @@ def _load_head(
         moved(weight, file, "weight", device, dtype),
         moved(bias, file, "bias", device, dtype),
     )
-
-

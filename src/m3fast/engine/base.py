@@ -53,7 +53,7 @@ class EngineBase:
         self._arguments: dict[str, Any] = {}  # of from_pretrained
         runner = self._runners[0]
         self.config, self.device = runner.config, runner.device
-        self.dtype = runner.weights.word.dtype
+        self.dtype = runner.weights.dtype
         self.token_budget, self.options = token_budget, options
         has_heads = runner.weights.sparse is not None
         self.outputs = Outputs(dense=True, sparse=has_heads, colbert=has_heads)

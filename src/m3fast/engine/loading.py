@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
+import torch
+
 from m3fast.checkpoint.config import Pooling
 from m3fast.checkpoint.weights import load_weights
 from m3fast.errors import InputError
 from m3fast.inputs import check_positive
+from m3fast.runner.device import pick_dtype
 from m3fast.runner.gpu import make_runner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    import torch
 
     from m3fast.checkpoint.config import ModelConfig
     from m3fast.runner.cpu import Runner
@@ -57,8 +58,12 @@ def load_runners(
         CheckpointError: its weights are missing or broken.
     """
 
+    int8 = dtype == torch.int8
+
     def runner(on: torch.device) -> Runner:
-        weights = load_weights(path, config, on, dtype, colbert_dim, pack=on.type == "cpu")
+        floats = pick_dtype("auto", on) if int8 else dtype
+        pack = on.type == "cpu"
+        weights = load_weights(path, config, on, floats, colbert_dim, pack=pack, int8=int8)
         return make_runner(config, weights, on)
 
     return [runner(device) for device in devices]

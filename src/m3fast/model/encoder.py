@@ -7,67 +7,22 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
 
 from m3fast.kernels.attention import varlen_attention
 from m3fast.kernels.gelu import linear_gelu
+from m3fast.kernels.int8 import Int8Table
 from m3fast.kernels.layernorm import embed_layernorm
 from m3fast.kernels.linear import linear
 from m3fast.kernels.residual import linear_add_layernorm
+from m3fast.model.encoder_int8 import encode_int8
 
 if TYPE_CHECKING:
+    import torch
+
     from m3fast.checkpoint.config import ModelConfig
     from m3fast.checkpoint.weights import Layer, SparseHead, Weights
-    from m3fast.kernels.attention import AttentionPlan
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A packed batch as tensors, on the device of the weights.
-
-    Attributes:
-        ids: int32 [T], token ids; checked already where there is a plan.
-        positions: int32 [T], rows of the position table.
-        cu_seqlens: int32 [N + 1]; on the CPU where there is no plan.
-        max_seqlen: tokens of the longest text.
-        plan: how the attention kernel cuts a GPU's batch; None without that kernel.
-    """
-
-    ids: torch.Tensor
-    positions: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    plan: AttentionPlan | None = None
-
-
-class Workspace:
-    """Buffers that every layer and every batch use again.
-
-    Fresh 40 MB activations would be mapped and zeroed by the kernel anew in each layer.
-
-    Attributes:
-        lock: to be held by the batch that uses it.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def clear(self) -> None:
-        """Free the buffers."""
-        self._buffers.clear()
-
-    def take(self, name: str, rows: int, cols: int, like: torch.Tensor) -> torch.Tensor:
-        """Uninitialised [rows, cols] in the dtype and on the device of `like`."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < rows * cols or buffer.dtype != like.dtype:
-            buffer = torch.empty(rows * cols, dtype=like.dtype, device=like.device)
-            self._buffers[name] = buffer
-        return buffer[: rows * cols].view(rows, cols)
+    from m3fast.model.workspace import Tokens, Workspace
 
 
 def encode(
@@ -90,6 +45,8 @@ def encode(
         Last hidden states [T, H] or [R, H], in the dtype of the weights; relu(h . w + b) float32
         [T] or [R] where there is a head, else None.
     """
+    if isinstance(weights.word, Int8Table) or isinstance(weights.position, Int8Table):
+        return encode_int8(config, weights, tokens, space, rows, head)
     norm, hidden = weights.embedding_norm, config.hidden_size
     x = embed_layernorm(
         tokens.ids, tokens.positions, weights.word, weights.position, weights.type_row,

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from m3fast.kernels.padding import pad_rows, unpad
-from m3fast.model.encoder import Tokens, Workspace, encode
+from m3fast.model.encoder import encode
 from m3fast.model.heads import sparse_head
 from m3fast.model.inference import inference
 from m3fast.model.mcls import cls_counts
 from m3fast.model.packing import pack_texts
+from m3fast.model.workspace import Tokens, Workspace
 from m3fast.runner.base import BatchResult, HeadOptions, Outputs, dummy_texts
 from m3fast.runner.forward import forward
 

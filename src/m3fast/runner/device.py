@@ -10,6 +10,7 @@ from m3fast.errors import InputError
 from m3fast.kernels import native
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INT8 = "int8"
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -58,15 +59,20 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it, else float32.
 
     Raises:
-        InputError: a dtype other than float32, float16, bfloat16 and their short names.
+        InputError: a dtype other than float32, float16, bfloat16, their short names and int8, which
+            a GPU has not.
     """
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
+    if dtype in (INT8, torch.int8):
+        if device.type != "cpu":
+            raise InputError(f"dtype: expected a floating dtype on {device}, found 'int8'")
+        return torch.int8
     if dtype == "auto":
         return torch.bfloat16 if _has_bf16(device) else torch.float32
     chosen = DTYPES.get(SHORT.get(str(dtype), str(dtype)))
     if chosen is None:
-        raise InputError(f"dtype: expected 'auto' or one of {list(DTYPES)}, found {dtype!r}")
+        raise InputError(f"dtype: expected 'auto' or one of {[*DTYPES, INT8]}, found {dtype!r}")
     return chosen
 
 

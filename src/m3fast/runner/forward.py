@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from m3fast.checkpoint.config import ModelConfig
     from m3fast.checkpoint.weights import Weights
-    from m3fast.model.encoder import Tokens, Workspace
+    from m3fast.model.workspace import Tokens, Workspace
     from m3fast.runner.base import HeadOptions, Outputs
 
 

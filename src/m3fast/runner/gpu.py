@@ -28,10 +28,10 @@ from m3fast.kernels.attention import (
 )
 from m3fast.kernels.packing import packed_size
 from m3fast.kernels.sparse import sparse_csr
-from m3fast.model.encoder import Tokens, Workspace
 from m3fast.model.inference import inference
 from m3fast.model.mcls import CLS_EVERY, colbert_counts
 from m3fast.model.packing import as_arrays, pack_texts
+from m3fast.model.workspace import Tokens, Workspace
 from m3fast.runner import buckets
 from m3fast.runner.base import Outputs, dummy_texts
 from m3fast.runner.cpu import Runner
@@ -105,7 +105,7 @@ class GpuRunner(Runner):
         return hidden
 
     def _plan(self, cu_seqlens: torch.Tensor, longest: int) -> AttentionPlan:
-        dim, dtype = self.config.head_dim, self.weights.word.dtype
+        dim, dtype = self.config.head_dim, self.weights.dtype
         return attention_plan(cu_seqlens.numpy(), longest, dim, dtype, self.device)
 
     def free(self) -> None:
@@ -226,7 +226,7 @@ class GpuRunner(Runner):
         return Results(texts, tokens, rows, dense, outputs.sparse, colbert)
 
     def _attention(self, longest: int) -> AttentionConfig:
-        dtype = self.weights.word.dtype
+        dtype = self.weights.dtype
         return attention_config(self.config.head_dim, dtype, longest, self.device)
 
     def _prepare(self, options: HeadOptions) -> tuple[torch.Tensor, torch.Tensor]:

@@ -77,7 +77,8 @@ class Model:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every weight by name; query, key and value are one."""
         w = self.weights
-        found = {"embeddings.word": w.word, "embeddings.position": w.position}
+        word, position = w.float_tables()
+        found = {"embeddings.word": word, "embeddings.position": position}
         found |= {"embeddings.type": w.type_row} | _named("embeddings.norm", w.embedding_norm)
         for i, layer in enumerate(w.layers):
             for part in ("qkv", "out", "attention_norm", "up", "down", "output_norm"):
@@ -86,7 +87,8 @@ class Model:
 
     def encode(self, batch: PackedBatch, bf16: bool) -> HeadOutputs:
         """Outputs of packed texts; matrix products in bfloat16 if asked for."""
-        device = self.weights.word.device
+        word, position = self.weights.float_tables()
+        device = word.device
         ids, positions, cu_seqlens = (
             torch.from_numpy(a).to(device, torch.int64, non_blocking=True)
             for a in (batch.ids, batch.positions, batch.cu_seqlens)
@@ -94,7 +96,7 @@ class Model:
         w, eps = self.weights, self.config.layer_norm_eps
         narrow = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with narrow:
-            x = F.embedding(ids, w.word) + F.embedding(positions, w.position) + w.type_row
+            x = F.embedding(ids, word) + F.embedding(positions, position) + w.type_row
             x = _norm(x, w.embedding_norm, eps)
             pad = Padding(cu_seqlens, batch.max_seqlen, len(ids))
             for layer in w.layers:

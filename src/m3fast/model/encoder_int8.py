@@ -1,0 +1,84 @@
+"""The encoder in eight bits: what a product reads is made in bytes by the operation before it.
+
+Residual stream and attention stay in the floating dtype of the LayerNorms.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from m3fast.kernels.attention import varlen_attention
+from m3fast.kernels.int8 import (
+    add_layernorm_int8,
+    embed_layernorm_int8,
+    linear_gelu_int8,
+    linear_int8,
+    quantize_rows,
+)
+
+if TYPE_CHECKING:
+    from m3fast.checkpoint.config import ModelConfig
+    from m3fast.checkpoint.weights import Layer, SparseHead, Weights
+    from m3fast.kernels.int8 import Int8Rows
+    from m3fast.model.workspace import Tokens, Workspace
+
+
+def encode_int8(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: Tokens,
+    space: Workspace,
+    rows: torch.Tensor | None = None,
+    head: SparseHead | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `m3fast.model.encoder.encode`, of weights in int8."""
+    norm, hidden, count = weights.embedding_norm, config.hidden_size, len(tokens.ids)
+    x, small = embed_layernorm_int8(
+        tokens.ids, tokens.positions, weights.word, weights.position, weights.type_row,
+        norm.weight, norm.bias, config.layer_norm_eps,
+        out=space.take("x", count, hidden, weights.type_row),
+        rows=space.take_rows("bytes", count, hidden),
+    )  # fmt: skip
+    for layer in weights.layers[:-1]:
+        x, small = _layer(config, layer, x, small, tokens, space)
+    x, _ = _layer(config, weights.layers[-1], x, small, tokens, space, rows)
+    if head is None:
+        return x, None
+    wide = x.float() @ head.weight[0].float() + head.bias.float()
+    return x, torch.relu(wide)
+
+
+def _layer(
+    config: ModelConfig,
+    layer: Layer,
+    x: torch.Tensor,
+    small: Int8Rows,
+    tokens: Tokens,
+    space: Workspace,
+    rows: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Int8Rows]:
+    count, hidden = x.shape
+    qkv = space.take("wide", count, 3 * hidden, x)
+    linear_int8(small, layer.qkv.weight, layer.qkv.bias, out=qkv)
+    attended = varlen_attention(
+        qkv.view(count, 3, config.n_heads, config.head_dim),
+        tokens.cu_seqlens,
+        tokens.max_seqlen,
+        out=space.take("attended", count, hidden, x),
+    )
+    if rows is not None:
+        x, attended, count = x[rows], attended[rows], len(rows)
+    small = space.take_rows("bytes", count, hidden)
+    projected = space.take("hidden", count, hidden, x)
+    linear_int8(quantize_rows(attended, small), layer.out.weight, layer.out.bias, out=projected)
+    norm, eps = layer.attention_norm, config.layer_norm_eps
+    x, small = add_layernorm_int8(
+        projected, x, None, norm.weight, norm.bias, eps, out=x, rows=small
+    )
+    inner = space.take_rows("inner", count, config.ffn_size)
+    linear_gelu_int8(small, layer.up.weight, layer.up.bias, inner)
+    linear_int8(inner, layer.down.weight, layer.down.bias, out=projected)
+    norm = layer.output_norm
+    return add_layernorm_int8(projected, x, None, norm.weight, norm.bias, eps, out=x, rows=small)
