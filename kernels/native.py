@@ -97,6 +97,9 @@ def why_no_cuda(device: torch.device) -> str:
     return "" if major >= 8 else f"compute capability 8.0 is needed, {device} has {major}.{minor}"
 
 
+ALL_BF16 = ("", "torch", "amx")  # paths that leave torch all it finds
+
+
 def bf16_instructions() -> list[str]:
     """Those with which the CPU path in use multiplies bf16: avx512_bf16, amx."""
     # Without any of them oneDNN emulates bf16, slower than fp32. torch has no public name for
@@ -105,7 +108,7 @@ def bf16_instructions() -> list[str]:
         "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),  # pyright: ignore[reportPrivateUsage]
         "amx": torch.cpu._is_amx_tile_supported(),  # pyright: ignore[reportPrivateUsage]
     }
-    only = {"": found, "torch": found, "avx512bf16": {"avx512_bf16"}}.get(forced, ())
+    only = {"avx512bf16": {"avx512_bf16"}}.get(forced, found if forced in ALL_BF16 else ())
     return [name for name, there in found.items() if there and name in only]
 
 
