@@ -100,47 +100,63 @@ struct AmxTiles {  // for one thread: eight tiles of 16 rows of 64 bytes
 };
 
 // The tiles' unit works by itself: while it multiplies one block of 32 rows and outputs, the vector
-// units bring the one before to its place.
+// units bring the one before to its place, some rows behind every step.
 template <class Put>
 M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int8_t* b,
                              int64_t depth, Ahead, Put&& put) {
   static_assert(OUTS8 == 64, "two halves of two tiles");
   alignas(64) int32_t found[2][32][32];
-  const int64_t blocks = (n + 31) / 32 * 2, steps = depth / 64;
-  const auto place = [&](int64_t block, int64_t from, int64_t to) M3_LAMBDA_INLINE {
-    const int64_t first = block / 2 * 32;
-    for (int64_t i = from; i < std::min(to, n - first); ++i)
-      for (int w = 0; w < 2; ++w)
-        put(first + i, block % 2 * 2 + w, load_as<vi>(found[block & 1][i] + w * VL));
-  };
-  for (int64_t block = 0; block < blocks; ++block) {
-    const uint8_t* x = a + block / 2 * 32 * row;
-    const int8_t* w = b + block % 2 * 128;
-    const bool both = n - block / 2 * 32 > 16;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t s = 0; s < steps; ++s, x += 64, w += 64 * OUTS8) {
-      _tile_loadd(4, x, row);
-      _tile_loadd(6, w, 4 * OUTS8);
-      _tile_dpbusd(0, 4, 6);
-      _tile_loadd(7, w + 64, 4 * OUTS8);
-      _tile_dpbusd(1, 4, 7);
-      if (both) {
-        _tile_loadd(5, x + 16 * row, row);
-        _tile_dpbusd(2, 5, 6);
-        _tile_dpbusd(3, 5, 7);
-      }
-      if (block) place(block - 1, 32 * s / steps, 32 * (s + 1) / steps);
+  struct {
+    const int32_t (*at)[32];
+    int64_t first, last;  // rows left of it
+    int vector;
+  } before{found[0], 0, 0, 0};
+  const auto place = [&](int64_t rows) M3_LAMBDA_INLINE {
+    const int64_t last = std::min(before.last, before.first + rows);
+    for (; before.first < last; ++before.first, ++before.at) {
+      put(before.first, before.vector, load_as<vi>(*before.at));
+      put(before.first, before.vector + 1, load_as<vi>(*before.at + VL));
     }
-    int32_t(*to)[32] = found[block & 1];
-    _tile_stored(0, to[0], 128);
-    _tile_stored(1, to[0] + 16, 128);
-    _tile_stored(2, to[16], 128);
-    _tile_stored(3, to[16] + 16, 128);
-  }
-  place(blocks - 1, 0, 32);
+  };
+  const int64_t share = (32 * 64 + depth - 1) / depth;
+  int turn = 0;
+  for (int half = 0; half < 2; ++half)  // one half of the panel stays in L1
+    for (int64_t first = 0; first < n; first += 32, turn ^= 1) {
+      const uint8_t* x = a + first * row;
+      const int8_t *w = b + half * 128, *end = w + depth * OUTS8;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      if (n - first > 16)
+        for (; w < end; x += 64, w += 64 * OUTS8) {
+          _tile_loadd(4, x, row);
+          _tile_loadd(6, w, 4 * OUTS8);
+          _tile_dpbusd(0, 4, 6);
+          _tile_loadd(7, w + 64, 4 * OUTS8);
+          _tile_dpbusd(1, 4, 7);
+          _tile_loadd(5, x + 16 * row, row);
+          _tile_dpbusd(2, 5, 6);
+          _tile_dpbusd(3, 5, 7);
+          place(share);
+        }
+      else
+        for (; w < end; x += 64, w += 64 * OUTS8) {
+          _tile_loadd(4, x, row);
+          _tile_loadd(6, w, 4 * OUTS8);
+          _tile_dpbusd(0, 4, 6);
+          _tile_loadd(7, w + 64, 4 * OUTS8);
+          _tile_dpbusd(1, 4, 7);
+          place(share);
+        }
+      int32_t(*to)[32] = found[turn];
+      _tile_stored(0, to[0], 128);
+      _tile_stored(1, to[0] + 16, 128);
+      _tile_stored(2, to[16], 128);
+      _tile_stored(3, to[16] + 16, 128);
+      before = {to, first, std::min(n, first + 32), 2 * half};
+    }
+  place(32);
 }
 #else
 struct AmxTiles {};
