@@ -24,9 +24,9 @@ ROWS = {"cpu": (20, 256, 2558), "cuda": (20, 4096, 32768)}
 LAYERS = 3  # 150 MB of fp32 weights, beyond the caches
 AHEAD = 2e-3
 # Outputs are near 1; sums of 4,096 products in another order, and the rounding of the output. Of
-# int8 the rounding of both factors, at a row's 127th: sums have a deviation of 0.011, and 0.017
-# where x is rounded as a whole; the largest of ten million is at 5.3 of them, outputs go to 5.3.
-ALLOWED = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}
+# int8 the rounding of both factors, to a row's 127th: sums have a deviation of 0.011, and up to
+# 0.027 where x is rounded as a whole to 7 bits; of ten million the largest is at 5.3 deviations.
+ALLOWED = {"fp32": 1e-5, "bf16": 1e-2, "int8": 4e-2}
 INT8_NOTE = (
     "m3fast and *torch dynamic* quantise x from fp32 and scale y, in their times; the others "
     "multiply int8 values and are limits"

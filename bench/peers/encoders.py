@@ -242,9 +242,7 @@ def _padded(
     return _tuned(key, encode, BATCHES if sample else BATCHES[1:], sample)
 
 
-def batches(
-    rows: list[list[int]], size: int
-) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+def batches(rows: list[list[int]], size: int) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
     """Which rows of token ids, long ones first, and the graph's inputs for them, padded."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), size):
