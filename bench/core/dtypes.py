@@ -16,9 +16,9 @@ NAMES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 # Vectors have length 1 and token weights are near 1; fp32 sums in another order differ by 1e-6.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 # Of each text's vectors with fp32's: below it a candidate is wrong, such as by sums that saturate.
-# ONNX Runtime, with one scale per tensor, has 0.998 after 24 random layers.
+# After 24 random layers ONNX Runtime has 0.998 and OpenVINO 0.990.
 LEAST_COSINE = 0.95
-INT8_GAP = 0.4  # of token weights; there it has 0.15
+INT8_GAP = 0.5  # of token weights; there it is up to 0.25
 NO_BF16 = "awaits a CPU with AVX512_BF16 or AMX"
 
 

@@ -170,7 +170,8 @@ def notes(records: list[Record]) -> str:
     lost = {shown(r["candidate"]): r["cosine"] for r in records if "cosine" in r}
     if lost:
         texts = max(its["texts"] for its in lost.values())
-        parts.append(f"cos: of dense vectors with fp32's, 1st percentile / least of {texts} texts")
+        of = f"1st percentile / least of {texts} texts" if texts > 1 else "of one text"
+        parts.append(f"cos: of dense vectors with fp32's, {of}")
     for key, words in (("colbert", "least cosine of token vectors"), ("gap", "weights off by")):
         if each := [f"{its[key]:.4g} {name}" for name, its in lost.items() if key in its]:
             parts.append(f"{words}: {', '.join(each)}")

@@ -55,7 +55,7 @@ def test_cosines_are_kept_over_all_texts() -> None:
     ("found", "words"),
     [
         (_encoded(0.5), "dense: cosine 0.8776 with fp32"),
-        (_encoded(gap=0.5), "sparse off by 0.5"),
+        (_encoded(gap=0.6), "sparse off by 0.6"),
         (_encoded(float("nan")), "dense: cosine nan"),
         (_encoded(gap=float("nan")), "sparse off by nan"),
         (_encoded() | {"colbert_vecs": [np.eye(2), np.eye(2)[:1]]}, "colbert: cosine -1"),
