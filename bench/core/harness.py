@@ -112,6 +112,7 @@ class Bench:
         aims: Mapping[str, Aim] | None = None,
         warm: Any = None,
         judge: Callable[[str, Any, Any], str] = lambda name, truth, result: "",
+        cosine: Callable[[str], dict[str, float] | None] | None = None,
         ahead: float | None = None,
         stream: torch.cuda.Stream | None = None,
         short: bool = False,
@@ -123,6 +124,8 @@ class Bench:
             makers: by name, makes one candidate, or raises Absent or ImportError (or whatever a
                 peer that is broken here raises); the first that is here is the truth.
             rounds: samples per candidate at the default scale.
+            cosine: by a candidate's name, what `judge` has seen of its cosines with fp32, for its
+                record. Of each of `inputs` a round is then judged.
             ahead: samples are GPU time; seconds that the host may need to enqueue one. None for
                 wall time, which is what a CPU has.
             stream: where they run; the current one if None.
@@ -158,9 +161,12 @@ class Bench:
             hard=3 * self.scale.budget,
             warm=warm,
             judge=judge,
+            judged=len(inputs) if cosine else 1,
             say=paced(lambda line: self.say(f"{row.name}: {line}")),
             watch=watch,
         )
+        for name, its in found.items():
+            its.cosine = cosine(name) if cosine else None
         weak = {}
         for name, rate in (void or {}).items():
             if name in found and found[name].seconds:

@@ -36,10 +36,12 @@ class Sampled:
     Attributes:
         seconds: one sample per round it took part in, in order; empty if it was wrong or failed.
         wrong: how its result differs or why it stopped, empty where it was right.
+        cosine: of its results with fp32's, where they are of eight bits.
     """
 
     seconds: list[float] = field(default_factory=list)
     wrong: str = ""
+    cosine: dict[str, float] | None = None
 
 
 def interleave(
@@ -52,6 +54,7 @@ def interleave(
     hard: float = math.inf,
     warm: Any = None,
     judge: Callable[[str, Any, Any], str] = lambda name, truth, result: "",
+    judged: int = 1,
     say: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.perf_counter,
     watch: Watch | None = None,
@@ -66,6 +69,8 @@ def interleave(
         hard: seconds per candidate that a second and later round may not bring it beyond.
         warm: an input for one untimed call of each; None for the first of `inputs`.
         judge: (name, truth's result, result) of the first round -> difference, or "".
+        judged: rounds that are judged, where one says too little; those that the truth sat out
+            are not.
         say: takes a line of progress per round.
         watch: starts a sample; what it returns ends it and says its seconds. Wall time if None.
 
@@ -77,7 +82,8 @@ def interleave(
     names = list(candidates)
     for name, candidate in candidates.items():
         _, found[name].wrong = _call(candidate, inputs[0] if warm is None else warm)
-    first: dict[str, Any] = {}
+    results: dict[str, Any] = {}  # of one round
+    right: list[str] = []
     for i in range(rounds):
         turn = i % len(names)
         for name in names[turn:] + names[:turn]:
@@ -87,13 +93,14 @@ def interleave(
             stop = watch()
             result, its.wrong = _call(candidates[name], inputs[i % len(inputs)])
             its.seconds.append(stop())
-            if i == 0:
-                first[name] = result
+            if i < judged and not its.wrong:
+                results[name] = result
         if i == 0:
-            right = [name for name in names if not found[name].wrong]
-            for name in right:
-                found[name].wrong = judge(name, first[right[0]], first[name])
-            first.clear()
+            right = [name for name in names if name in results]
+        if results and right[0] in results:
+            for name in [name for name in names if name in results]:
+                found[name].wrong = judge(name, results[right[0]], results[name])
+        results.clear()
         last = (f"{n} {s.seconds[-1]:.3g} s" for n, s in found.items() if s.seconds)
         say(f"round {i + 1}/{rounds}: " + ", ".join(last))
     for its in found.values():

@@ -52,6 +52,8 @@ def _outcome(
     record: dict[str, Any] = {"status": "ok"}
     record |= measure.quantiles(its.seconds) | {"samples": len(its.seconds)}
     record |= limit(record.get("p50"))
+    if its.cosine:
+        record["cosine"] = its.cosine
     if len(its.seconds) >= P99_SAMPLES:
         record["sorted"] = [float(f"{s:.4g}") for s in measure.ordered(its.seconds)]
     value = record.get("p50")

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from bench.core.dtypes import NO_BF16, no_int8
 from bench.core.paths import RESULTS, ROOT
 from m3fast.kernels import native
 
 PACKAGES = (
     "torch", "numpy", "tokenizers", "transformers", "FlagEmbedding", "onnxruntime", "openvino",
-    "maxsim-cpu", "sentence-transformers", "triton", "late-interaction-kernels", "flash-maxsim",
-    "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
+    "nncf", "maxsim-cpu", "sentence-transformers", "triton", "late-interaction-kernels",
+    "flash-maxsim", "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
 )  # fmt: skip
 
 # What decides what runs; src/m3fast/kernels is a link to kernels/.
@@ -30,6 +31,13 @@ SOURCES = ("src/m3fast/**/*.py", "kernels/**/*.py", "kernels/tuned/*.json",
 def has_bf16() -> bool:
     """Whether this CPU multiplies bf16 itself (AVX512_BF16 or AMX)."""
     return bool(native.bf16_instructions())
+
+
+def lacks(dtype: str) -> str:
+    """What a row of this dtype waits for on this CPU, or ""."""
+    if dtype == "bf16":
+        return "" if has_bf16() else NO_BF16
+    return no_int8() if dtype == "int8" else ""
 
 
 def device() -> str:

@@ -19,7 +19,7 @@ from bench.core.rows import TIMED
 NEEDS = ("json", "save", "autosave", "compare", "compare_fail", "histogram")
 ABOUT = (
     "suite", "dtype", "shape", "unit", "tokens", "padding", "note", "status", "ratio", "ratios",
-    "share", "aim", "met", "commit", "dirty", "device", "threads", "scale",
+    "share", "cosine", "aim", "met", "commit", "dirty", "device", "threads", "scale",
 )  # fmt: skip
 
 

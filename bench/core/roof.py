@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 
+from bench.core import eight
+
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 HIDDEN = 1024
 ROWS = {"cpu": 2048, "cuda": 32768}
 BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # of one buffer, far beyond any cache
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+          "int8": torch.int8}  # fmt: skip
 SECONDS, LOOKS = 2.0, 20  # of a measurement unless told; a later look is so much shorter
 
 Run = Callable[[], Any]
@@ -36,7 +39,12 @@ def shapes(hidden: int = HIDDEN) -> dict[str, tuple[int, int]]:
 
 
 def products(x: torch.Tensor, weight: torch.Tensor) -> dict[str, Product]:
-    """x -> x W^T by each way of torch, by name; W [N, K] is as the checkpoint has it."""
+    """x -> x W^T by each way of torch, by name; W [N, K] is as the checkpoint has it.
+
+    Of int8, on a CPU, by ONNX Runtime too where it is installed.
+    """
+    if x.dtype == torch.int8:
+        return eight.products(x, weight)
     out = x.new_empty(len(x), len(weight))
     ways: dict[str, Product] = {
         "torch.mm": lambda x: torch.mm(x, weight.t(), out=out)
@@ -46,6 +54,16 @@ def products(x: torch.Tensor, weight: torch.Tensor) -> dict[str, Product]:
         packed = ops._reorder_linear_weight(weight, len(x))
         ways["oneDNN, packed"] = lambda x: ops._linear_pointwise(x, packed, None, "none", [], "")
     return ways
+
+
+def normal(
+    *size: int, dtype: torch.dtype, device: Any = None, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Normal values; of int8 with a deviation of 32, so that as many bits change."""
+    x = torch.randn(*size, device=device, generator=generator)
+    if dtype == torch.int8:
+        x = (32 * x).round_().clamp_(-127, 127)
+    return x.to(dtype)
 
 
 class Roof:
@@ -64,7 +82,7 @@ class Roof:
 
     def flops(self, dtype: str) -> float | None:
         """Operations per second of the fastest product of the encoder's; None for odd dtypes."""
-        if dtype not in DTYPES:
+        if dtype not in DTYPES or (dtype == "int8" and self._device.type != "cpu"):
             return None
         return self._rate(dtype, lambda: self._products(DTYPES[dtype]))
 
@@ -90,8 +108,8 @@ class Roof:
         rows = 8 if self._toy else ROWS[self._device.type]
         made: list[tuple[float, Run]] = []
         for n, k in shapes(64 if self._toy else HIDDEN).values():
-            x = torch.randn(rows, k, device=self._device).to(dtype)
-            weight = torch.randn(n, k, device=self._device).to(dtype)
+            x = normal(rows, k, dtype=dtype, device=self._device)
+            weight = normal(n, k, dtype=dtype, device=self._device)
             for run in products(x, weight).values():
                 made.append((2.0 * rows * n * k, lambda run=run, x=x: run(x)))
         return made

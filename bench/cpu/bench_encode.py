@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 
 from bench.core import record
-from bench.core.dtypes import DTYPES, NAMES, NO_BF16, TOLERANCE
+from bench.core.dtypes import DTYPES, NAMES
 from bench.core.harness import OURS, Aim, Bench, Row, share, times
 from bench.core.workloads import (
     OUTPUTS,
@@ -26,7 +26,7 @@ from bench.core.workloads import (
 )
 from bench.cpu import candidates
 from bench.cpu.candidates import Peers
-from bench.peers import encoders, encodings
+from bench.peers import encoders
 from bench.peers.linears import LINEARS, BareLinears
 
 PADDED_BATCH = 8  # of the padding ratio that rows state
@@ -48,7 +48,7 @@ def _memory(bench: Bench) -> Iterator[None]:
         gc.collect()
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("name", ["chat", "passages", "documents", "mixed"])
 def test_mix(bench: Bench, name: str, dtype: str) -> None:
     """All three outputs of a few thousand tokens."""
@@ -85,7 +85,7 @@ def test_one_output(bench: Bench, output: str) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("layers", [2, 24])
 def test_online(bench: Bench, layers: int, dtype: str) -> None:
     """One call of 24 ragged texts, FlagEmbedding as it comes: all of them in one batch."""
@@ -104,7 +104,9 @@ def test_online(bench: Bench, layers: int, dtype: str) -> None:
             "FlagEmbedding": times(5 if dtype == "fp32" else 18),
             LINEARS: share(0.85),
             "OpenVINO": times(1.2),
-        },
+        }
+        if dtype != "int8"
+        else {"OpenVINO": times(1)},
         note=f"{PROBE}; the padding ratio is that of one batch, which FlagEmbedding makes at its "
         "default batch size",
     )
@@ -165,8 +167,8 @@ def _encode(
         rounds=rounds,
         aims=aims,
         warm=inputs[1][:2],
-        judge=encodings.differ(TOLERANCE[dtype], outputs),
         void=None if alone else its.gemm_shares(sum(lengths)),
+        **its.judges,
     )
 
 
@@ -186,7 +188,7 @@ def _row(
         "moved": weight_bytes(shape, itemsize, outputs),
         "model": True,
     }
-    if dtype == "bf16":
-        bench.need(Row(**about), record.has_bf16(), NO_BF16)
+    lacks = record.lacks(dtype)
+    bench.need(Row(**about), not lacks, lacks)
     linears = BareLinears(shape, sum(lengths), DTYPES[dtype], trial=not bench.scale.smoke)
     return Row(**about, note=candidates.note(dtype, note, str(linears))), linears

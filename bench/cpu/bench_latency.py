@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 
 from bench.core import child, record
-from bench.core.dtypes import DTYPES, NAMES, NO_BF16, TOLERANCE
+from bench.core.dtypes import DTYPES, NAMES, TOLERANCE
 from bench.core.harness import OURS, Bench, Row, times
 from bench.core.measure import P99_SAMPLES, Absent, Sampled
 from bench.core.workloads import Shape, encoder_work, queries, texts, weight_bytes
@@ -31,7 +31,7 @@ def _memory(bench: Bench) -> Iterator[None]:
         gc.collect()
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("layers", [2, 24])
 def test_query(bench: Bench, layers: int, batch: int, dtype: str) -> None:
@@ -40,8 +40,8 @@ def test_query(bench: Bench, layers: int, batch: int, dtype: str) -> None:
         pytest.skip("with 24 layers one query only")
     shape = bench.encoder_shape(layers)
     row = _row(shape, f"{queries(batch, QUERY)}, {shape.layers} layers", batch, dtype)
-    if dtype == "bf16":
-        bench.need(row, record.has_bf16(), NO_BF16)
+    lacks = record.lacks(dtype)
+    bench.need(row, not lacks, lacks)
     inputs = [texts([QUERY] * batch, seed) for seed in range(16)]
     its = Peers(bench, bench.checkpoint(shape), dtype, inputs[0], tuned=False)
     bench.compare(
@@ -50,7 +50,7 @@ def test_query(bench: Bench, layers: int, batch: int, dtype: str) -> None:
         [text for (text,) in inputs] if batch == 1 else inputs,
         rounds=P99_SAMPLES,
         aims={"FlagEmbedding": times(3)} if (batch, dtype) == (1, "fp32") else {},
-        judge=encodings.differ(TOLERANCE[dtype]),
+        **its.judges,
     )
 
 
@@ -66,7 +66,7 @@ def test_batches(bench: Bench) -> None:
             makers,
             [texts([QUERY] * batch, seed) for seed in range(8)],
             rounds=15,
-            judge=encodings.differ(TOLERANCE["fp32"]),
+            **its.judges,
         )
 
 

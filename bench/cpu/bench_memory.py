@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from bench.core import child
+from bench.core import child, record
+from bench.core.dtypes import NAMES
 from bench.core.harness import OURS, Bench, Row, at_most
 from bench.core.measure import Absent, Sampled
 from bench.core.workloads import TINY
+from bench.peers import eightbit, encodings, onnxgraph
 
 
 @pytest.mark.parametrize("way", ["encode_iter", "cli"])
@@ -54,39 +59,54 @@ def test_growth(bench: Bench) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("layers", [2, 24])
-def test_load(bench: Bench, layers: int) -> None:
+def test_load(bench: Bench, layers: int, dtype: str) -> None:
     """Peak of a load beside the checkpoint's size: a copy too many shows."""
+    int8 = dtype == "int8"
+    if int8 and bench.scale.smoke:
+        pytest.skip("seconds for nothing new")
     bench.full_only(layers == 24)
     shape = bench.encoder_shape(layers)
     path = bench.checkpoint(shape)
     size = sum(f.stat().st_size for f in path.glob("*") if f.suffix in (".safetensors", ".pt"))
+    row = Row(
+        f"peak memory of a load, {shape.layers} layers, {dtype}",
+        shape=f"{shape}, a load and one query, a process each",
+        dtype=NAMES[dtype],
+        unit="MiB",
+        model=True,
+    )
+    lacks = record.lacks(dtype)
+    bench.need(row, not lacks, lacks)
     absent = {"FlagEmbedding": "takes ten seconds"} if bench.scale.smoke else {}
-    found: dict[str, dict[str, float]] = {}
-    for name in (OURS, "FlagEmbedding"):
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("FlagEmbedding", OURS, *["ONNX Runtime"] * int8):
+        way = f"{name}, int8" if int8 and name != "FlagEmbedding" else name
         try:
             if name not in absent:
-                found[name] = _child(bench, name, 0, str(path))
-        except Absent as reason:
+                if name == "ONNX Runtime":  # not in the process whose memory counts
+                    eightbit.onnx_runtime(onnxgraph.export(path, fused=True))
+                found[name] = _child(bench, way, 0, str(path))
+        except (Absent, ImportError) as reason:
             absent[name] = str(reason)
+    samples = {name: Sampled([its["MiB"]]) for name, its in found.items()}
+    if int8 and "FlagEmbedding" in found:
+        its = encodings.Cosines("FlagEmbedding", ("dense",))
+        vectors = {name: {"dense_vecs": np.array(said["dense"])} for name, said in found.items()}
+        for name, vector in vectors.items():
+            samples[name].wrong = its(name, vectors["FlagEmbedding"], vector)
+            samples[name].cosine = its.of(name)
     weights = size / (1 << 20)
     whole = ", ".join(f"{name} {its['peak']:.0f} MiB" for name, its in found.items())
-    bench.add(
-        Row(
-            f"peak memory of a load, {shape.layers} layers, fp32",
-            shape=f"{shape}, a load and one query, a process each",
-            unit="MiB",
-            note=f"above what the imports left; weights in files: {weights:.0f} MiB; "
-            f"peak of the whole process: {whole}",
-            model=True,
-        ),
-        {name: Sampled([its["MiB"]]) for name, its in found.items()},
-        absent,
-        {},
+    note = (
+        f"above what the imports left; weights in files: {weights:.0f} MiB; "
+        f"peak of the whole process: {whole}" + "; FlagEmbedding: fp32" * int8
     )
+    bench.add(replace(row, note=note), samples, absent, {})
 
 
-def _child(bench: Bench, way: str, count: int, path: str) -> dict[str, float]:
+def _child(bench: Bench, way: str, count: int, path: str) -> dict[str, Any]:
     return json.loads(
         child.run("bench.cpu.child_memory", way, str(count), str(bench.threads), path)
     )

@@ -25,6 +25,21 @@ def m3fast(path: str, threads: int, text: str) -> Steps:
     yield model.encode(text, **ALL)
 
 
+def m3fast_int8(path: str, threads: int, text: str) -> Steps:
+    from m3fast import Engine
+
+    yield
+    engine = Engine.from_pretrained(path, device="cpu", dtype="int8")
+    yield
+    found = engine.encode(text, dense=True, sparse=True, colbert=True)
+    assert found.dense is not None and found.sparse is not None and found.colbert is not None
+    yield {
+        "dense_vecs": found.dense[0],
+        "lexical_weights": found.sparse.to_dicts()[0],
+        "colbert_vecs": found.colbert[0],
+    }
+
+
 def flag_embedding(path: str, threads: int, text: str) -> Steps:
     from FlagEmbedding import BGEM3FlagModel
 
@@ -70,6 +85,7 @@ def onnx_runtime(path: str, threads: int, text: str) -> Steps:
 
 WAYS = {
     "m3fast": m3fast,
+    "m3fast, int8": m3fast_int8,
     "FlagEmbedding": flag_embedding,
     "sentence-transformers": sentence_transformers,
     "ONNX Runtime": onnx_runtime,

@@ -7,8 +7,9 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def corpus(way: str, count: int) -> dict[str, float]:
     return {"MiB": status("VmHWM")}
 
 
-def growth(calls: int, path: str) -> dict[str, float]:
+def growth(calls: int, path: str) -> dict[str, Any]:
     """What `calls` calls with ever new texts leave behind, after a third as many to warm up."""
     from m3fast import BGEM3FlagModel
 
@@ -75,29 +76,77 @@ def growth(calls: int, path: str) -> dict[str, float]:
     return {"MiB": resident(warm, warm + calls) - before, "before": before}
 
 
-def load(package: str, path: str) -> dict[str, float]:
-    """Peak of a load and one query above what the imports left."""
+def load(package: str, path: str) -> dict[str, Any]:
+    """Peak of a load and one query above what the imports left, and the query's dense vector."""
     try:
-        if package == "m3fast":
-            from m3fast import BGEM3FlagModel
-        else:
-            from FlagEmbedding import BGEM3FlagModel
+        make = LOADS[package]()
     except ImportError as error:
         sys.exit(f"absent: {error}")
     gc.collect()
     imported = status("VmRSS")
-    model = BGEM3FlagModel(path, use_fp16=False, devices="cpu")
-    found = model.encode(next(texts(1)), **ALL)
-    if found["dense_vecs"].ndim != 1:
-        sys.exit(f"one vector expected, found shape {found['dense_vecs'].shape}")
+    encode = make(path)
+    dense = encode(next(texts(1)))["dense_vecs"]
+    if dense.ndim != 1:
+        sys.exit(f"one vector expected, found shape {dense.shape}")
     peak = status("VmHWM")
-    return {"MiB": peak - imported, "peak": peak, "imported": imported, "after": status("VmRSS")}
+    memory = {"peak": peak, "imported": imported, "after": status("VmRSS")}
+    return {"MiB": peak - imported, **memory, "dense": dense.tolist()}
+
+
+Encode = Callable[[str], dict[str, Any]]
+
+
+def _m3fast() -> Callable[[str], Encode]:
+    from m3fast import BGEM3FlagModel
+
+    def make(path: str) -> Encode:
+        model = BGEM3FlagModel(path, use_fp16=False, devices="cpu")
+        return lambda text: model.encode(text, **ALL)
+
+    return make
+
+
+def _m3fast_int8() -> Callable[[str], Encode]:
+    from bench.peers import encoders
+    from m3fast import Engine  # noqa: F401 - what the adapter imports is no part of a load
+
+    return lambda path: encoders.m3fast_int8(Path(path))
+
+
+def _flag_embedding() -> Callable[[str], Encode]:
+    from FlagEmbedding import BGEM3FlagModel
+
+    def make(path: str) -> Encode:
+        model = BGEM3FlagModel(path, use_fp16=False, devices="cpu")
+        return lambda text: model.encode(text, **ALL)
+
+    return make
+
+
+def _onnx_runtime_int8() -> Callable[[str], Encode]:
+    """Its graph has been made before."""
+    import onnx  # noqa: F401 - it and the next are asked for a graph that is there
+    import onnxruntime.quantization  # noqa: F401
+
+    from bench.peers import encoders
+
+    threads = torch.get_num_threads()
+    return lambda path: encoders.onnx_runtime(Path(path), threads, int8=True)
+
+
+# Each imports what it needs, and returns what loads a checkpoint.
+LOADS: dict[str, Callable[[], Callable[[str], Encode]]] = {
+    "m3fast": _m3fast,
+    "m3fast, int8": _m3fast_int8,
+    "FlagEmbedding": _flag_embedding,
+    "ONNX Runtime, int8": _onnx_runtime_int8,
+}
 
 
 def main(way: str, count: int, path: str) -> None:
     if way == "growth":
         found = growth(count, path)
-    elif way in ("m3fast", "FlagEmbedding"):
+    elif way in LOADS:
         found = load(way, path)
     else:
         found = corpus(way, count)

@@ -8,7 +8,7 @@ those of them that were asked for. A `sample` is what an adapter tries its batch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.core import measure
+from bench.core import measure, record
 from bench.core.measure import Absent
 from bench.core.workloads import OUTPUTS
-from bench.peers import onnxgraph
+from bench.peers import eightbit, onnxgraph
 from bench.peers.encodings import KEYS, Encoded
 
 Encoder = Callable[[Any], Encoded]  # of a list of texts, or of one str
@@ -41,6 +41,32 @@ def m3fast(path: Path, bf16: bool = False, outputs: Sequence[str] = OUTPUTS) -> 
     model = BGEM3FlagModel(str(path), use_fp16=False, use_bf16=bf16, devices="cpu")
     longest = _longest(path)
     return lambda texts: model.encode(texts, max_length=longest, **flags(outputs))
+
+
+def m3fast_int8(path: Path, outputs: Sequence[str] = OUTPUTS) -> Encoder:
+    """By `Engine`, and into the dict that the rows of other dtypes get from `BGEM3FlagModel`."""
+    from m3fast import Engine
+
+    engine = Engine.from_pretrained(str(path), device="cpu", dtype="int8")
+    names = [str(i) for i in range(engine.config.vocab_size)]
+    wanted: dict[str, Any] = {name: name in outputs for name in OUTPUTS}
+    longest = _longest(path)
+
+    def encode(texts: str | list[str]) -> Encoded:
+        found = engine.encode(texts, max_length=longest, show_progress=False, **wanted)
+        encoded: Encoded = {}
+        if found.dense is not None:
+            encoded[KEYS["dense"]] = found.dense
+        if found.sparse is not None:
+            rows = found.sparse.to_dicts()
+            encoded[KEYS["sparse"]] = [{names[i]: w for i, w in row.items()} for row in rows]
+        if found.colbert is not None:
+            encoded[KEYS["colbert"]] = list(found.colbert)
+        if isinstance(texts, str):
+            return {key: rows[0] for key, rows in encoded.items()}
+        return encoded
+
+    return encode
 
 
 def flag_embedding(
@@ -86,8 +112,9 @@ def sentence_transformers(path: Path, bf16: bool, sample: Sequence[str] = ()) ->
 
 
 def onnx_runtime(
-    path: Path, threads: int, sample: Sequence[str] = (), outputs: Sequence[str] = OUTPUTS
-) -> Encoder:
+    path: Path, threads: int, sample: Sequence[str] = (), outputs: Sequence[str] = OUTPUTS,
+    int8: bool = False,
+) -> Encoder:  # fmt: skip
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -95,20 +122,28 @@ def onnx_runtime(
     # Its threads would spin on into the next candidate's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model = onnxgraph.export(path, fused=True, outputs=outputs)
+    if int8:
+        model = eightbit.onnx_runtime(model)
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
 
-    return _padded(path, ("ONNX Runtime", path, *outputs), run, sample)
+    return _padded(path, ("ONNX Runtime", path, int8, *outputs), run, sample)
 
 
 def openvino(
-    path: Path, threads: int, sample: Sequence[str] = (), bf16: bool = False,
-    outputs: Sequence[str] = OUTPUTS,
+    path: Path, threads: int, sample: Sequence[str] = (), dtype: str = "fp32",
+    outputs: Sequence[str] = OUTPUTS, weights_only: bool = False,
 ) -> Encoder:  # fmt: skip
+    """
+    Args:
+        weights_only: of int8: the products are of fp32 or bf16, by weights kept in int8.
+    """
     import openvino
 
+    # Of int8 what is not quantised is computed as OpenVINO would by itself: in bf16 where it can.
+    bf16 = dtype == "bf16" or (dtype == "int8" and record.has_bf16())
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -117,13 +152,19 @@ def openvino(
         "ENABLE_CPU_PINNING": False,
     }
     graph = onnxgraph.export(path, fused=False, outputs=outputs)
+    if dtype == "int8" and weights_only:
+        graph = eightbit.openvino_weights(graph)
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # else its activations would be int8 too
+    elif dtype == "int8":
+        rows = rows_of(path)(eightbit.calibration_texts())
+        graph = eightbit.openvino(graph, [given for _, given in batches(rows, BATCHES[-2])])
     model = openvino.Core().compile_model(graph, "CPU", settings)
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found = model(feeds)
         return {name: found[name] for name in outputs}
 
-    return _padded(path, ("OpenVINO", path, bf16, *outputs), run, sample)
+    return _padded(path, ("OpenVINO", path, dtype, weights_only, *outputs), run, sample)
 
 
 def no_bf16(path: Path) -> Encoder:
@@ -181,15 +222,9 @@ def _padded(
         if isinstance(texts, str):
             return {k: rows[0] for k, rows in encode([texts], size).items()}
         rows = tokenize(texts)
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         found: dict[str, list[Any]] = {}
-        for start in range(0, len(order), size):
-            chunk = order[start : start + size]
-            ids = np.ones((len(chunk), len(rows[chunk[0]])), np.int64)
-            for row, i in zip(ids, chunk, strict=True):
-                row[: len(rows[i])] = rows[i]
-            given = run({"ids": ids, "mask": (ids != 1).astype(np.float32)})
-            for name, values in given.items():
+        for chunk, given in batches(rows, size):
+            for name, values in run(given).items():
                 its = found.setdefault(name, [None] * len(rows))
                 for row, i in enumerate(chunk):
                     n = len(rows[i])
@@ -205,6 +240,17 @@ def _padded(
 
     # Without a trial a small batch, in which a smoke test's texts are padded.
     return _tuned(key, encode, BATCHES if sample else BATCHES[1:], sample)
+
+
+def batches(rows: list[list[int]], size: int) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Which rows of token ids, long ones first, and the graph's inputs for them, padded."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for start in range(0, len(order), size):
+        chunk = order[start : start + size]
+        ids = np.ones((len(chunk), len(rows[chunk[0]])), np.int64)
+        for row, i in zip(ids, chunk, strict=True):
+            row[: len(rows[i])] = rows[i]
+        yield chunk, {"ids": ids, "mask": (ids != 1).astype(np.float32)}
 
 
 def lexical(ids: list[int], weights: np.ndarray) -> dict[str, Any]:

@@ -21,8 +21,8 @@ def linear_ways(
     chosen: dict[str, str] = {}
     with torch.inference_mode():
         for name, (n, k) in roof.shapes(shape.hidden).items():
-            x = torch.randn(tokens, k, generator=random).to(dtype)
-            weight = (torch.randn(n, k, generator=random) / 32).to(dtype)
+            x = roof.normal(tokens, k, dtype=dtype, generator=random)
+            weight = roof.normal(n, k, dtype=dtype, generator=random)
             ways = roof.products(x, weight)
             chosen[name] = measure.fastest(ways, x, x) if trial else next(iter(ways))
     return chosen
@@ -57,14 +57,14 @@ class BareLinears:
         random = torch.Generator().manual_seed(0)
         sizes = roof.shapes(self._shape.hidden)
         x = {
-            k: torch.randn(self._rows, k, generator=random).to(self._dtype)
+            k: roof.normal(self._rows, k, dtype=self._dtype, generator=random)
             for _, k in sizes.values()
         }
         steps = []
         with torch.inference_mode():
             for _ in range(self._shape.layers):
                 for name, (n, k) in sizes.items():
-                    weight = (torch.randn(n, k, generator=random) / 32).to(self._dtype)
+                    weight = roof.normal(n, k, dtype=self._dtype, generator=random)
                     product = roof.products(x[k], weight)[self.ways[name]]
                     steps.append((product, x[k]))
 

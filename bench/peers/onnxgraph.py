@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from bench.core.workloads import CACHE, OUTPUTS
 
-VERSION = 2  # of the graphs that `export` writes
+VERSION = 3  # of the graphs that `export` writes
 
 
 class _Graph:
@@ -50,7 +50,7 @@ class _Graph:
 
         name = out or f"n{len(self.nodes)}"
         node = helper.make_node(
-            kind, inputs, [name], domain=self._domain.get(kind, ""), **attributes
+            kind, inputs, [name], name, domain=self._domain.get(kind, ""), **attributes
         )
         self.nodes.append(node)
         return name
@@ -186,7 +186,7 @@ def _split(g: _Graph, qkv: str) -> list[str]:
     from onnx import helper
 
     names = [f"{qkv}_{part}" for part in "qkv"]
-    g.nodes.append(helper.make_node("Split", [qkv], names, axis=2, num_outputs=3))
+    g.nodes.append(helper.make_node("Split", [qkv], names, f"{qkv}_split", axis=2, num_outputs=3))
     return names
 
 

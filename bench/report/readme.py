@@ -1,4 +1,4 @@
-"""README's block: eight rows against peers, one plot, and where the rest is."""
+"""README's block: ten rows against peers, one plot, and where the rest is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bench.report.names import SHOWN, is_peer, shown
 from bench.report.table import (
     Record,
     cells,
+    cosine,
     current,
     figure,
     grid,
@@ -22,7 +23,7 @@ from bench.report.table import (
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 REST = "Every row and peer, sizes, samples, versions, what was not measured"
-ROWS = 8
+ROWS = 10
 # What a reader needs of a GPU and of a CPU, by the row's name. Losses are among them.
 LABELS = {
     "encode on the GPU, passages, 24 layers, bf16": "32,768 tokens of passages, GPU time, bf16",
@@ -38,7 +39,9 @@ LABELS = {
     "sparse to CSR, 556 texts": "token weights to sparse rows: 556 texts",
     "encode online, 24 texts, 24 layers, fp32": "a batch of 24 texts, 24 layers, fp32",
     "encode online, 24 texts, 24 layers, bf16": "a batch of 24 texts, 24 layers, bf16",
+    "encode online, 24 texts, 24 layers, int8": "a batch of 24 texts, 24 layers, int8",
     "one query of 20 tokens, 24 layers, fp32": "one query of 20 tokens, 24 layers, fp32",
+    "one query of 20 tokens, 24 layers, int8": "one query of 20 tokens, 24 layers, int8",
     "encode mixed, 2 layers, fp32": "texts of very mixed lengths, 2 layers, fp32",
     "bulk: 64 clients, 32 passages a request, fp32":
         "server: 64 clients, 32 passages a request, m3fast-tiny, fp32",
@@ -60,6 +63,10 @@ LEGEND_CPU = (
     "fp32 on a CPU. *packed torch.compile* is our own strong baseline, made of torch's best parts "
     "(`bench/peers/strong_cpu.py`)."
 )
+LEGEND_INT8 = (
+    " *cos*, in rows of int8, is the cosine of dense vectors with those of fp32, 1st percentile / "
+    "least of the texts; m3fast's is beside its figure, a peer's beside its ratio."
+)
 LEGEND_GPU = " On a GPU an encoder's rows have BGE-M3's 24 layers."
 
 
@@ -77,7 +84,9 @@ def markdown(results: Path = RESULTS, tests: Collection[str] | None = None) -> s
     parts = [_device(found[stem], stem, tests) for stem in [*gpus, *cpus[:1]]]
     if parts:
         pages = ", ".join(f"[{found[stem][-1]['device']}](docs/bench/{stem}.md)" for stem in order)
-        parts += [LEGEND + LEGEND_CPU * bool(cpus) + LEGEND_GPU * bool(gpus), f"{REST}: {pages}."]
+        legend = LEGEND + LEGEND_CPU * bool(cpus)
+        legend += LEGEND_INT8 * any("(cos " in part or ", cos " in part for part in parts)
+        parts += [legend + LEGEND_GPU * bool(gpus), f"{REST}: {pages}."]
     return "\n\n".join(parts)
 
 
@@ -130,7 +139,11 @@ def _table(rows: list[list[Record]]) -> list[str]:
 
 
 def _ratios(row: list[Record]) -> dict[str, str]:
-    return {r["candidate"]: _brief(r["ratio"]) for r in row if r.get("ratio") is not None}
+    return {r["candidate"]: _ratio(r) for r in row if r.get("ratio") is not None}
+
+
+def _ratio(record: Record) -> str:
+    return " ".join([_brief(record["ratio"]), *(f"({words})" for words in cosine(record))])
 
 
 def _line(row: list[Record], columns: Collection[str]) -> list[str]:

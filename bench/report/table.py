@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +98,35 @@ def existing_tests() -> set[str]:
 
 
 def figure(record: Record) -> str:
-    """p50 in the row's unit, or why there is none."""
+    """p50 in the row's unit, with p99 and cosines where there are any; or why there is none."""
     if "p50" not in record:
         return record["status"]
+    more = []
     p50, unit = record["p50"], record["unit"]
     amount, factor = PER_SECOND.get(unit, ("", 1.0))
     if amount:
-        return f"{_digits(record[amount] / p50 / factor)} {unit}"
-    if unit != "s":
-        return f"{_digits(p50)} {unit}"
-    factor, unit = (1, "s") if p50 >= 1 else (1e3, "ms") if p50 >= 1e-3 else (1e6, "µs")
-    text = f"{_digits(p50 * factor)} {unit}"
-    if "p99" in record:
-        text += f" (p99 {_digits(record['p99'] * 1e3)} ms)"
-    return text
+        text = f"{_digits(record[amount] / p50 / factor)} {unit}"
+    elif unit != "s":
+        text = f"{_digits(p50)} {unit}"
+    else:
+        factor, unit = (1, "s") if p50 >= 1 else (1e3, "ms") if p50 >= 1e-3 else (1e6, "µs")
+        text = f"{_digits(p50 * factor)} {unit}"
+        if "p99" in record:
+            more.append(f"p99 {_digits(record['p99'] * 1e3)} ms")
+    more += cosine(record)
+    return f"{text} ({', '.join(more)})" if more else text
+
+
+def cosine(record: Record) -> list[str]:
+    """Of dense vectors in eight bits with fp32's, 1st percentile / least, cut and not rounded up.
+
+    Of one text there is one.
+    """
+    its = record.get("cosine")
+    if not its:
+        return []
+    shown = dict.fromkeys(f"{floor(1e4 * its[key]) / 1e4:.4f}" for key in ("p1", "min"))
+    return [f"cos {' / '.join(shown)}"]
 
 
 def cells(records: list[Record]) -> list[list[str]]:
@@ -151,6 +167,14 @@ def notes(records: list[Record]) -> str:
     parts.append("samples: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     if roof := ours.get("roof"):
         parts.append("limit: " + " and ".join(f"{v / 1e9:,.0f} {ROOF[k]}" for k, v in roof.items()))
+    lost = {shown(r["candidate"]): r["cosine"] for r in records if "cosine" in r}
+    if lost:
+        texts = max(its["texts"] for its in lost.values())
+        of = f"1st percentile / least of {texts} texts" if texts > 1 else "of one text"
+        parts.append(f"cos: of dense vectors with fp32's, {of}")
+    for key, words in (("colbert", "least cosine of token vectors"), ("gap", "weights off by")):
+        if each := [f"{its[key]:.4g} {name}" for name, its in lost.items() if key in its]:
+            parts.append(f"{words}: {', '.join(each)}")
     reasons = [f"{shown(r['candidate'])}: {r['reason']}" for r in records if r.get("reason")]
     return "; ".join([*parts, *filter(None, [ours.get("note", "")]), *reasons])
 

@@ -134,7 +134,7 @@ def test_roof_is_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     assert its.bandwidth == 2.0  # 2 / 1, not 1 / 4
     assert its.bandwidth == 2.0  # slower now
     assert its.bandwidth == 4.0
-    assert its.flops("int8") is None
+    assert its.flops("float8_e4m3fn") is None
 
 
 def test_products_are_products() -> None:
