@@ -134,14 +134,22 @@ void check_linear(const Kernels& k, const Matrix& x) {
            "above 0, found ", x.cols);
 }
 
-void check_int8(const Kernels& k, const Matrix& q, const Matrix& packed, int panel,
-                const Span<float>& scale) {
+// The rows of q, or an error where weight and rows do not fit each other.
+int64_t check_int8(const Kernels& k, const Matrix& q, const Matrix& scales, const Matrix& packed,
+                   int panel, const Span<float>& scale, const Span<float>& sums) {
   M3_CHECK(panel == k.int8_panel, "weight: expected panels of ", k.int8_panel, " outputs, found ",
            panel, ": packed for other instructions");
   const int64_t depth = packed.cols / std::max<int64_t>(scale.size, 1);
-  M3_CHECK(scale.size % panel == 0 && depth % INT8_STEP == 0 && depth <= q.cols &&
-               q.rows % INT8_ROWS == 0,
-           "x: expected rows of ", depth, " bytes, found ", q.cols);
+  const int64_t groups = (depth + k.int8_group - 1) / k.int8_group;
+  M3_CHECK(scale.size % panel == 0 && depth % INT8_STEP == 0 && sums.size == groups * scale.size,
+           "weight: expected sums of groups of ", k.int8_group, " columns, found ", sums.size,
+           " for ", scale.size, " outputs of ", depth);
+  const int64_t made = scales.rows * scales.cols, rows = groups ? made / (2 * groups) : q.rows;
+  M3_CHECK(depth <= q.cols && q.rows % INT8_ROWS == 0 && rows * 2 * groups == made &&
+               rows <= q.rows,
+           "rows: expected ", groups, " scales each and ", depth, " bytes, found ", made,
+           " numbers for ", q.rows, " rows of ", q.cols);
+  return rows;
 }
 
 #ifdef M3FAST_CUDA
@@ -197,11 +205,18 @@ void define_operations(py::module_& m) {
   define(m, "pack_int8", &Kernels::pack_int8);
   define(m, "int8_times", &Kernels::int8_times);
   define(m, "linear_int8", &Kernels::linear_int8,
-         [](const Kernels& k, const Matrix& q, const Matrix&, const Matrix& packed, int panel,
-            const Span<float>& scale, const auto&...) { check_int8(k, q, packed, panel, scale); });
+         [](const Kernels& k, const Matrix& q, const Matrix& scales, const Matrix& packed, int panel,
+            const Span<float>& scale, const Span<float>& sums, const Span<float>&, bool,
+            const Matrix& y, int) {
+           const int64_t rows = check_int8(k, q, scales, packed, panel, scale, sums);
+           M3_CHECK(y.rows == rows && y.cols <= scale.size, "y: expected ", rows, " rows, found ",
+                    y.rows);
+         });
   define(m, "linear_gelu_int8", &Kernels::linear_gelu_int8,
-         [](const Kernels& k, const Matrix& q, const Matrix&, const Matrix& packed, int panel,
-            const Span<float>& scale, const auto&...) { check_int8(k, q, packed, panel, scale); });
+         [](const Kernels& k, const Matrix& q, const Matrix& scales, const Matrix& packed, int panel,
+            const Span<float>& scale, const Span<float>& sums, const auto&...) {
+           check_int8(k, q, scales, packed, panel, scale, sums);
+         });
   define(m, "add_layernorm_int8", &Kernels::add_layernorm_int8);
   define(m, "embed_layernorm_int8", &Kernels::embed_layernorm_int8);
   define(m, "maxsim", &Kernels::maxsim);
