@@ -53,11 +53,8 @@ class Sample:
         return np.concatenate([np.empty(0, np.float32), *self._parts])
 
     def figures(self) -> dict[str, float]:
-        """1st percentile, median and least; NaN of no numbers."""
-        values = self.values
-        if not len(values):
-            return dict.fromkeys(("p1", "median", "min"), np.nan)
-        low, middle = (float(v) for v in np.percentile(values, [1, 50]))
+        """1st percentile, median and least, of one number or more."""
+        low, middle = (float(v) for v in np.percentile(self.values, [1, 50]))
         return {"p1": low, "median": middle, "min": self.least}
 
 
@@ -78,8 +75,8 @@ class Terms:
 
     def figures(self) -> dict[str, float]:
         """Mean share of the ten heaviest terms in common; rms of the error over that of weights."""
-        error = float(np.sqrt(self._error / self._whole)) if self._whole else np.nan
-        return {"best": self._shared / max(1, self._texts), "error": error}
+        error = float(np.sqrt(self._error / max(self._whole, 1e-30)))
+        return {"best": self._shared / self._texts, "error": error}
 
 
 class Late:
