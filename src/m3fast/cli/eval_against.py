@@ -56,10 +56,7 @@ def reference(args: argparse.Namespace, engine: Engine) -> Engine | None:
             f"--against: expected another dtype or another --against-model than {args.model} in "
             f"{dtype_name(engine)}, found the same"
         )
-    try:
-        return load(args, model, args.against or DEFAULT)
-    except InputError as error:
-        raise InputError(str(error).replace("model:", "--against-model:", 1)) from None
+    return load(args, model, args.against or DEFAULT)
 
 
 def _dtype(args: argparse.Namespace) -> torch.dtype:
@@ -184,5 +181,5 @@ def int8_bits(engine: Engine) -> int:
 
 
 def _change(ours: float, theirs: float) -> str:
-    change = f"{100 * (ours - theirs):+.1f}"
-    return "0.0" if float(change) == 0 else change
+    change = f"{100 * (ours - theirs):+.2f}"
+    return "0.00" if float(change) == 0 else change
