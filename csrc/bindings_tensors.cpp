@@ -195,6 +195,7 @@ void define_operations(py::module_& m) {
          });
   define(m, "quantize_rows", &Kernels::quantize_rows);
   define(m, "pack_int8", &Kernels::pack_int8);
+  define(m, "int8_times", &Kernels::int8_times);
   define(m, "linear_int8", &Kernels::linear_int8,
          [](const Kernels& k, const Matrix& q, const Matrix&, const Matrix& packed, int panel,
             const Span<float>& scale, const auto&...) { check_int8(k, q, packed, panel, scale); });
@@ -213,7 +214,9 @@ void define_operations(py::module_& m) {
   m.def(
       "int8_panel", [] { return kernels().int8_panel; }, "Outputs of a panel in eight bits");
   m.def(
-      "int8_bits", [] { return kernels().int8_bits; }, "Bits of a factor in eight-bit products");
+      "int8_bits", [] { return kernels().int8_bits; }, "Bits of rows in products of int8");
+  m.def(
+      "int8_group", [] { return kernels().int8_group; }, "Columns of such rows that share a scale");
 #ifdef M3FAST_CUDA
   m.attr("has_cuda") = true;
   const auto unlocked = py::call_guard<py::gil_scoped_release>();

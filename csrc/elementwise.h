@@ -58,7 +58,7 @@ struct LayerNorm {
 
 // Writes LN of the row whose element block [c, c + n) is value(c, n) to out; y is scratch [cols].
 // The variance is that of the centred row: one pass over E[y²] would lose digits. With KEEP the result
-// is left in y too, not rounded.
+// without `shift` is left in y.
 template <bool KEEP = false, class T, class Value>
 M3_INLINE void layernorm_row(const LayerNorm& ln, float* y, T* out, Value value) {
   vf total{};
@@ -80,8 +80,8 @@ M3_INLINE void layernorm_row(const LayerNorm& ln, float* y, T* out, Value value)
   const float scale = 1 / std::sqrt((sum(squares) + squares_left) / ln.cols + ln.eps);
   sweep(ln.cols, [&](int64_t c, int64_t n) M3_LAMBDA_INLINE {
     const vf d = load(y + c, n) - mean;
-    const vf normal = d * scale * load(ln.weight + c, n) + load(ln.shift + c, n);
-    store(out + c, normal, n);
+    const vf normal = d * scale * load(ln.weight + c, n);
+    store(out + c, normal + load(ln.shift + c, n), n);
     if constexpr (KEEP) store(y + c, normal, n);
   });
 }

@@ -1,6 +1,6 @@
-// Rows in eight bits: x ~ scale * u + offset, u in [0, TOP], with one scale and one offset for every
-// INT8_GROUP columns of a row, found while the row is in cache. A group's integer products stay
-// below 2^24, so fp32 holds them exactly.
+// Rows in eight bits: x ~ scale * (u - zero), u in [0, TOP], with one scale and one zero for every
+// GROUP columns of a row, found while the row is in cache. 0 is one of the values, so small numbers
+// beside a large one are not all moved to one side.
 #pragma once
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -11,14 +11,17 @@
 
 namespace m3::M3_ISA {
 
+// A group's integer products stay below 2^24, so fp32 holds them exactly.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-constexpr int INT8_BITS = 7;  // of both factors: four products then fit in 16 bits
+constexpr int ROW_BITS = 7;  // two products then fit in 16 bits
+constexpr int64_t GROUP = 128;
 #else
-constexpr int INT8_BITS = 8;
+constexpr int ROW_BITS = 8;
+constexpr int64_t GROUP = 512;
 #endif
-constexpr int TOP = (1 << INT8_BITS) - 1;
+constexpr int TOP = (1 << ROW_BITS) - 1;
 
-M3_INLINE int64_t groups_of(int64_t cols) { return (cols + INT8_GROUP - 1) / INT8_GROUP; }
+M3_INLINE int64_t groups_of(int64_t cols) { return (cols + GROUP - 1) / GROUP; }
 
 // The low byte of every element.
 M3_INLINE void store_bytes(uint8_t* to, vu v) {
@@ -43,26 +46,26 @@ M3_INLINE float folded(vf v, Fold fold) {
   return lanes[0];
 }
 
-// n <= INT8_GROUP floats to bytes; scale and offset to made[0] and made[1]. What is not finite makes
-// the offset NaN, and so every product with the row.
+// n <= GROUP floats to bytes; scale and -scale * zero to made[0] and made[1]. What is not finite
+// makes the latter NaN, and so every product with the row.
 M3_INLINE void quantize_group(const float* x, int64_t n, uint8_t* to, float* made) {
-  vf low = splat(x[0]), high = low, odd{};
+  vf low{}, high{}, odd{};
   const auto look = [&](vf v) M3_LAMBDA_INLINE {
     low = min(low, v), high = max(high, v);
     odd += v * 0.f;
   };
-  int64_t c = 0;
-  for (; c + VL <= n; c += VL) look(load(x + c));
-  for (; c < n; ++c) look(splat(x[c]));
+  sweep(n, [&](int64_t c, int64_t m) M3_LAMBDA_INLINE { look(load(x + c, m)); });
   const float least = folded(low, [](float a, float b) { return a < b ? a : b; });
   const float most = folded(high, [](float a, float b) { return a > b ? a : b; });
-  const float range = most - least;
-  const bool flat = !(range > 1e-30f);  // its inverse would be infinite
-  const float inverse = flat ? 0 : TOP / range, magic = 0x1.8p23f;  // as in exp2
-  made[0] = flat ? 0 : range / TOP;
-  made[1] = least + sum(odd);
+  const float strange = folded(odd, [](float a, float b) { return a + b; });
+  const float range = most - least, magic = 0x1.8p23f;  // as in exp2
+  const bool flat = !(range > 1e-30f);                  // its inverse would be infinite
+  const float inverse = flat ? 0 : TOP / range, scale = flat ? 0 : range / TOP;
+  const float zero = -least * inverse + magic;  // magic + a whole number
+  made[0] = scale;
+  made[1] = strange - scale * (zero - magic);
   sweep(n, [=](int64_t c, int64_t m) M3_LAMBDA_INLINE {
-    const vu u = (vu)((load(x + c, m) - least) * inverse + magic);
+    const vu u = (vu)min(load(x + c, m) * inverse + zero, splat(magic + TOP));
     if (m == VL) return store_bytes(to + c, u);
     uint8_t bytes[VL];
     store_bytes(bytes, u);
@@ -71,8 +74,8 @@ M3_INLINE void quantize_group(const float* x, int64_t n, uint8_t* to, float* mad
 }
 
 M3_INLINE void quantize_row(const float* x, int64_t cols, uint8_t* to, float* made) {
-  for (int64_t c = 0; c < cols; c += INT8_GROUP, made += 2)
-    quantize_group(x + c, std::min(INT8_GROUP, cols - c), to + c, made);
+  for (int64_t c = 0; c < cols; c += GROUP, made += 2)
+    quantize_group(x + c, std::min(GROUP, cols - c), to + c, made);
 }
 
 // Where rows go in eight bits: bytes [rows, stride], of which the last ones may be padding, and
@@ -110,7 +113,7 @@ void quantize_rows(Matrix x, Matrix q, Matrix scales, int threads) {
   });
 }
 
-// As `add_layernorm`, and the result in eight bits beside it.
+// As `add_layernorm`, and the result without `shift` in eight bits beside it.
 template <class T>
 void add_layernorm_int8(Matrix x, Matrix residual, Span<float> bias, Span<float> weight,
                         Span<float> shift, float eps, Matrix out, Matrix q, Matrix scales,
@@ -132,7 +135,7 @@ void add_layernorm_int8(Matrix x, Matrix residual, Span<float> bias, Span<float>
   });
 }
 
-// As `embed_layernorm` of tables in eight bits with a scale for each row; the result in both forms.
+// As `embed_layernorm` of tables in eight bits with a scale for each row, in both forms likewise.
 template <class T>
 void embed_layernorm_int8(Span<int32_t> ids, Span<int32_t> positions, Matrix word,
                           Span<float> word_scale, Matrix position, Span<float> position_scale,

@@ -14,9 +14,11 @@ void by_dtype(Dtype dtype, Body body) {
 }
 
 inline void use_int8(Kernels& k) {
-  k.int8_bits = INT8_BITS;
+  k.int8_bits = ROW_BITS;
+  k.int8_group = GROUP;
   k.int8_panel = OUTS8;
   k.pack_int8 = pack_int8;
+  k.int8_times = int8_times;
   k.linear_gelu_int8 = linear_gelu_int8;
   k.quantize_rows = [](auto x, auto... rest) {
     by_dtype(x.dtype, [&](auto e) { quantize_rows<decltype(e)>(x, rest...); });

@@ -31,14 +31,16 @@ struct Kernels {
   // bf16 with even depth where it is multiplied
   void (*linear)(Matrix x, Matrix packed, int panel, Span<float> bias, bool with_gelu, Matrix y,
                  int threads);
-  // In eight bits: bits of a factor, and outputs of a panel.
-  int int8_bits, int8_panel;
+  // In eight bits: bits of a row's bytes, columns that share a scale, outputs of a panel.
+  int int8_bits, int8_group, int8_panel;
   // x [rows, cols] f32 or bf16 -> q u8 [rows, >= cols], scales f32 [rows, groups of cols, 2]
   void (*quantize_rows)(Matrix x, Matrix q, Matrix scales, int threads);
   // weight s8 [outs, depth], scale [outs] -> packed s8 [1, outs * depth], scales f32 [outs] and sums
   // f32 [groups, outs], outs being those of whole panels and depth a multiple of INT8_STEP
   void (*pack_int8)(Matrix weight, Span<float> scale, Matrix packed, Matrix scales, Matrix sums,
                     int threads);
+  // weight s8 [outs, depth], scale [outs], x f32 [depth] -> y f32 [outs]
+  void (*int8_times)(Matrix weight, Span<float> scale, Span<float> x, Matrix y, int threads);
   // y [rows, outs] f32 or bf16 = x W^T + bias, which may be null, or GELU of that; q has a multiple
   // of INT8_ROWS rows
   void (*linear_int8)(Matrix q, Matrix scales, Matrix packed, int panel, Span<float> scale,
@@ -47,7 +49,7 @@ struct Kernels {
   void (*linear_gelu_int8)(Matrix q, Matrix scales, Matrix packed, int panel, Span<float> scale,
                            Span<float> sums, Span<float> bias, Matrix q_out, Matrix scales_out,
                            int threads);
-  // as the two of fp32, with the result in the form of q too; word and position s8
+  // as the two of fp32, with the result less shift in the form of q too; word and position s8
   void (*add_layernorm_int8)(Matrix x, Matrix residual, Span<float> bias, Span<float> weight,
                              Span<float> shift, float eps, Matrix out, Matrix q, Matrix scales,
                              int threads);

@@ -16,21 +16,17 @@ namespace m3::M3_ISA {
 
 constexpr int WIDTH8 = M3_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int OUTS8 = WIDTH8 * VL;                      // outputs of a panel
-constexpr int ROWS8 = INT8_BITS == 8 && VL > 4 ? 6 : 4;  // rows of a tile, as registers allow
+#ifdef __AVX512F__
+constexpr int ROWS8 = 6;  // rows of a tile, as registers allow
+#else
+constexpr int ROWS8 = 5;
+#endif
 constexpr int64_t BLOCK8 = 96;                          // rows of a task
 constexpr int64_t TASK_WEIGHTS8 = 1 << 19;              // bytes of the panels of one task, at most
 
-// Depth in bytes of one step, for every row and output.
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-constexpr int STEP8 = 8;
-#else
-constexpr int STEP8 = 4;
-#endif
-
 M3_INLINE vi splat4(const uint8_t* p) { return load_as<int32_t>(p) - vi{}; }
 
-// acc + the products of four neighbours, u8 times s8; of eight where factors have seven bits, which
-// two instructions sum in 16 bits before they are widened.
+// acc + the products of four neighbours, u8 times s8; without VNNI u has seven bits.
 #if defined(__AVX512VNNI__)
 M3_INLINE vi dot(vi acc, vi u, vi w) {
   return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)u, (__m512i)w);
@@ -40,16 +36,14 @@ M3_INLINE vi dot(vi acc, vi u, vi w) {
   return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)u, (__m256i)w);
 }
 #elif defined(__AVX512BW__)
-M3_INLINE vi dot(vi acc, vi u0, vi w0, vi u1, vi w1) {
-  const __m512i sum = _mm512_add_epi16(_mm512_maddubs_epi16((__m512i)u0, (__m512i)w0),
-                                       _mm512_maddubs_epi16((__m512i)u1, (__m512i)w1));
-  return acc + (vi)_mm512_madd_epi16(sum, _mm512_set1_epi16(1));
+M3_INLINE vi dot(vi acc, vi u, vi w) {
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)u, (__m512i)w);
+  return acc + (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
 #elif defined(__AVX2__)
-M3_INLINE vi dot(vi acc, vi u0, vi w0, vi u1, vi w1) {
-  const __m256i sum = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)u0, (__m256i)w0),
-                                       _mm256_maddubs_epi16((__m256i)u1, (__m256i)w1));
-  return acc + (vi)_mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+M3_INLINE vi dot(vi acc, vi u, vi w) {
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)u, (__m256i)w);
+  return acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 #elif defined(__SSE2__)
 M3_INLINE vi dot(vi acc, vi u, vi w) {
@@ -77,21 +71,13 @@ template <int R>
 M3_INLINE void multiply8(const uint8_t* a, int64_t row, const int8_t* b, int64_t depth,
                          vi (&acc)[R][WIDTH8], Ahead ahead) {
   vi t[R][WIDTH8] = {};
-  for (int64_t k = 0; k < depth; k += STEP8, a += STEP8, b += STEP8 * OUTS8) {
+  for (int64_t k = 0; k < depth; k += 4, a += 4, b += 4 * OUTS8) {
     ahead.step();
-    vi column[STEP8 / 4][WIDTH8];
-    for (int i = 0; i < STEP8 / 4; ++i)
-      for (int w = 0; w < WIDTH8; ++w)
-        column[i][w] = load_as<vi>(b + 4 * (i * OUTS8 + w * VL));
+    vi column[WIDTH8];
+    for (int w = 0; w < WIDTH8; ++w) column[w] = load_as<vi>(b + 4 * w * VL);
     for (int r = 0; r < R; ++r) {
       const vi x = splat4(a + r * row);
-      if constexpr (STEP8 == 8) {
-        const vi more = splat4(a + r * row + 4);
-        for (int w = 0; w < WIDTH8; ++w)
-          t[r][w] = dot(t[r][w], x, column[0][w], more, column[1][w]);
-      } else {
-        for (int w = 0; w < WIDTH8; ++w) t[r][w] = dot(t[r][w], x, column[0][w]);
-      }
+      for (int w = 0; w < WIDTH8; ++w) t[r][w] = dot(t[r][w], x, column[w]);
     }
   }
   for (int r = 0; r < R; ++r)
@@ -113,48 +99,48 @@ struct AmxTiles {  // for one thread: eight tiles of 16 rows of 64 bytes
   ~AmxTiles() { _tile_release(); }
 };
 
+// The tiles' unit works by itself: while it multiplies one block of 32 rows and outputs, the vector
+// units bring the one before to its place.
 template <class Put>
 M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int8_t* b,
                              int64_t depth, Ahead, Put&& put) {
   static_assert(OUTS8 == 64, "two halves of two tiles");
-  alignas(64) int32_t found[32][32];
-  for (int half = 0; half < 2; ++half)
-    for (int64_t r = 0; r < n; r += 32) {
-      const uint8_t* x = a + r * row;
-      const int8_t* w = b + half * 128;
-      const int64_t rows = std::min<int64_t>(32, n - r);
-      _tile_zero(0);
-      _tile_zero(1);
-      if (rows > 16) {
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = 0; k < depth; k += 64, x += 64, w += 64 * OUTS8) {
-          _tile_loadd(4, x, row);
-          _tile_loadd(6, w, 4 * OUTS8);
-          _tile_dpbusd(0, 4, 6);
-          _tile_loadd(7, w + 64, 4 * OUTS8);
-          _tile_dpbusd(1, 4, 7);
-          _tile_loadd(5, x + 16 * row, row);
-          _tile_dpbusd(2, 5, 6);
-          _tile_dpbusd(3, 5, 7);
-        }
-        _tile_stored(2, found[16], 128);
-        _tile_stored(3, found[16] + 16, 128);
-      } else {
-        for (int64_t k = 0; k < depth; k += 64, x += 64, w += 64 * OUTS8) {
-          _tile_loadd(4, x, row);
-          _tile_loadd(6, w, 4 * OUTS8);
-          _tile_dpbusd(0, 4, 6);
-          _tile_loadd(7, w + 64, 4 * OUTS8);
-          _tile_dpbusd(1, 4, 7);
-        }
+  alignas(64) int32_t found[2][32][32];
+  const int64_t blocks = (n + 31) / 32 * 2, steps = depth / 64;
+  const auto place = [&](int64_t block, int64_t from, int64_t to) M3_LAMBDA_INLINE {
+    const int64_t first = block / 2 * 32;
+    for (int64_t i = from; i < std::min(to, n - first); ++i)
+      for (int w = 0; w < 2; ++w)
+        put(first + i, block % 2 * 2 + w, load_as<vi>(found[block & 1][i] + w * VL));
+  };
+  for (int64_t block = 0; block < blocks; ++block) {
+    const uint8_t* x = a + block / 2 * 32 * row;
+    const int8_t* w = b + block % 2 * 128;
+    const bool both = n - block / 2 * 32 > 16;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t s = 0; s < steps; ++s, x += 64, w += 64 * OUTS8) {
+      _tile_loadd(4, x, row);
+      _tile_loadd(6, w, 4 * OUTS8);
+      _tile_dpbusd(0, 4, 6);
+      _tile_loadd(7, w + 64, 4 * OUTS8);
+      _tile_dpbusd(1, 4, 7);
+      if (both) {
+        _tile_loadd(5, x + 16 * row, row);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
       }
-      _tile_stored(0, found[0], 128);
-      _tile_stored(1, found[0] + 16, 128);
-      for (int64_t i = 0; i < rows; ++i)
-        for (int w2 = 0; w2 < 2; ++w2)
-          put(r + i, 2 * half + w2, load_as<vi>(found[i] + w2 * VL));
+      if (block) place(block - 1, 32 * s / steps, 32 * (s + 1) / steps);
     }
+    int32_t(*to)[32] = found[block & 1];
+    _tile_stored(0, to[0], 128);
+    _tile_stored(1, to[0] + 16, 128);
+    _tile_stored(2, to[16], 128);
+    _tile_stored(3, to[16] + 16, 128);
+  }
+  place(blocks - 1, 0, 32);
 }
 #else
 struct AmxTiles {};
@@ -166,12 +152,26 @@ M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int
     constexpr int R = decltype(count)::value;
     vi acc[R][WIDTH8];
     multiply8<R>(a + r * row, row, b, depth, acc, ahead);
-    ahead.at += depth / STEP8 * ahead.lines * 64;
+    ahead.at += depth / 4 * ahead.lines * 64;
     for (int i = 0; i < R; ++i)
       for (int w = 0; w < WIDTH8; ++w) put(r + i, w, acc[i][w]);
   });
 }
 #endif
+
+// gelu within 3e-5: eight bits hold no more. As `gelu`, with polynomials fitted likewise on [0, 5].
+M3_INLINE vf gelu8(vf y) {
+  const vf a = min((vf)((vu)y & 0x7fffffff), splat(5.f));
+  vf g = 0.0041615425f * a + -0.0457353227f;
+  g = g * a + -0.4649304622f;
+  g = g * a + -1.1495668646f;
+  g = g * a + -1.f;
+  const float magic = 0x1.8p23f;
+  const vf shifted = g + magic;
+  const vf f = g - (shifted - magic);
+  const vf power = ((0.0551717746f * f + 0.2426113724f) * f + 0.6932609700f) * f + 0.9999280273f;
+  return max(vf{}, y) - a * (power * (vf)(((vu)shifted << 23) + 0x3f800000));
+}
 
 // W packed: bytes as above, scales [panels * OUTS8] and sums of its integers [groups][panels * OUTS8].
 struct ByteWeight {
@@ -187,7 +187,7 @@ struct ByteWeight {
   int64_t outs, panels, depth;  // outs: those of whole panels
 };
 
-// weight [outs, depth] of bytes with a scale for each row -> packed, of seven bits where TOP is.
+// weight [outs, depth] of bytes with a scale for each row -> packed.
 inline void pack_int8(Matrix weight, Span<float> scale, Matrix packed, Matrix scales, Matrix sums,
                       int threads) {
   const int64_t outs = weight.rows, depth = weight.cols;
@@ -196,24 +196,38 @@ inline void pack_int8(Matrix weight, Span<float> scale, Matrix packed, Matrix sc
     for (int64_t p; tasks.next(p);)
       for (int64_t o = 0; o < OUTS8; ++o) {
         const int64_t out = p * OUTS8 + o;
+        const int8_t* from = as<int8_t>(weight) + out * depth;
+        const int64_t there = out < outs ? depth : 0;
+        as<float>(scales)[out] = there ? scale.data[out] : 0;
         int8_t* to = as<int8_t>(packed) + p * OUTS8 * padded + 4 * o;
-        const bool there = out < outs;
-        as<float>(scales)[out] = there ? scale.data[out] * (INT8_BITS == 8 ? 1 : 2) : 0;
-        for (int64_t g = 0; g * INT8_GROUP < padded; ++g) {
+        for (int64_t k = 0; k < padded; k += 4, to += 4 * OUTS8) {
+          int8_t four[4] = {};
+          if (k + 4 <= there)
+            std::memcpy(four, from + k, 4);
+          else if (k < there)
+            std::memcpy(four, from + k, there - k);
+          std::memcpy(to, four, 4);
+        }
+        for (int64_t g = 0; g < groups_of(padded); ++g) {
           int32_t sum = 0;
-          for (int64_t k = g * INT8_GROUP; k < std::min(padded, (g + 1) * INT8_GROUP); k += 4) {
-            int8_t four[4] = {};
-            if (there && k < depth)
-              std::memcpy(four, as<int8_t>(weight) + out * depth + k, std::min<int64_t>(4, depth - k));
-            for (int8_t& w : four) {
-              if (INT8_BITS == 7) w = static_cast<int8_t>((w + (w > 0)) >> 1);  // away from zero
-              sum += w;
-            }
-            std::memcpy(to + k * OUTS8, four, 4);
-          }
+          for (int64_t k = g * GROUP; k < std::min(there, (g + 1) * GROUP); ++k) sum += from[k];
           as<float>(sums)[g * all + out] = static_cast<float>(sum);
         }
       }
+  });
+}
+
+// y = W x of floats x.
+inline void int8_times(Matrix weight, Span<float> scale, Span<float> x, Matrix y, int threads) {
+  over_rows(weight.rows, weight.cols, threads, [=](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      const int8_t* row = as<int8_t>(weight) + r * weight.cols;
+      vf total{};
+      sweep(weight.cols, [&](int64_t c, int64_t n) M3_LAMBDA_INLINE {
+        total += load(row + c, n) * load(x.data + c, n);
+      });
+      as<float>(y)[r] = sum(total) * scale.data[r];
+    }
   });
 }
 
@@ -225,7 +239,7 @@ M3_INLINE void panel_product(const uint8_t* x, int64_t stride, const float* made
   const int64_t depth = weight.depth, groups = groups_of(depth);
   const int8_t* panel = weight.data + p * OUTS8 * depth;
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t k = g * INT8_GROUP, steps = std::min(INT8_GROUP, depth - k);
+    const int64_t k = g * GROUP, steps = std::min(GROUP, depth - k);
     const float* totals = weight.sums + g * weight.outs + p * OUTS8;
     // Few rows wait for weights from memory: while one group of them is used, the next comes.
     const Ahead ahead{reinterpret_cast<const char*>(panel + (k + steps) * OUTS8), lines};
@@ -253,7 +267,7 @@ struct Blocks {
 };
 
 M3_INLINE int lines_ahead(int64_t rows) {
-  const int64_t tiles = (rows + ROWS8 - 1) / ROWS8, step = STEP8 * OUTS8 / 64;
+  const int64_t tiles = (rows + ROWS8 - 1) / ROWS8, step = OUTS8 * 4 / 64 + (OUTS8 * 4 < 64);
   return tiles > 4 ? 0 : static_cast<int>((step + tiles - 1) / tiles);
 }
 
@@ -313,13 +327,13 @@ inline void linear_gelu_int8(Matrix q, Matrix scales, Matrix packed, int, Span<f
   threads = threads_for(std::max<int64_t>(rows / 4, 16) * weight.depth * outs, threads);
   const int lines = lines_ahead(rows);
   parallel_for(groups_of(outs) * blocks.count, threads, [=](Tasks& tasks) {
-    Buffer sums(blocks.each * OUTS8), made(blocks.each * INT8_GROUP);
+    Buffer sums(blocks.each * OUTS8), made(blocks.each * GROUP);
     [[maybe_unused]] const AmxTiles tiles;
     for (int64_t t; tasks.next(t);) {
       const int64_t first = t % blocks.count * blocks.each;
       const int64_t n = std::min(blocks.each, rows - first);
-      const int64_t g = t / blocks.count, begin = g * INT8_GROUP;
-      const int64_t end = std::min(outs, begin + INT8_GROUP);
+      const int64_t g = t / blocks.count, begin = g * GROUP;
+      const int64_t end = std::min(outs, begin + GROUP);
       for (int64_t p = begin / OUTS8; p * OUTS8 < end; ++p) {
         const float* factor = weight.scale + p * OUTS8;
         float shift[OUTS8] = {};
@@ -328,12 +342,12 @@ inline void linear_gelu_int8(Matrix q, Matrix scales, Matrix packed, int, Span<f
         panel_product(as<uint8_t>(q) + first * q.cols, q.cols, as<float>(scales) + first * step, n,
                       weight, p, sums, lines,
                       [&](int64_t r, int w, vf v) M3_LAMBDA_INLINE {
-                        v = gelu(v * load(factor + w * VL) + load(shift + w * VL));
-                        store(made + r * INT8_GROUP + (p * OUTS8 - begin) + w * VL, v);
+                        v = gelu8(v * load(factor + w * VL) + load(shift + w * VL));
+                        store(made + r * GROUP + (p * OUTS8 - begin) + w * VL, v);
                       });
       }
       for (int64_t r = 0; r < n; ++r)
-        quantize_group(made + r * INT8_GROUP, end - begin, to.data + (first + r) * to.stride + begin,
+        quantize_group(made + r * GROUP, end - begin, to.data + (first + r) * to.stride + begin,
                        to.made + (first + r) * to.step + 2 * g);
     }
   });

@@ -22,8 +22,7 @@ struct Span {
   int64_t size;
 };
 
-// Columns of a row in eight bits that share a scale, and what its bytes are padded to a multiple of.
-constexpr int64_t INT8_GROUP = 512, INT8_STEP = 64;
-constexpr int64_t INT8_ROWS = 16;  // likewise of its rows: AMX reads so many at a time
+// What columns and rows in eight bits are padded to a multiple of: AMX reads so many at a time.
+constexpr int64_t INT8_STEP = 64, INT8_ROWS = 16;
 
 }  // namespace m3

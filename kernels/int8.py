@@ -1,9 +1,9 @@
-"""Eight bits on a CPU: weights with a scale per output, rows with a scale per 512 columns.
+"""Eight bits on a CPU: weights with a scale per output, rows with a scale per group of columns.
 
-    y = x·Wᵀ + b,   W ≈ scale·q,   x ≈ s·u + o
+    y = x·Wᵀ + b,   W ≈ scale·q,   x ≈ s·(u - z)
 
 Rows become bytes where they are made: in LayerNorm, behind GELU, or by `quantize_rows`. Products
-are summed in integers (docs/adr/0020).
+are summed in integers. Without VNNI u has seven bits, and groups are smaller (docs/adr/0020).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from . import checks, layernorm, native
 from .reference import add_layernorm_ref, bias_gelu_ref, embed_layernorm_ref
 from .reference_int8 import (
-    GROUP,
     linear_int8_ref,
     quantize_rows_ref,
     quantize_table_ref,
@@ -24,6 +23,9 @@ from .reference_int8 import (
 )
 
 STEP, ROW_STEP = 64, 16  # what columns and rows of bytes are padded to a multiple of
+# Of a weight's norm, an error that says eight bits do not hold it. Ordinary layers have 0.007; one
+# where each row has a number far above the others leaves these few bits.
+TOO_ROUGH = 0.015
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,11 @@ class Int8Weight:
 
 @dataclass(frozen=True, slots=True)
 class Int8Rows:
-    """Rows in eight bits: x ≈ scale·u + offset.
+    """Rows in eight bits: x ≈ scale·(u - zero).
 
     Attributes:
         data: uint8 [≥ T, ≥ K], u; more rows and columns are padding, whatever they hold.
-        scales: float32 [T, ⌈K / 512⌉, 2]: scale and offset of each group of columns.
+        scales: float32 [T, G, 2]: scale and -scale·zero of each `group` of columns.
         width: K.
     """
 
@@ -92,13 +94,19 @@ class Int8Rows:
 
     def float(self) -> torch.Tensor:
         """float32 [T, K]."""
-        return unquantized_ref(self.data[: len(self), : self.width], self.scales)
+        return unquantized_ref(self.data[: len(self), : self.width], self.scales, group())
+
+
+def group() -> int:
+    """Columns of a row that share a scale."""
+    lib = native.library()
+    return lib.int8_group() if lib else 512
 
 
 def row_sizes(rows: int, width: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
     """Shapes of the bytes and of the scales of so many rows."""
     padded = -(-rows // ROW_STEP) * ROW_STEP, -(-width // STEP) * STEP
-    return padded, (rows, -(-width // GROUP), 2)
+    return padded, (rows, -(-width // group()), 2)
 
 
 def empty_rows(rows: int, width: int) -> Int8Rows:
@@ -118,6 +126,21 @@ def quantize_table(weight: torch.Tensor) -> Int8Table:
     return Int8Table(*quantize_table_ref(weight.detach()))
 
 
+def holds(table: Int8Table, weight: torch.Tensor) -> bool:
+    """Whether eight bits are enough for this weight: else a product with it stays in floats."""
+    wide = weight.float()
+    return float((table.to(torch.float32) - wide).norm()) <= TOO_ROUGH * float(wide.norm())
+
+
+def times(table: Int8Table, x: torch.Tensor) -> torch.Tensor:
+    """W·x float32 [N] of a vector of floats [K]."""
+    y = torch.empty(table.shape[0])
+    if lib := native.library():
+        lib.int8_times(table.data.contiguous(), table.scale, x.float(), y, native.threads())
+        return y
+    return table.to(torch.float32) @ x.float()
+
+
 def stacked(tables: Sequence[Int8Table]) -> Int8Table:
     """Tables of one width as one, the rows of the first on top."""
     if len(tables) == 1:
@@ -126,7 +149,7 @@ def stacked(tables: Sequence[Int8Table]) -> Int8Table:
 
 
 def pack_int8(table: Int8Table) -> Int8Weight:
-    """A copy of a table for `linear_int8`; of seven bits where the CPU has no VNNI."""
+    """A copy of a table in the order of `linear_int8`."""
     lib = native.library()
     outs, depth = table.shape
     if not lib:
@@ -135,7 +158,7 @@ def pack_int8(table: Int8Table) -> Int8Weight:
     panel = lib.int8_panel()
     all_outs, padded = -(-outs // panel) * panel, -(-depth // STEP) * STEP
     data = torch.empty(1, all_outs * padded, dtype=torch.int8)
-    scale, sums = torch.empty(all_outs), torch.empty(-(-padded // GROUP), all_outs)
+    scale, sums = torch.empty(all_outs), torch.empty(-(-padded // group()), all_outs)
     lib.pack_int8(
         table.data.contiguous(), table.scale.contiguous(), data, scale, sums, native.threads()
     )
@@ -232,7 +255,9 @@ def add_layernorm_int8(
     out: torch.Tensor,
     rows: Int8Rows | None = None,
 ) -> tuple[torch.Tensor, Int8Rows]:
-    """`add_layernorm`, and its result in eight bits from sums in fp32.
+    """`add_layernorm`, and its result without `shift` in eight bits, from sums in fp32.
+
+    So a channel that is always large takes no bits: W·shift belongs into the bias of what reads it.
 
     Arguments and errors are those of `add_layernorm`; x is fp32 or bf16, and `out` may be it.
     """
@@ -246,9 +271,9 @@ def add_layernorm_int8(
         lib.add_layernorm_int8(*given, native.threads())
         return out, made
     wide = None if bias is None else bias.float(), weight.float(), shift.float()
-    y = add_layernorm_ref(x.float(), residual.float(), *wide, eps)
+    y = add_layernorm_ref(x.float(), residual.float(), wide[0], wide[1], 0 * wide[2], eps)
     quantize_rows(y, made)
-    return out.copy_(y), made
+    return out.copy_(y + wide[2]), made
 
 
 def embed_layernorm_int8(
@@ -264,7 +289,7 @@ def embed_layernorm_int8(
     out: torch.Tensor,
     rows: Int8Rows | None = None,
 ) -> tuple[torch.Tensor, Int8Rows]:
-    """`embed_layernorm` of tables in int8, and its result in eight bits.
+    """`embed_layernorm` of tables in int8, and its result without `shift` in eight bits.
 
     Args:
         ids, positions: int32 [T], rows of `word` [V, C] and `position` [P, C], both `Int8Table`.
@@ -298,9 +323,9 @@ def embed_layernorm_int8(
         return out, made
     each = torch.arange(len(ids), dtype=torch.int32)
     picked = word[ids.long()], position[positions.long()]
-    y = embed_layernorm_ref(each, each, *picked, *wide, eps)
+    y = embed_layernorm_ref(each, each, *picked, wide[0], wide[1], 0 * wide[2], eps)
     quantize_rows(y, made)
-    return out.copy_(y), made
+    return out.copy_(y + wide[2]), made
 
 
 def _check(rows: Int8Rows, weight: object) -> Int8Weight:

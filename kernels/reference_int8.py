@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-GROUP = 512  # columns of a row that share a scale: their integer products are exact in fp32
-
 
 def quantize_table_ref(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """w ≈ scale·q, with q = round(w / scale) in [-127, 127] and scale = max|w| / 127 of each row.
@@ -19,34 +17,33 @@ def quantize_table_ref(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return (wide * inverse[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
-def seven_bits_ref(q: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """q/2, halves away from zero, and twice the scale: what is multiplied without VNNI."""
-    wide = q.int()
-    return ((wide + (wide > 0)) >> 1).to(torch.int8), 2 * scale
+def quantize_rows_ref(
+    x: torch.Tensor, bits: int = 8, group: int = 512
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x ≈ scale·(u - zero), u in [0, 2^bits - 1], for each group of columns of each row.
 
-
-def quantize_rows_ref(x: torch.Tensor, bits: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """x ≈ scale·u + offset, u in [0, 2^bits - 1], for each group of columns of each row.
-
-    offset is the least value of the group. A group that is flat has scale 0. One with a value that
-    is not finite has offset NaN.
+    The range of a group is that of its values and 0. A group of zeros has scale 0.
 
     Returns:
-        uint8 [T, K], float32 [T, G, 2] of scales and offsets.
+        uint8 [T, K], float32 [T, G, 2] of scale and -scale·zero; that is NaN where a value of the
+        group is not finite.
     """
     top = 2**bits - 1
-    bytes_, scales = [], []
-    for part in x.float().split(GROUP, 1):
-        low, high = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
+    found: list[torch.Tensor] = []
+    scales: list[torch.Tensor] = []
+    for part in x.float().split(group, 1):
+        low, high = part.amin(1, keepdim=True).clamp(max=0), part.amax(1, keepdim=True).clamp(min=0)
         wide = high - low
         flat = ~(wide > 1e-30)
-        inverse = torch.where(flat, 0, top / wide)
+        inverse = torch.where(flat, 0, top / wide).double()
+        scale = torch.where(flat, 0, wide / top)
+        zero = (-low.double() * inverse).round()
         # In fp64 the product is exact, as it is where one instruction multiplies and adds.
-        u = ((part - low).double() * inverse.double()).round()
-        bytes_.append(u.nan_to_num(0, 0, 0).clamp(0, top).to(torch.uint8))
-        offset = low + (part * 0).sum(1, keepdim=True)
-        scales.append(torch.cat([torch.where(flat, 0, wide / top), offset], 1))
-    return torch.cat(bytes_, 1), torch.stack(scales, 1)
+        u = (part.double() * inverse + zero).round()
+        found.append(u.nan_to_num(0, 0, 0).clamp(0, top).to(torch.uint8))
+        strange = (part * 0).sum(1, keepdim=True)
+        scales.append(torch.cat([scale, strange - scale * zero.float()], 1))
+    return torch.cat(found, 1), torch.stack(scales, 1)
 
 
 def linear_int8_ref(
@@ -55,6 +52,7 @@ def linear_int8_ref(
     q: torch.Tensor,
     scale: torch.Tensor,
     bias: torch.Tensor | None,
+    group: int = 512,
 ) -> torch.Tensor:
     """y[n] = scale[n]·Σg (s[g]·Σu·q[n] + o[g]·Σq[n]) + b[n], the inner sums in integers.
 
@@ -66,14 +64,14 @@ def linear_int8_ref(
         float32 [T, N].
     """
     y = rows.new_zeros(len(rows), len(q), dtype=torch.float32)
-    for g, (u, w) in enumerate(zip(rows.split(GROUP, 1), q.split(GROUP, 1), strict=True)):
+    for g, (u, w) in enumerate(zip(rows.split(group, 1), q.split(group, 1), strict=True)):
         products = u.float() @ w.float().t()  # below 2^24 in sum: exact
         y += scales[:, g, :1] * products + scales[:, g, 1:] * w.float().sum(1)
     y *= scale
     return y if bias is None else y + bias.float()
 
 
-def unquantized_ref(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """scale·u + offset, float32 [T, K]."""
-    parts = rows.float().split(GROUP, 1)
+def unquantized_ref(rows: torch.Tensor, scales: torch.Tensor, group: int = 512) -> torch.Tensor:
+    """scale·(u - zero), float32 [T, K]."""
+    parts = rows.float().split(group, 1)
     return torch.cat([scales[:, g, :1] * u + scales[:, g, 1:] for g, u in enumerate(parts)], 1)

@@ -13,7 +13,7 @@ import torch
 
 from m3fast.checkpoint.files import read_json
 from m3fast.errors import CheckpointError
-from m3fast.kernels.int8 import Int8Table, quantize_table
+from m3fast.kernels.int8 import Int8Table, holds, quantize_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,6 +46,12 @@ class Tensors:
             return self._table(file, name, found)
         cpu = torch.device("cpu")
         return quantize_table(moved(floats(found, file, name), file, name, cpu, torch.float32))
+
+    def linear(self, name: str, shape: tuple[int, int]) -> Int8Table | None:
+        """As `table`; None for a floating one that eight bits do not hold."""
+        _, found = self._get(name, shape)
+        made = self.table(name, shape)
+        return made if found.dtype == torch.int8 or holds(made, found) else None
 
     def _get(self, name: str, shape: tuple[int, ...]) -> tuple[Path, torch.Tensor]:
         file, get = self._where.get(self._prefix + name, (self._source, None))

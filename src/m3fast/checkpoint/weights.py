@@ -21,11 +21,11 @@ from m3fast.checkpoint.modules import Dense, load_modules
 from m3fast.checkpoint.sentence import Sentence
 from m3fast.checkpoint.tensors import WORD_EMBEDDINGS, checked, load_pickle, moved, open_tensors
 from m3fast.errors import CheckpointError
-from m3fast.kernels.int8 import Int8Table, pack_int8, quantize_table, stacked
+from m3fast.kernels.int8 import Int8Table, holds, pack_int8, quantize_table, stacked, times
 from m3fast.kernels.linear import Weight, pack_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from m3fast.checkpoint.config import ModelConfig
 
@@ -70,8 +70,8 @@ class Layer:
 class Weights:
     """All that one forward pass reads, on one device, in one dtype.
 
-    In int8 that is the dtype of the tables and linear layers, the colbert head included; norms and
-    biases have that of the residual stream.
+    In int8 that is the dtype of the tables and of linear layers, the colbert head included, but for
+    those that eight bits do not hold; the rest has the dtype of the residual stream.
 
     Attributes:
         word: [V, H]; position: [P, H]; type_row: [H], the row of token type 0.
@@ -146,7 +146,9 @@ def load_weights(
     if not missing:
         rows = None if colbert_dim <= 0 else colbert_dim
         weight, bias = _load_head(heads[0], rows, config.hidden_size, device, dtype)
-        colbert = Linear(pack_int8(quantize_table(weight)) if int8 else _packed(weight, pack), bias)
+        made = quantize_table(weight) if int8 else None
+        fine = made is not None and holds(made, weight)
+        colbert = _int8(made, bias) if made and fine else Linear(_packed(weight, pack), bias)
         sparse = SparseHead(*_load_head(heads[1], 1, config.hidden_size, device, dtype))
     sentence = Sentence.from_dir(path)
     modules = load_modules(sentence.modules, config.hidden_size, device)
@@ -159,14 +161,19 @@ def load_weights(
         def table(name: str, rows: int, cols: int) -> torch.Tensor | Int8Table:
             return tensors.table(name, (rows, cols)) if int8 else take(name, rows, cols)
 
-        def matrix(names: Sequence[str], rows: int, cols: int) -> Weight:
-            """One layer's weight, or those of several with the same input as one."""
+        def linear(rows: int, cols: int, *names: str, shift: torch.Tensor | None = None) -> Linear:
+            """One layer, or several of the same input as one; bytes come without `shift`."""
+            biases = [take(f"{name}.bias", rows) for name in names]
+            bias = torch.cat(biases) if len(names) > 1 else biases[0]
             if int8:
-                return pack_int8(stacked([tensors.table(name, (rows, cols)) for name in names]))
-            parts = [take(name, rows, cols) for name in names]
-            return _packed(torch.cat(parts) if len(parts) > 1 else parts[0], pack)
+                made = [tensors.linear(f"{name}.weight", (rows, cols)) for name in names]
+                fine = [table for table in made if table is not None]
+                if len(fine) == len(names):
+                    return _int8(stacked(fine), bias, shift)
+            parts = [take(f"{name}.weight", rows, cols) for name in names]
+            return Linear(_packed(torch.cat(parts) if len(parts) > 1 else parts[0], pack), bias)
 
-        weights = _fuse(config, take, table, matrix, colbert, sparse)
+        weights = _fuse(config, take, table, linear, colbert, sparse)
         return replace(weights, modules=modules)
 
 
@@ -174,7 +181,7 @@ def _fuse(
     c: ModelConfig,
     take: Callable[..., torch.Tensor],
     table: Callable[..., torch.Tensor | Int8Table],
-    matrix: Callable[..., Weight],
+    linear: Callable[..., Linear],
     colbert: Linear | None,
     sparse: SparseHead | None,
 ) -> Weights:
@@ -183,32 +190,37 @@ def _fuse(
     def norm(name: str) -> Norm:
         return Norm(take(f"{name}.weight", h), take(f"{name}.bias", h))
 
-    def linear(rows: int, cols: int, *names: str) -> Linear:
-        biases = [take(f"{name}.bias", rows) for name in names]
-        bias = torch.cat(biases) if len(names) > 1 else biases[0]
-        return Linear(matrix([f"{name}.weight" for name in names], rows, cols), bias)
-
-    def layer(i: int) -> Layer:
+    def layer(i: int, before: Norm) -> Layer:
         base = f"encoder.layer.{i}"
         qkv = [f"{base}.attention.self.{part}" for part in ("query", "key", "value")]
+        between = norm(f"{base}.attention.output.LayerNorm")
         return Layer(
-            qkv=linear(h, h, *qkv),
+            qkv=linear(h, h, *qkv, shift=before.bias),
             out=linear(h, h, f"{base}.attention.output.dense"),
-            attention_norm=norm(f"{base}.attention.output.LayerNorm"),
-            up=linear(f, h, f"{base}.intermediate.dense"),
+            attention_norm=between,
+            up=linear(f, h, f"{base}.intermediate.dense", shift=between.bias),
             down=linear(h, f, f"{base}.output.dense"),
             output_norm=norm(f"{base}.output.LayerNorm"),
         )
 
+    embedding_norm = norm("embeddings.LayerNorm")
+    layers: list[Layer] = []
+    for i in range(c.n_layers):
+        layers.append(layer(i, layers[-1].output_norm if layers else embedding_norm))
     return Weights(
         word=table(WORD_EMBEDDINGS, c.vocab_size, h),
         position=table("embeddings.position_embeddings.weight", c.n_positions, h),
         type_row=take("embeddings.token_type_embeddings.weight", c.n_types, h)[0].clone(),
-        embedding_norm=norm("embeddings.LayerNorm"),
-        layers=tuple(layer(i) for i in range(c.n_layers)),
+        embedding_norm=embedding_norm,
+        layers=tuple(layers),
         colbert=colbert,
         sparse=sparse,
     )
+
+
+def _int8(table: Int8Table, bias: torch.Tensor, shift: torch.Tensor | None = None) -> Linear:
+    wide = bias.float()
+    return Linear(pack_int8(table), wide if shift is None else wide + times(table, shift))
 
 
 def _packed(weight: torch.Tensor, pack: bool) -> Weight:

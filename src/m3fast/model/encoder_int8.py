@@ -1,6 +1,7 @@
 """The encoder in eight bits: what a product reads is made in bytes by the operation before it.
 
-Residual stream and attention stay in the floating dtype of the LayerNorms.
+Residual stream and attention stay in the floating dtype of the LayerNorms, and so does a layer that
+eight bits do not hold.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from m3fast.kernels.attention import varlen_attention
+from m3fast.kernels.gelu import linear_gelu
 from m3fast.kernels.int8 import (
+    Int8Weight,
     add_layernorm_int8,
     embed_layernorm_int8,
     linear_gelu_int8,
     linear_int8,
-    quantize_rows,
 )
+from m3fast.kernels.linear import linear
 
 if TYPE_CHECKING:
     from m3fast.checkpoint.config import ModelConfig
-    from m3fast.checkpoint.weights import Layer, SparseHead, Weights
+    from m3fast.checkpoint.weights import Layer, Linear, SparseHead, Weights
     from m3fast.kernels.int8 import Int8Rows
     from m3fast.model.workspace import Tokens, Workspace
 
@@ -61,7 +64,10 @@ def _layer(
 ) -> tuple[torch.Tensor, Int8Rows]:
     count, hidden = x.shape
     qkv = space.take("wide", count, 3 * hidden, x)
-    linear_int8(small, layer.qkv.weight, layer.qkv.bias, out=qkv)
+    if isinstance(layer.qkv.weight, Int8Weight):
+        linear_int8(small, layer.qkv.weight, layer.qkv.bias, out=qkv)
+    else:
+        linear(x, layer.qkv.weight, layer.qkv.bias, out=qkv)
     attended = varlen_attention(
         qkv.view(count, 3, config.n_heads, config.head_dim),
         tokens.cu_seqlens,
@@ -72,13 +78,24 @@ def _layer(
         x, attended, count = x[rows], attended[rows], len(rows)
     small = space.take_rows("bytes", count, hidden)
     projected = space.take("hidden", count, hidden, x)
-    linear_int8(quantize_rows(attended, small), layer.out.weight, layer.out.bias, out=projected)
+    linear(attended, layer.out.weight, layer.out.bias, out=projected)
     norm, eps = layer.attention_norm, config.layer_norm_eps
     x, small = add_layernorm_int8(
         projected, x, None, norm.weight, norm.bias, eps, out=x, rows=small
     )
-    inner = space.take_rows("inner", count, config.ffn_size)
-    linear_gelu_int8(small, layer.up.weight, layer.up.bias, inner)
-    linear_int8(inner, layer.down.weight, layer.down.bias, out=projected)
+    up, down = layer.up, layer.down
+    if isinstance(up.weight, Int8Weight) and isinstance(down.weight, Int8Weight):
+        inner = space.take_rows("inner", count, config.ffn_size)
+        linear_gelu_int8(small, up.weight, up.bias, inner)
+        linear_int8(inner, down.weight, down.bias, out=projected)
+    else:
+        linear(_gelu(small, x, up), down.weight, down.bias, out=projected)
     norm = layer.output_norm
     return add_layernorm_int8(projected, x, None, norm.weight, norm.bias, eps, out=x, rows=small)
+
+
+def _gelu(small: Int8Rows, x: torch.Tensor, up: Linear) -> torch.Tensor:
+    """What up or down takes in floats, as eight bits do not hold one of them."""
+    if isinstance(up.weight, Int8Weight):
+        return linear_gelu_int8(small, up.weight, up.bias).float().to(x.dtype)
+    return linear_gelu(x, up.weight, up.bias)
