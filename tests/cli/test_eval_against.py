@@ -47,7 +47,7 @@ def test_tables_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     head, *blocks = shown.strip().split("\n\n")
     assert head.startswith("m3fast-tiny, int8, against float32, on the built-in set")
-    assert f"Products in int8 have {bits} bits of each factor" in head
+    assert f"What int8 layers read has {bits} bits on this CPU." in head
     assert len(blocks) == 4 + 4
     a, b = found.found, found.against
     for block, measure in zip(blocks, ("nDCG@10", "Recall@100", "MRR@10", "R@1"), strict=False):

@@ -158,7 +158,7 @@ def _notes(engine: Engine, found: Evaluation, weights: str) -> list[str]:
     if cut := sum(result.cut for result in found.results):
         parts.append(f"{cut:,} texts were cut at {engine.max_length:,} tokens.")
     if bits := int8_bits(engine):
-        parts.append(f"Products in int8 have {bits} bits of each factor on this CPU.")
+        parts.append(f"What int8 layers read has {bits} bits on this CPU.")
     return parts
 
 

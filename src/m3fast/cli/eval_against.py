@@ -174,7 +174,7 @@ def dtype_name(engine: Engine) -> str:
 
 
 def int8_bits(engine: Engine) -> int:
-    """How many bits of a factor products in int8 have here; 0 of another dtype."""
+    """Bits of what a linear layer in int8 reads, its weights have 8; 0 in another dtype."""
     if engine.dtype != torch.int8:
         return 0
     return native.library().int8_bits() if native.library() else 8
