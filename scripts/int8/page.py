@@ -20,6 +20,12 @@ MODELS = {"m3fast-tiny": "m3fast-tiny", "minilm": "all-MiniLM-L6-v2", "e5-small"
 DATA = {"xquad": "XQuAD", "handbook": "handbook"}
 MODES = {"dense": "dense", "sparse": "sparse", "colbert": "multi-vector", "all": "all"}
 BITS = (8, 7)
+WHAT_RETRIEVAL = """\
+nDCG@10 of fp32 in per cent, and its change in int8. Then the share of a query's ten best documents,
+and of its first, that int8 has in common with fp32, in per cent."""
+WHAT_VECTORS = """\
+Cosines of vectors in int8 with those in fp32, 1st percentile and median: of documents, and of their
+tokens. Sparse: rms of the weights' error over that of the weights. MaxSim: mean, greatest error."""
 
 Run = dict[str, Any]  # a file
 
@@ -116,16 +122,13 @@ def figures(record: Path = RECORD) -> str:
     newest = next(iter(some.values()))
     versions = ", ".join(f"{k} {newest['versions'][k]}" for k in ("m3fast", "torch"))
     parts = [
-        ["nDCG@10 in per cent and its change; the share of the ten best and of the first documents"]
-        + ["that are float32's too, in per cent:"],
-        retrieval(found),
-        ["Cosines of vectors in int8 and in float32, over documents (of multi-vector over their"]
-        + ["tokens): 1st percentile and median. Lexical weights: rms of the error over that of the"]
-        + ["weights. MaxSim: mean and greatest error."],
-        vectors(found),
-        [f"Texts are cut at {newest['max_length']} tokens. {versions}."],
+        WHAT_RETRIEVAL,
+        "\n".join(retrieval(found)),
+        WHAT_VECTORS,
+        "\n".join(vectors(found)),
+        f"Texts are cut at {newest['max_length']} tokens. {versions}.",
     ]
-    return "\n\n".join("\n".join(part) for part in parts)
+    return "\n\n".join(parts)
 
 
 def rewritten(page: str, record: Path = RECORD) -> str:
