@@ -11,8 +11,18 @@ from checkpoints import make_checkpoint
 
 from m3fast import Embeddings, Engine, InputError
 from m3fast.engine import engine as engine_module
-from m3fast.evaluate import Dataset, Texts, builtin, compare, cross, evaluate, n_texts
-from m3fast.evaluate.nearness import Sample, cosines
+from m3fast.evaluate import (
+    Dataset,
+    Texts,
+    builtin,
+    compare,
+    cross,
+    evaluate,
+    n_texts,
+    ranking,
+)
+from m3fast.evaluate.nearness import Late, Sample, cosines
+from m3fast.types import TokenVectors
 
 pytest.importorskip("ir_measures")
 DATA = [data for data in builtin() if data.name in ("de", "en")]
@@ -152,6 +162,35 @@ def test_errors(float32: Engine, tmp_path: Path) -> None:
         compare(float32, short, DATA)
     with pytest.raises(InputError, match="rerank: expected an integer"):
         compare(float32, float32, DATA, rerank=-1)
+
+
+def made(n: int, seed: int) -> Embeddings:
+    """Dense vectors and vectors of one to four tokens."""
+    rng = np.random.default_rng(seed)
+    offsets = np.cumsum([0, *rng.integers(1, 5, n)])
+    late = TokenVectors(rng.standard_normal((offsets[-1], 6)).astype(np.float32), offsets)
+    dense = rng.standard_normal((n, 6)).astype(np.float32)
+    lengths = np.diff(offsets).astype(np.int32)
+    return Embeddings(dense, None, late, lengths, np.zeros(n, np.bool_))
+
+
+@pytest.mark.parametrize("block", [1 << 22, 12])
+def test_maxsim_over_windows(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "BLOCK_SCORES", block)
+    queries, documents = (made(5, 0), made(5, 1)), (made(40, 2), made(40, 3))
+    late = Late(*queries)
+    for start in range(0, 40, 7):
+        late.update(*(each.view(start, min(40, start + 7)) for each in documents))
+
+    def maxsim(side: int, q: int, d: int) -> float:
+        ours, theirs = queries[side].colbert, documents[side].colbert
+        assert ours is not None and theirs is not None
+        return float((ours[q].astype(np.float64) @ theirs[d].astype(np.float64).T).max(1).mean())
+
+    assert queries[1].dense is not None and documents[1].dense is not None
+    ranked = best_rows(queries[1].dense @ documents[1].dense.T, 10)
+    wanted = [abs(maxsim(0, q, d) - maxsim(1, q, d)) for q, rows in enumerate(ranked) for d in rows]
+    assert late.errors() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_sample_keeps_every_nth_number() -> None:
