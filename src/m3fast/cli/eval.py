@@ -14,11 +14,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import m3fast
+from m3fast.cli.eval_against import (
+    against_json,
+    against_title,
+    check_against,
+    dtype_name,
+    int8_bits,
+    labels,
+    load,
+    model_name,
+    reference,
+    results_json,
+    tables,
+)
 from m3fast.cli.output_files import check_output, check_plot
 from m3fast.cli.table import table
 from m3fast.errors import InputError
 from m3fast.evaluate import (
     builtin,
+    compare,
     cross,
     evaluate,
     hybrid_weights,
@@ -33,7 +47,7 @@ if TYPE_CHECKING:
     import argparse
 
     from m3fast import Engine
-    from m3fast.evaluate import Dataset, Evaluation
+    from m3fast.evaluate import Comparison, Dataset, Evaluation
 
 XQUAD_LANGUAGES = ["ar", "de", "en", "es", "ru", "th", "tr", "zh"]
 LIBRARIES = ("torch", "numpy", "transformers", "ir-measures", "pytrec-eval-terrier")
@@ -51,20 +65,23 @@ def run(args: argparse.Namespace) -> int:
     check_plot(args.plot)
     hybrid_weights(_weights(args.weights))
     source, datasets = _datasets(args)
-    engine = m3fast.Engine.from_pretrained(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        max_length=args.max_length,
-        pooling=args.pooling,
-    )
+    check_against(args)
+    engine = load(args, args.model, args.dtype)
+    other = reference(args, engine)
     started = time.perf_counter()
-    found = _evaluate(engine, datasets, args)
+    found, compared = _evaluate(engine, other, datasets, args)
     seconds = time.perf_counter() - started
-    heading = f"{_name(args.model)}, {_dtype(engine)}, on {source}"
-    print(_report(engine, found, heading, args.weights))
+    own = f"{model_name(args.model)}, {dtype_name(engine)}"
+    heading = f"{own}, on {source}"
+    parts = [heading, *_notes(engine, found, args.weights)]
+    if other is not None and compared is not None:
+        parts[0] = f"{own}, against {against_title(args, other)}, on {source}"
+        parts += tables(compared, *labels(args, engine, other))
+    else:
+        parts += _tables(found)
+    print("\n".join(parts))
     if args.json is not None:
-        _write_json(engine, found, source, seconds, args)
+        _write_json(engine, found, other, compared, source, seconds, args)
     if args.plot is not None:
         draw(found, f"{heading}\n{_how(found, args.weights)}", args.plot)
     return 0
@@ -115,26 +132,38 @@ def _xquad() -> Path | None:
     return folder if (root / "pyproject.toml").is_file() and folder.is_dir() else None
 
 
-def _evaluate(engine: Engine, datasets: list[Dataset], args: argparse.Namespace) -> Evaluation:
+def _evaluate(
+    engine: Engine, other: Engine | None, datasets: list[Dataset], args: argparse.Namespace
+) -> tuple[Evaluation, Comparison | None]:
     from tqdm import tqdm
 
     show = sys.stderr.isatty() if args.progress is None else args.progress
-    with tqdm(total=n_texts(datasets), unit=" texts", disable=not show) as progress:
-        return evaluate(
-            engine,
-            datasets,
-            weights=_weights(args.weights),
-            rerank=args.rerank,
-            progress=progress.update,
-        )
+    total = n_texts(datasets) * (1 if other is None else 2)
+    with tqdm(total=total, unit=" texts", disable=not show) as progress:
+        how: Any = {
+            "weights": _weights(args.weights),
+            "rerank": args.rerank,
+            "progress": progress.update,
+        }
+        if other is None:
+            return evaluate(engine, datasets, **how), None
+        compared = compare(engine, other, datasets, **how)
+        return compared.found, compared
 
 
-def _report(engine: Engine, found: Evaluation, heading: str, weights: str) -> str:
-    parts = [heading, _how(found, weights)]
+def _notes(engine: Engine, found: Evaluation, weights: str) -> list[str]:
+    parts = [_how(found, weights)]
     if engine.config.random_weights:
         parts.append("Its weights are random: what it finds, it finds by shared word pieces.")
     if cut := sum(result.cut for result in found.results):
         parts.append(f"{cut:,} texts were cut at {engine.max_length:,} tokens.")
+    if bits := int8_bits(engine):
+        parts.append(f"What int8 layers read has {bits} bits on this CPU.")
+    return parts
+
+
+def _tables(found: Evaluation) -> list[str]:
+    parts: list[str] = []
     for name in MEASURES:
         rows = [
             [r.name, f"{r.queries:,}", f"{r.documents:,}"]
@@ -148,7 +177,7 @@ def _report(engine: Engine, found: Evaluation, heading: str, weights: str) -> st
             )
         header = [name, "queries", "documents", *map(title, found.modes)]
         parts.append("\n" + table(header, rows, left=1))
-    return "\n".join(parts)
+    return parts
 
 
 def _how(found: Evaluation, name: str) -> str:
@@ -163,14 +192,21 @@ def _how(found: Evaluation, name: str) -> str:
 
 
 def _write_json(
-    engine: Engine, found: Evaluation, source: str, seconds: float, args: argparse.Namespace
+    engine: Engine,
+    found: Evaluation,
+    other: Engine | None,
+    compared: Comparison | None,
+    source: str,
+    seconds: float,
+    args: argparse.Namespace,
 ) -> None:
-    report = {
+    report: dict[str, Any] = {
         "command": shlex.join(["m3fast", *args.argv]),
         "model": args.model,
         "data": source,
         "device": str(engine.device),
-        "dtype": _dtype(engine),
+        "dtype": dtype_name(engine),
+        **({"int8_bits": bits} if (bits := int8_bits(engine)) else {}),
         "threads": torch.get_num_threads(),
         "max_length": engine.max_length,
         "pooling": engine.options.pooling,
@@ -182,26 +218,12 @@ def _write_json(
             "python": platform.python_version(),
             **{name: version(name) for name in LIBRARIES},
         },
-        "results": [
-            {
-                "name": r.name,
-                "queries": r.queries,
-                "documents": r.documents,
-                "cut": r.cut,
-                "values": r.values,
-            }
-            for r in found.results
-        ],
+        "results": results_json(found),
         "mean": found.mean,
     }
+    if other is not None and compared is not None:
+        report["against"] = against_json(compared, args, other)
     partial = args.json.with_name(f".{args.json.name}.part")
     partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(args.json)
 
-
-def _name(model: str) -> str:
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def _dtype(engine: Engine) -> str:
-    return str(engine.dtype).removeprefix("torch.")

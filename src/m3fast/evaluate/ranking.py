@@ -14,7 +14,7 @@ import numpy as np
 from m3fast import scoring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -101,6 +101,58 @@ class Candidates:
         return [row[row >= 0][:k].tolist() for row in rows]
 
 
+class Ranker:
+    """Ranks documents, which come in windows, for all queries in every mode.
+
+    A lexical score of 0 means no shared token: such a document is not found by `sparse`.
+    """
+
+    def __init__(
+        self, queries: Embeddings, weights: Mapping[str, Triple], k: int, rerank: int = 0
+    ) -> None:
+        """Nothing ranked yet.
+
+        Args:
+            queries: Q queries.
+            weights: hybrid mode -> (dense, sparse, colbert), used if the queries have all three;
+                one with a colbert weight of 0 needs no MaxSim.
+            k: documents kept per ranking.
+            rerank: 0, or how many of dense's best are scored by `colbert` and by hybrids with it,
+                as in the paper (200); these then rank no others.
+        """
+        self.queries, self.k, self.seen = queries, k, 0
+        n = len(queries)
+        modes = [m for m in BASIC if getattr(queries, m) is not None]
+        self.hybrids = dict(weights) if len(modes) == 3 else {}
+        self.modes = [*modes, *self.hybrids]
+        reranked = ["colbert", *(m for m in self.hybrids if self.hybrids[m][2] > 0)]
+        self.late = reranked if rerank and self.hybrids else []
+        self.candidates = Candidates(n, rerank) if self.late else None
+        self.tops = {m: Top(n, k) for m in self.modes if m not in self.late}
+
+    def update(self, window: Embeddings) -> None:
+        """Take in the documents that follow those before."""
+        for at, block in blocks(self.queries, len(window)):
+            some = replace(block, colbert=None) if self.late else block
+            scores = scoring.all_scores(some, window)
+            if self.candidates is not None:
+                self.candidates.update(at, block, window, scores, self.seen)
+            for mode, top in self.tops.items():
+                top.update(at, _values(mode, scores, self.hybrids), self.seen)
+        self.seen += len(window)
+
+    def rankings(self) -> dict[str, list[list[int]]]:
+        """Mode -> per query the rows of up to k documents, best first.
+
+        Modes are those that the queries were encoded for, then the hybrids.
+        """
+        found = {mode: top.rankings() for mode, top in self.tops.items()}
+        if self.candidates is not None:
+            for mode in self.late:
+                found[mode] = self.candidates.rankings(self.hybrids.get(mode), self.k)
+        return {mode: found[mode] for mode in self.modes}
+
+
 def rank(
     queries: Embeddings,
     windows: Iterable[Embeddings],
@@ -108,45 +160,19 @@ def rank(
     k: int,
     rerank: int = 0,
 ) -> dict[str, list[list[int]]]:
-    """Rank all documents for all queries in every mode.
-
-    A lexical score of 0 means no shared token: such a document is not found by `sparse`.
-
-    Args:
-        queries: Q queries; windows: the documents in order, some at a time.
-        weights: hybrid mode -> (dense, sparse, colbert), used if the queries have all three; one
-            with a colbert weight of 0 needs no MaxSim.
-        k: documents kept per ranking.
-        rerank: 0, or how many of dense's best are scored by `colbert` and by hybrids with it, as
-            in the paper (200); these then rank no others.
-
-    Returns:
-        Mode -> per query the rows of up to k documents, best first. Modes are those that the
-        queries were encoded for, then the hybrids.
-    """
-    n = len(queries)
-    modes = [m for m in BASIC if getattr(queries, m) is not None]
-    hybrids = dict(weights) if len(modes) == 3 else {}
-    late = ["colbert", *(m for m in hybrids if hybrids[m][2] > 0)] if rerank and hybrids else []
-    candidates = Candidates(n, rerank) if late else None
-    tops = {m: Top(n, k) for m in (*modes, *hybrids) if m not in late}
-    start = 0
+    """What a `Ranker` finds in these windows, which are the documents in order."""
+    ranker = Ranker(queries, weights, k, rerank)
     for window in windows:
-        step = max(1, BLOCK_SCORES // max(1, len(window)))
-        for a in range(0, n, step):
-            at = slice(a, min(n, a + step))
-            block = queries.view(at.start, at.stop)
-            some = replace(block, colbert=None) if late else block
-            scores = scoring.all_scores(some, window)
-            if candidates is not None:
-                candidates.update(at, block, window, scores, start)
-            for mode, top in tops.items():
-                top.update(at, _values(mode, scores, hybrids), start)
-        start += len(window)
-    found = {mode: top.rankings() for mode, top in tops.items()}
-    if candidates is not None:
-        found |= {mode: candidates.rankings(hybrids.get(mode), k) for mode in late}
-    return {mode: found[mode] for mode in (*modes, *hybrids)}
+        ranker.update(window)
+    return ranker.rankings()
+
+
+def blocks(queries: Embeddings, width: int) -> Iterator[tuple[slice, Embeddings]]:
+    """Some queries at a time, so that their scores with `width` documents are BLOCK_SCORES."""
+    step = max(1, BLOCK_SCORES // max(1, width))
+    for start in range(0, len(queries), step):
+        at = slice(start, min(len(queries), start + step))
+        yield at, queries.view(at.start, at.stop)
 
 
 def _late_only(given: Embeddings) -> Embeddings:

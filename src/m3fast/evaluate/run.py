@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING
 
 from m3fast.engine.assembly import join
 from m3fast.errors import InputError
 from m3fast.evaluate.measures import DEPTH, MEASURES, measure, need_library
-from m3fast.evaluate.ranking import rank
+from m3fast.evaluate.ranking import Ranker
 from m3fast.scoring import PAPER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -126,6 +126,28 @@ def evaluate(
     Raises:
         InputError: an argument is not as described, or ir-measures is missing.
     """
+    both, rerank = settle(engine, datasets, weights, rerank)
+    tell = progress or silent
+    results: list[Result] = []
+    for shared in together(datasets):
+        passing = Pass(engine, shared, both, rerank, tell)
+        for _ in passing.windows():
+            pass
+        results += passing.results()
+    return Evaluation(tuple(results), both, rerank)
+
+
+def settle(
+    engine: Engine,
+    datasets: Sequence[Dataset],
+    weights: str | Sequence[float],
+    rerank: int | None,
+) -> tuple[dict[str, Triple], int]:
+    """The weights of both hybrids, and how many of dense's best are re-ranked.
+
+    Raises:
+        InputError: as `evaluate` does.
+    """
     need_library()
     both = hybrid_weights(weights)
     if rerank is not None and (not isinstance(rerank, int) or rerank < 0):
@@ -138,48 +160,71 @@ def evaluate(
     if rerank is None:
         large = max(len(data.documents) for data in datasets) > EXACT_DOCUMENTS
         rerank = PAPER_RERANK if large and full else 0
-    tell = progress or _silent
-    results: list[Result] = []
-    for _, shared in groupby(datasets, key=lambda data: id(data.documents)):
-        results += _together(engine, list(shared), both, rerank, tell)
-    return Evaluation(tuple(results), both, rerank)
+    return both, rerank
+
+
+def together(datasets: Sequence[Dataset]) -> list[list[Dataset]]:
+    """Datasets in a row that share their documents, which are then encoded once."""
+    return [list(shared) for _, shared in groupby(datasets, key=lambda data: id(data.documents))]
 
 
 def n_texts(datasets: Sequence[Dataset]) -> int:
     """How many texts `evaluate` encodes, for a progress bar."""
-    groups = groupby(datasets, key=lambda data: id(data.documents))
-    documents = sum(len(next(shared).documents) for _, shared in groups)
+    documents = sum(len(shared[0].documents) for shared in together(datasets))
     return documents + sum(len(data.queries) for data in datasets)
 
 
-def _together(
-    engine: Engine,
-    datasets: list[Dataset],
-    weights: dict[str, Triple],
-    rerank: int,
-    progress: Callable[[int], object],
-) -> list[Result]:
-    documents = datasets[0].documents
-    queries = [join(list(_encode(engine, data.queries, progress))) for data in datasets]
-    cuts = [int(each.truncated.sum()) for each in queries]
-    documents_cut = 0
+class Pass:
+    """One engine's way through datasets that share their documents.
 
-    def windows() -> Iterator[Embeddings]:
-        nonlocal documents_cut
-        for window in _encode(engine, documents, progress):
-            documents_cut += int(window.truncated.sum())
+    Attributes:
+        datasets: at least one; queries: Embeddings of all their queries, one after the other.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        datasets: list[Dataset],
+        weights: dict[str, Triple],
+        rerank: int,
+        progress: Callable[[int], object],
+    ) -> None:
+        """Encode the queries; `progress` as in `evaluate`."""
+        self.engine, self.datasets, self.progress = engine, datasets, progress
+        parts = [join(list(_encode(engine, data.queries, progress))) for data in datasets]
+        self.cuts = [int(part.truncated.sum()) for part in parts]
+        self.documents_cut = 0
+        self.queries = join(parts)
+        self.ranker = Ranker(self.queries, weights, DEPTH, rerank)
+
+    def windows(self) -> Iterator[Embeddings]:
+        """Encode and rank the documents, in windows."""
+        for window in _encode(self.engine, self.datasets[0].documents, self.progress):
+            self.documents_cut += int(window.truncated.sum())
+            self.ranker.update(window)
             yield window
 
-    found = rank(join(queries), windows(), weights, DEPTH, rerank)
-    results: list[Result] = []
-    start = 0
-    for data, cut in zip(datasets, cuts, strict=True):
-        end = start + len(data.queries)
-        values = {mode: measure(data, rankings[start:end]) for mode, rankings in found.items()}
-        sizes = (len(data.queries), len(documents), cut + documents_cut)
-        results.append(Result(data.name, *sizes, values))
-        start = end
-    return results
+    def rankings(self) -> list[dict[str, list[list[int]]]]:
+        """Of each dataset: mode -> per query the rows of the documents found, best first."""
+        found = self.ranker.rankings()
+        ends = list(accumulate(len(data.queries) for data in self.datasets))
+        return [
+            {mode: rows[start:end] for mode, rows in found.items()}
+            for start, end in pairwise([0, *ends])
+        ]
+
+    def results(self) -> list[Result]:
+        """Of each dataset, once all windows have passed."""
+        return [
+            Result(
+                data.name,
+                len(data.queries),
+                len(data.documents),
+                cut + self.documents_cut,
+                {mode: measure(data, rows) for mode, rows in found.items()},
+            )
+            for data, cut, found in zip(self.datasets, self.cuts, self.rankings(), strict=True)
+        ]
 
 
 def _encode(
@@ -190,5 +235,5 @@ def _encode(
         yield window
 
 
-def _silent(_: int) -> None:
-    pass
+def silent(_: int) -> None:
+    """Tells nobody."""

@@ -20,13 +20,18 @@ Without DATA: XQuAD in ../shared/data beside a source checkout, else a small bui
 weights of dense+sparse and of all, as in the M3-Embedding paper: miracl and mkqa (1,0.3,0 and
 1,0.3,1), mldr (0.2,0.8,0 and 0.15,0.5,0.35); equal (1,1,0 and 1,1,1); or three numbers of your own.
 
+--against evaluates a second engine on the same texts: its figures beside the first one's, and how
+near their vectors, weights, scores and ten best documents are.
+
 Figures are per cent. All formats and choices: docs/evaluation.md.
 
 examples:
   m3fast eval
   m3fast eval --languages de,es,zh --cross en
   m3fast eval xquad/ --model BAAI/bge-m3 --json scores.json --plot scores.png
-  m3fast eval miracl/ar miracl/sw --weights miracl --rerank 200"""
+  m3fast eval miracl/ar miracl/sw --weights miracl --rerank 200
+  m3fast eval --dtype int8 --against float32
+  m3fast eval --model my-int8/ --against-model my/"""
 
 
 def add(sub: argparse.ArgumentParser) -> None:
@@ -57,6 +62,14 @@ def add(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--pooling", metavar="P", help="of the dense vector (default: the model's own)"
+    )
+    sub.add_argument(
+        "--against", metavar="DTYPE", help="what is lost against the model in this dtype"
+    )
+    sub.add_argument(
+        "--against-model",
+        metavar="MODEL",
+        help="what is lost against this model (in float32, or as --against says)",
     )
     sub.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it")
     sub.add_argument(
