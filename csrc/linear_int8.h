@@ -103,7 +103,7 @@ struct AmxTiles {  // for one thread: eight tiles of 16 rows of 64 bytes
 // units bring the one before to its place, some rows behind every step.
 template <class Put>
 M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int8_t* b,
-                             int64_t depth, Ahead, Put&& put) {
+                             int64_t depth, Ahead ahead, Put&& put) {
   static_assert(OUTS8 == 64, "two halves of two tiles");
   alignas(64) int32_t found[2][32][32];
   struct {
@@ -138,6 +138,7 @@ M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int
           _tile_loadd(5, x + 16 * row, row);
           _tile_dpbusd(2, 5, 6);
           _tile_dpbusd(3, 5, 7);
+          ahead.step();
           place(share);
         }
       else
@@ -147,6 +148,7 @@ M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int
           _tile_dpbusd(0, 4, 6);
           _tile_loadd(7, w + 64, 4 * OUTS8);
           _tile_dpbusd(1, 4, 7);
+          ahead.step();
           place(share);
         }
       int32_t(*to)[32] = found[turn];
@@ -164,11 +166,13 @@ struct AmxTiles {};
 template <class Put>
 M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int8_t* b,
                              int64_t depth, Ahead ahead, Put&& put) {
+  const char* end = ahead.at + depth * OUTS8;
   over_tiles<ROWS8>(n, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
     constexpr int R = decltype(count)::value;
     vi acc[R][WIDTH8];
     multiply8<R>(a + r * row, row, b, depth, acc, ahead);
     ahead.at += depth / 4 * ahead.lines * 64;
+    if (ahead.at >= end) ahead.lines = 0;
     for (int i = 0; i < R; ++i)
       for (int w = 0; w < WIDTH8; ++w) put(r + i, w, acc[i][w]);
   });
@@ -282,9 +286,14 @@ struct Blocks {
   int64_t rows, count, each;
 };
 
+// Lines to bring at every step: in all a group's weights, where one block of rows is all there is.
 M3_INLINE int lines_ahead(int64_t rows) {
-  const int64_t tiles = (rows + ROWS8 - 1) / ROWS8, step = OUTS8 * 4 / 64 + (OUTS8 * 4 < 64);
-  return tiles > 4 ? 0 : static_cast<int>((step + tiles - 1) / tiles);
+#ifdef __AMX_INT8__
+  const int64_t tiles = (rows + 31) / 32, step = 32;  // of half a panel and 64 in depth
+#else
+  const int64_t tiles = (rows + ROWS8 - 1) / ROWS8, step = (OUTS8 * 4 + 63) / 64;
+#endif
+  return rows > BLOCK8 ? 0 : static_cast<int>((step + tiles - 1) / tiles);
 }
 
 template <class T>
