@@ -162,12 +162,32 @@ def load_weights(
         def matrix(names: Sequence[str], rows: int, cols: int) -> Weight:
             """One layer's weight, or those of several with the same input as one."""
             if int8:
-                return pack_int8(stacked([tensors.table(name, (rows, cols)) for name in names]))
+                shape = rows, cols
+                return pack_int8(stacked([tensors.table(n, shape, mapped=False) for n in names]))
             parts = [take(name, rows, cols) for name in names]
             return _packed(torch.cat(parts) if len(parts) > 1 else parts[0], pack)
 
         weights = _fuse(config, take, table, matrix, colbert, sparse)
         return replace(weights, modules=modules)
+
+
+def listed(
+    config: ModelConfig,
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, int]]]:
+    """Shapes of what is read of an encoder's files, by name: floats, and what int8 has in bytes."""
+    small: dict[str, tuple[int, ...]] = {}
+    large: dict[str, tuple[int, int]] = {}
+
+    def take(name: str, *shape: int) -> torch.Tensor:
+        small[name] = shape
+        return torch.empty(shape)
+
+    def matrix(names: Sequence[str], rows: int, cols: int) -> torch.Tensor:
+        large.update(dict.fromkeys(names, (rows, cols)))
+        return torch.empty(0)
+
+    _fuse(config, take, lambda name, *shape: matrix([name], *shape), matrix, None, None)
+    return small, large
 
 
 def _fuse(
