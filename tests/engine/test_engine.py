@@ -230,7 +230,7 @@ def test_bad_input(engine, arguments, name) -> None:
         (dict(device="tpu"), "device"),
         (dict(device="meta"), "device"),
         (dict(device="cuda:99"), "device"),
-        (dict(dtype="int8"), "dtype"),
+        (dict(dtype="int4"), "dtype"),
         (dict(dtype=torch.int32), "dtype"),
         (dict(token_budget=0), "token_budget"),
         (dict(token_budget=-5), "token_budget"),

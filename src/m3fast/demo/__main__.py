@@ -93,7 +93,9 @@ def run(model: str, out: Path, device: str, dtype: str) -> None:
         console.print(
             f"{engine.path.name} has random weights: what it finds, it finds by shared word pieces"
         )
-    if untrained and embeddings.colbert is not None and not engine.config.int8:
+    if untrained and engine.config.int8:
+        console.print("not compared with transformers, which does not read int8")
+    elif untrained and embeddings.colbert is not None:
         _print_parity(console, engine, corpus, embeddings)
     if embeddings.colbert is not None:
         picture = _draw(out / "alignment.png", engine, corpus, embeddings, untrained)
