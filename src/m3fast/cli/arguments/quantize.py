@@ -16,7 +16,7 @@ A model in floats can be computed in int8 without this: --dtype int8 rounds it a
 
 examples:
   m3fast quantize BAAI/bge-m3 -o bge-m3-int8
-  m3fast score --model ./bge-m3-int8 --query "What is BGE M3?" --passage "An embedding model.""""
+  m3fast score --model ./bge-m3-int8 --query "What is M3?" --passage Embeddings"""
 
 
 def add(sub: argparse.ArgumentParser) -> None:
