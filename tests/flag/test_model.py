@@ -51,6 +51,7 @@ def test_int8_is_asked_for(path, tmp_path) -> None:
     made = str(quantize(path, tmp_path / "int8").folder)
     auto = BGEM3FlagModel(made, devices="cpu", dtype="auto", use_bf16=True)
     np.testing.assert_array_equal(auto.encode(TEXTS)["dense_vecs"], wanted)
+    assert auto.tokenizer("a")["input_ids"] == small.tokenizer("a")["input_ids"]
     floats = BGEM3FlagModel(made, devices="cpu").encode(TEXTS)["dense_vecs"]
     assert 1e-6 < abs(floats - wanted).max() < 0.1
     with pytest.raises(InputError, match=r"^dtype: expected 'auto' or one of .*found 'int3'"):

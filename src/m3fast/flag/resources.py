@@ -15,6 +15,7 @@ from m3fast.checkpoint.folder import again
 from m3fast.engine.engine import Engine
 from m3fast.errors import EngineClosedError, InputError
 from m3fast.flag.pool import Pool
+from m3fast.text.files import auto_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,9 +128,7 @@ class Resources:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer as transformers' AutoTokenizer, loaded on first use."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self._engine(None).sentence.encoder)
+        return auto_tokenizer(self._engine(None).sentence.encoder)
 
     @cached_property
     def model(self) -> Any:
