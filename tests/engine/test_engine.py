@@ -232,6 +232,7 @@ def test_bad_input(engine, arguments, name) -> None:
         (dict(device="cuda:99"), "device"),
         (dict(dtype="int4"), "dtype"),
         (dict(dtype=torch.int32), "dtype"),
+        (dict(dtype="int8", device="cuda:99"), "device"),
         (dict(token_budget=0), "token_budget"),
         (dict(token_budget=-5), "token_budget"),
         (dict(max_length=0), "max_length"),

@@ -52,8 +52,8 @@ def test_json_report(capsys: pytest.CaptureFixture[str]) -> None:
     names = [(e["dtype"], e["head"]) for e in found["errors"]]
     assert names == [(d, h) for d in ("float32", "bfloat16", "float16", "int8")
                      for h in ("dense", "sparse", "colbert")]  # fmt: skip
-    most = {"float32": 2e-6, "int8": 0.1}
-    least = {"float32": 1 - 1e-9, "int8": 0.95}
+    most = {"float32": 2e-6, "int8": 0.3}  # with 7 bits 0.17
+    least = {"float32": 1 - 1e-9, "int8": 0.8}  # with 7 bits 0.86
     for error in found["errors"]:
         assert 0 < error["mean"] < error["max"] < most.get(error["dtype"], 2e-2)
         assert error["cosine"] > least.get(error["dtype"], 0.999)
