@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 SCALE = "_scale"  # behind the name of a tensor in int8: the name of its scales
-PIECE = 1 << 21  # numbers that are converted at a time
+PIECE = 1 << 19  # numbers that are converted at a time: they stay in the caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Tensors:
 
 
 def _pieces(rows: int, cols: int) -> Iterator[slice]:
-    """Rows of a matrix so many at a time that their floats are few megabytes."""
+    """Rows of a matrix so many at a time that their floats are 2 MiB."""
     step = max(1, PIECE // max(cols, 1))
     return (slice(start, start + step) for start in range(0, rows, step))
 
