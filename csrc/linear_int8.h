@@ -213,27 +213,30 @@ inline void pack_int8(Matrix weight, Span<float> scale, Matrix packed, Matrix sc
   const int64_t outs = weight.rows, depth = weight.cols;
   const int64_t all = scales.cols, padded = packed.cols / std::max<int64_t>(all, 1);
   parallel_for(all / OUTS8, threads, [=](Tasks& tasks) {
-    for (int64_t p; tasks.next(p);)
-      for (int64_t o = 0; o < OUTS8; ++o) {
-        const int64_t out = p * OUTS8 + o;
-        const int8_t* from = as<int8_t>(weight) + out * depth;
-        const int64_t there = out < outs ? depth : 0;
-        as<float>(scales)[out] = there ? scale.data[out] : 0;
-        int8_t* to = as<int8_t>(packed) + p * OUTS8 * padded + 4 * o;
-        for (int64_t k = 0; k < padded; k += 4, to += 4 * OUTS8) {
+    for (int64_t p; tasks.next(p);) {
+      const int64_t live = std::min<int64_t>(OUTS8, outs - p * OUTS8);
+      const int8_t* rows = as<int8_t>(weight) + p * OUTS8 * depth;
+      int8_t* to = as<int8_t>(packed) + p * OUTS8 * padded;
+      for (int64_t k = 0; k < padded; k += 4)
+        for (int64_t o = 0; o < OUTS8; ++o, to += 4) {
           int8_t four[4] = {};
-          if (k + 4 <= there)
-            std::memcpy(four, from + k, 4);
-          else if (k < there)
-            std::memcpy(four, from + k, there - k);
+          if (o < live && k + 4 <= depth)
+            std::memcpy(four, rows + o * depth + k, 4);
+          else if (o < live && k < depth)
+            std::memcpy(four, rows + o * depth + k, depth - k);
           std::memcpy(to, four, 4);
         }
+      for (int64_t o = 0; o < OUTS8; ++o) {
+        const int64_t out = p * OUTS8 + o, there = o < live ? depth : 0;
+        as<float>(scales)[out] = there ? scale.data[out] : 0;
         for (int64_t g = 0; g < groups_of(padded); ++g) {
           int32_t sum = 0;
-          for (int64_t k = g * GROUP; k < std::min(there, (g + 1) * GROUP); ++k) sum += from[k];
+          for (int64_t k = g * GROUP; k < std::min(there, (g + 1) * GROUP); ++k)
+            sum += rows[o * depth + k];
           as<float>(sums)[g * all + out] = static_cast<float>(sum);
         }
       }
+    }
   });
 }
 

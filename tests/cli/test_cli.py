@@ -17,7 +17,7 @@ from m3fast.cli.table import fit, table, width
 from m3fast.kernels import dispatch, native, tuning
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("encode", "search", "score", "eval", "train", "verify", "tune", "env")
+COMMANDS = ("encode", "search", "score", "eval", "train", "quantize", "verify", "tune", "env")
 
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:
@@ -139,6 +139,8 @@ def test_env_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["versions"]["m3fast"] == m3fast.__version__
     assert report["native extension"]["available"] == native.available
+    bits = native.library().int8_bits() if native.available else 8
+    assert report["operations"]["linear layers in int8"].endswith(f", {bits} bits")
     assert main(["env"]) == 0
     shown = capsys.readouterr().out
     for name in (*report["operations"], "openmp team" if native.available else "why"):
@@ -185,6 +187,7 @@ def test_env_on_a_gpu(
     assert {operations[name] for name in ("gelu", "layernorm", "maxsim", "sparse rows")} == {gelu}
     assert operations["vectors"] == gelu.removesuffix(", default configs")
     assert operations["linear layers"] == "torch on cuda"
+    assert operations["linear layers in int8"] == "on a CPU only"
     padding = "torch on cuda: there is no nvcc" if why else "CUDA C++"
     assert operations["padded to packed"] == padding
 

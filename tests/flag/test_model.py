@@ -10,7 +10,8 @@ import pytest
 import torch
 from checkpoints import TEXTS
 
-from m3fast import BGEM3FlagModel, CheckpointError, InputError, M3FastError
+from m3fast import BGEM3FlagModel, CheckpointError, Engine, InputError, M3FastError
+from m3fast.checkpoint.quantize import quantize
 
 ALL = dict(return_dense=True, return_sparse=True, return_colbert_vecs=True)
 PAIRS = [(TEXTS[0], TEXTS[3]), (TEXTS[4], TEXTS[5]), (TEXTS[0], TEXTS[10])]
@@ -40,6 +41,21 @@ def test_bf16_is_honoured_on_a_cpu(path, model) -> None:
     found, exact = rough.encode(TEXTS)["dense_vecs"], model.encode(TEXTS)["dense_vecs"]
     assert found.dtype == np.float32
     assert 1e-6 < abs(found - exact).max() < 0.05
+
+
+def test_int8_is_asked_for(path, tmp_path) -> None:
+    small = BGEM3FlagModel(str(path), devices="cpu", dtype="int8")
+    wanted = Engine.from_pretrained(path, device="cpu", dtype="int8").encode(TEXTS).dense
+    np.testing.assert_array_equal(small.encode(TEXTS)["dense_vecs"], wanted)
+    assert pickle.loads(pickle.dumps(small)).kwargs == {"dtype": "int8"}
+    made = str(quantize(path, tmp_path / "int8").folder)
+    auto = BGEM3FlagModel(made, devices="cpu", dtype="auto", use_bf16=True)
+    np.testing.assert_array_equal(auto.encode(TEXTS)["dense_vecs"], wanted)
+    assert auto.tokenizer("a")["input_ids"] == small.tokenizer("a")["input_ids"]
+    floats = BGEM3FlagModel(made, devices="cpu").encode(TEXTS)["dense_vecs"]
+    assert 1e-6 < abs(floats - wanted).max() < 0.1
+    with pytest.raises(InputError, match=r"^dtype: expected 'auto' or one of .*found 'int3'"):
+        BGEM3FlagModel(str(path), devices="cpu", dtype="int3")
 
 
 def test_none_falls_back_to_the_constructor(path) -> None:

@@ -195,10 +195,14 @@ def test_corrupt_file_is_named(tmp_path: Path, name: str, content: str) -> None:
         Tokenizer.from_dir(tmp_path)
 
 
-def test_vocab_txt_through_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("int8", [False, True])
+def test_vocab_txt_through_transformers(tmp_path: Path, int8: bool) -> None:
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fox", "##es", "run"]
     (tmp_path / "vocab.txt").write_text("\n".join(vocab))
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    config = {"model_type": "bert"}
+    if int8:
+        config = {"model_type": "m3fast-int8", "m3fast_model_type": "bert"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     ours = Tokenizer.from_dir(tmp_path)
     assert rows(ours.encode(["The foxes run", "run run run run"], 5)) == [
         [2, 5, 6, 7, 3],

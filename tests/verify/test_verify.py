@@ -12,7 +12,9 @@ import torch
 from checkpoints import TINY_CONFIG, make_checkpoint
 
 import m3fast
+from m3fast.checkpoint.quantize import quantize
 from m3fast.cli import main
+from m3fast.kernels.int8 import Int8Rows, quantize_rows
 from m3fast.kernels.linear import linear
 from m3fast.model import encoder
 from m3fast.scoring import all_scores
@@ -48,12 +50,13 @@ def test_json_report(capsys: pytest.CaptureFixture[str]) -> None:
     found = report(capsys)
     assert found["ok"] and found["device"] == "cpu"
     names = [(e["dtype"], e["head"]) for e in found["errors"]]
-    assert names == [(d, h) for d in ("float32", "bfloat16", "float16")
+    assert names == [(d, h) for d in ("float32", "bfloat16", "float16", "int8")
                      for h in ("dense", "sparse", "colbert")]  # fmt: skip
+    most = {"float32": 2e-6, "int8": 0.3}  # with 7 bits 0.17
+    least = {"float32": 1 - 1e-9, "int8": 0.8}  # with 7 bits 0.86
     for error in found["errors"]:
-        small = error["dtype"] == "float32"
-        assert 0 < error["mean"] < error["max"] < (2e-6 if small else 2e-2)
-        assert error["cosine"] > (1 - 1e-9 if small else 0.999)
+        assert 0 < error["mean"] < error["max"] < most.get(error["dtype"], 2e-2)
+        assert error["cosine"] > least.get(error["dtype"], 0.999)
     assert len(found["peaks"]) == TINY_CONFIG["num_hidden_layers"]
     assert all(peak["hidden"] > 0.5 for peak in found["peaks"])
 
@@ -72,6 +75,30 @@ def test_a_wrong_kernel_fails(
     assert "accuracy dense float32" in failed(report(capsys))
     assert main(["verify", "m3fast-tiny"]) == 1
     assert "FAILED  accuracy dense float32" in capsys.readouterr().out
+
+
+def test_wrong_bytes_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def coarse(x: torch.Tensor) -> Int8Rows:
+        return quantize_rows(x.sign())
+
+    monkeypatch.setattr("m3fast.kernels.linear.quantize_rows", coarse)  # of what attention gives
+    assert main(["verify", "m3fast-tiny", "--json"]) == 1
+    assert "accuracy dense int8" in failed(report(capsys))
+
+
+def test_a_folder_in_int8(
+    tmp_path: Path, genuine: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = quantize("m3fast-tiny", tmp_path / "int8").folder
+    assert main(["verify", str(made), "--json"]) == 0
+    found = report(capsys)
+    assert found["goldens"].startswith("not checked: the folder's weights are in int8")
+    errors = [error for error in found["errors"] if error["dtype"] == "int8"]
+    assert len(errors) == 3
+    for error in errors:  # what remains is of rows alone, and plain torch rounds them no worse
+        assert error["plain"] < 2 * error["max"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 # Layouts of Hugging Face encoders that differ only in how positions are numbered.
 PADDED_POSITIONS = {"xlm-roberta": True, "roberta": True, "camembert": True, "bert": False}
+# model_type of a checkpoint in int8, which no other library knows: transformers would read a known
+# one's bytes as floats. BASE has the layout's own.
+INT8_TYPE, BASE, QUANTIZATION = "m3fast-int8", "m3fast_model_type", "quantization_config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class ModelConfig:
         pooling: which hidden states become the dense vector; `mcls` is the mean of a CLS every
             256 tokens (see mcls.py).
         random_weights: never trained, as the checkpoint says of itself by a key of m3fast's own.
+        int8: the folder's weights are those that `m3fast quantize` makes.
     """
 
     model_type: str
@@ -41,6 +45,7 @@ class ModelConfig:
     pad_id: int
     pooling: Pooling
     random_weights: bool = False
+    int8: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -70,10 +75,18 @@ class ModelConfig:
         sentence = Sentence.from_dir(path)
         file = sentence.encoder / "config.json"
         raw = read_json(file)
-        model_type = _field(raw, file, "model_type", str)
+        int8 = raw.get("model_type") == INT8_TYPE
+        if not int8 and (found := raw.get(QUANTIZATION)) is not None:
+            method = found.get("quant_method", found) if isinstance(found, dict) else found
+            raise CheckpointError(
+                f"{file}: {QUANTIZATION}: expected floats, or {INT8_TYPE!r} as model_type, "
+                f"found {method!r:.100}"
+            )
+        key = BASE if int8 else "model_type"
+        model_type = _field(raw, file, key, str)
         if model_type not in PADDED_POSITIONS:
             raise CheckpointError(
-                f"{file}: model_type: expected one of {sorted(PADDED_POSITIONS)}, "
+                f"{file}: {key}: expected one of {sorted(PADDED_POSITIONS)}, "
                 f"found {model_type!r}"
             )
         for key, wanted in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
@@ -98,6 +111,7 @@ class ModelConfig:
             pad_id=_field(raw, file, "pad_token_id", int),
             pooling=sentence.pooling,
             random_weights=raw.get("m3fast_random_weights") is True,
+            int8=int8,
         )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import pickle
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 
@@ -16,54 +17,103 @@ from m3fast.errors import CheckpointError
 from m3fast.kernels.int8 import Int8Table, holds, quantize_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 SCALE = "_scale"  # behind the name of a tensor in int8: the name of its scales
+PIECE = 1 << 19  # numbers that are converted at a time: they stay in the caches
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file: `get` reads it, `alone` through a map of the file that ends with it."""
+
+    file: Path
+    get: Callable[[], Any]
+    alone: Callable[[], Any]
 
 
 class Tensors:
-    """Tensors by Hugging Face name, whatever file and prefix they stand under."""
+    """Tensors by Hugging Face name, whatever file and prefix they stand under.
 
-    def __init__(self, where: Mapping[str, tuple[Path, Callable[[], Any]]], source: Path) -> None:
+    Attributes:
+        files: where they stand.
+    """
+
+    def __init__(self, where: Mapping[str, Stored], source: Path) -> None:
         ends = [name for name in where if name.endswith(WORD_EMBEDDINGS)]
         self._where, self._source = where, source
         self._prefix = ends[0].removesuffix(WORD_EMBEDDINGS) if ends else ""
+        self.files = sorted({stored.file for stored in where.values()})
 
     def take(
         self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
-        """A floating tensor; one in int8 is multiplied by its scales."""
+        """A floating tensor; a matrix in int8 is multiplied by its scales."""
         file, found = self._get(name, shape)
-        if found.dtype == torch.int8 and len(shape) == 2:
-            return self._table(file, name, found).to(dtype).to(device)
-        return moved(floats(found, file, name), file, name, device, dtype)
+        if found.dtype != torch.int8 or found.dim() != 2:
+            return moved(floats(found, file, name), file, name, device, dtype)
+        table = self._table(file, name, found)
+        there = torch.empty(shape, dtype=dtype, device=device)
+        for rows in _pieces(*found.shape):
+            part = Int8Table(table.data[rows], table.scale[rows]).to(torch.float32)
+            there[rows] = moved(part, file, name, device, dtype)
+        return there
 
     def table(self, name: str, shape: tuple[int, int]) -> Int8Table:
-        """A matrix in int8 on the CPU: as it stands in the file, or made of a floating one."""
+        """A matrix in int8 on the CPU: mapped as it is in the file, or made of a floating one."""
         file, found = self._get(name, shape)
         if found.dtype == torch.int8:
             return self._table(file, name, found)
-        cpu = torch.device("cpu")
-        return quantize_table(moved(floats(found, file, name), file, name, cpu, torch.float32))
+        return _quantized(file, name, found)
 
     def linear(self, name: str, shape: tuple[int, int]) -> Int8Table | None:
-        """As `table`; None for a floating one that eight bits do not hold."""
-        _, found = self._get(name, shape)
-        made = self.table(name, shape)
-        return made if found.dtype == torch.int8 or holds(made, found) else None
+        """As `table`, of a weight that is copied anyway: the pages that were read go with it.
 
-    def _get(self, name: str, shape: tuple[int, ...]) -> tuple[Path, torch.Tensor]:
-        file, get = self._where.get(self._prefix + name, (self._source, None))
-        if get is None:
-            raise CheckpointError(f"{file}: {name}: expected shape {shape}, found no such tensor")
-        return file, shaped(get(), file, name, shape)
+        None for a floating one that eight bits do not hold.
+        """
+        file, found = self._get(name, shape, alone=True)
+        if found.dtype == torch.int8:
+            return self._table(file, name, found)
+        made = _quantized(file, name, found)
+        return made if holds(made, found) else None
+
+    def _get(
+        self, name: str, shape: tuple[int, ...], *, alone: bool = False
+    ) -> tuple[Path, torch.Tensor]:
+        stored = self._where.get(self._prefix + name)
+        if stored is None:
+            raise CheckpointError(
+                f"{self._source}: {name}: expected shape {shape}, found no such tensor"
+            )
+        found = stored.alone() if alone else stored.get()
+        return stored.file, shaped(found, stored.file, name, shape)
 
     def _table(self, file: Path, name: str, data: torch.Tensor) -> Int8Table:
-        scale = self.take(f"{name}{SCALE}", (len(data),), torch.device("cpu"), torch.float32)
+        name = f"{name}{SCALE}"
+        file, scale = self._get(name, (len(data),))
+        if scale.dtype != torch.float32:
+            raise CheckpointError(f"{file}: {name}: expected torch.float32, found {scale.dtype}")
+        scale = moved(scale, file, name, torch.device("cpu"), torch.float32)
         if scale.numel() and float(scale.min()) < 0:
-            raise CheckpointError(f"{file}: {name}{SCALE}: expected 0 or more, found {scale.min()}")
+            raise CheckpointError(f"{file}: {name}: expected 0 or more, found {scale.min()}")
         return Int8Table(data, scale)
+
+
+def _pieces(rows: int, cols: int) -> Iterator[slice]:
+    """Rows of a matrix so many at a time that their floats are 2 MiB."""
+    step = max(1, PIECE // max(cols, 1))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _quantized(file: Path, name: str, found: torch.Tensor) -> Int8Table:
+    data, scale = torch.empty(found.shape, dtype=torch.int8), torch.empty(len(found))
+    cpu = torch.device("cpu")
+    for rows in _pieces(len(found), found.shape[1]):
+        part = moved(floats(found[rows], file, name), file, name, cpu, torch.float32)
+        made = quantize_table(part)
+        data[rows], scale[rows] = made.data, made.scale
+    return Int8Table(data, scale)
 
 
 def moved(
@@ -113,10 +163,11 @@ def open_tensors(path: Path, stack: ExitStack) -> Tensors:
     index = path / f"{file.name}.index.json"
     if not file.exists() and not index.exists():
         raise CheckpointError(f"{path}: expected {single.name} or {file.name}, found neither")
-    where: dict[str, tuple[Path, Callable[[], Any]]] = {}
+    where: dict[str, Stored] = {}
     for each in [file] if file.exists() else _shards(index):
         state = load_pickle(each)
-        where |= {name: (each, partial(state.__getitem__, name)) for name in state}
+        gets = {name: partial(state.__getitem__, name) for name in state}
+        where |= {name: Stored(each, get, get) for name, get in gets.items()}
     return Tensors(where, file if file.exists() else index)
 
 
@@ -129,22 +180,34 @@ def _shards(index: Path) -> list[Path]:
 
 
 class _SafeFile(Protocol):
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: Any, value: Any, trace: Any, /) -> None: ...
     def keys(self) -> list[str]: ...
     def get_tensor(self, name: str) -> torch.Tensor: ...
 
 
 def _safetensors(files: list[Path], stack: ExitStack) -> Tensors:
+    where: dict[str, Stored] = {}
+    for file in files:
+        handle = stack.enter_context(_opened(file))
+        for name in handle.keys():  # noqa: SIM118 - not a mapping
+            get = partial(handle.get_tensor, name)
+            where[name] = Stored(file, get, partial(_alone, file, name))
+    return Tensors(where, files[0])
+
+
+def _opened(file: Path) -> _SafeFile:
     from safetensors import SafetensorError, safe_open
 
-    where: dict[str, tuple[Path, Callable[[], Any]]] = {}
-    for file in files:
-        try:
-            handle: _SafeFile = stack.enter_context(safe_open(file, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: expected a safetensors file, found {error}") from error
-        for name in handle.keys():  # noqa: SIM118 - not a mapping
-            where[name] = (file, lambda handle=handle, name=name: handle.get_tensor(name))
-    return Tensors(where, files[0])
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: expected a safetensors file, found {error}") from error
+
+
+def _alone(file: Path, name: str) -> torch.Tensor:
+    with _opened(file) as handle:
+        return handle.get_tensor(name)
 
 
 def load_pickle(file: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -175,6 +175,41 @@ def load_weights(
 
         weights = _fuse(config, take, table, linear, colbert, sparse)
         return replace(weights, modules=modules)
+
+
+class Listed(NamedTuple):
+    """What is read of an encoder's files, by name and shape.
+
+    Attributes:
+        floats: biases, norms, the rows of token types.
+        tables: of words and positions.
+        linears: weights that are multiplied as one.
+    """
+
+    floats: dict[str, tuple[int, ...]]
+    tables: dict[str, tuple[int, int]]
+    linears: list[dict[str, tuple[int, int]]]
+
+
+def listed(config: ModelConfig) -> Listed:
+    """What `load_weights` reads, but for the heads."""
+    found, nothing = Listed({}, {}, []), torch.empty(0)
+
+    def take(name: str, *shape: int) -> torch.Tensor:
+        found.floats[name] = shape
+        return torch.empty(shape)
+
+    def table(name: str, rows: int, cols: int) -> torch.Tensor:
+        found.tables[name] = rows, cols
+        return nothing
+
+    def linear(rows: int, cols: int, *names: str, shift: torch.Tensor | None = None) -> Linear:
+        found.floats.update({f"{name}.bias": (rows,) for name in names})
+        found.linears.append({f"{name}.weight": (rows, cols) for name in names})
+        return Linear(nothing, nothing)
+
+    _fuse(config, take, table, linear, None, None)
+    return found
 
 
 def _fuse(

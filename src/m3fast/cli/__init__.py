@@ -1,4 +1,5 @@
-"""The command `m3fast`: encode, search, score, serve, eval, train, verify, tune, env.
+"""The command `m3fast`: encode, search, score, serve, eval, train, quantize, verify, tune,
+env.
 
 Exit codes: 0 done; 1 a check of `verify` failed; 2 bad usage or input, with one line on stderr;
 130 interrupted; 141 the reader of our output went away.

@@ -115,6 +115,7 @@ def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         "layernorm": _triton("layernorm", device) if gpu else encoder,
         "gelu": _triton("gelu", device) if gpu else encoder,
         "linear layers": name if packed else f"torch on {device.type}",
+        "linear layers in int8": _int8(library, device),
         "vectors": _triton("", device) if gpu else "torch on cpu",
         "packing": host,
         "padded to packed": padding,
@@ -122,6 +123,15 @@ def _operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         "lexical scores": host,
         "maxsim": _triton("maxsim", device) if gpu else name or "torch on cpu",
     }
+
+
+def _int8(library: Any, device: torch.device) -> str:
+    """Bytes are multiplied with bytes, for any number of rows."""
+    if device.type != "cpu":
+        return "on a CPU only"
+    if library is None:
+        return "torch on cpu, 8 bits"
+    return f"native {library.cpu_path()}, {library.int8_bits()} bits"
 
 
 def _triton(op: str, device: torch.device) -> str:

@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="m3fast-tiny", help="name, folder or hub id")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="picture's folder")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:n]")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8"
+    )
     args = parser.parse_args(argv)
     missing = [name for name in ("rich", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
@@ -91,7 +93,9 @@ def run(model: str, out: Path, device: str, dtype: str) -> None:
         console.print(
             f"{engine.path.name} has random weights: what it finds, it finds by shared word pieces"
         )
-    if untrained and embeddings.colbert is not None:
+    if untrained and engine.config.int8:
+        console.print("not compared with transformers, which does not read int8")
+    elif untrained and embeddings.colbert is not None:
         _print_parity(console, engine, corpus, embeddings)
     if embeddings.colbert is not None:
         picture = _draw(out / "alignment.png", engine, corpus, embeddings, untrained)

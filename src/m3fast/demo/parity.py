@@ -41,7 +41,7 @@ def reference(path: Path, texts: Sequence[str], dropped: Sequence[int]) -> list[
     """What transformers and two `torch.nn.functional.linear` calls give for each text.
 
     Args:
-        path: an XLM-R checkpoint with both heads.
+        path: an XLM-R checkpoint with both heads, in floats.
         texts: what to encode; dropped: token ids that carry no lexical weight.
     """
     # Imported here: it takes seconds, and only a model with random weights is compared.

@@ -46,8 +46,8 @@ class Engine(EngineBase):
 
     Attributes:
         config: shape of the encoder; tokenizer: the checkpoint's own.
-        device, dtype: where (the first device) and in what the encoder computes. Outputs are
-            float32.
+        device, dtype: where (the first device) and in what the encoder computes; torch.int8 for
+            int8. Outputs are float32.
         outputs: which of dense, sparse, colbert the checkpoint has heads for.
         max_length: most tokens per text unless a call says otherwise.
         path: absolute folder of the checkpoint; sentence: its sentence-transformers settings.
@@ -77,8 +77,9 @@ class Engine(EngineBase):
             model: `m3fast-tiny`, a local folder, or a hub id such as `BAAI/bge-m3`.
             device: `auto`, `cpu` or `cuda[:n]`, or several of them: each then holds the model,
                 and all take batches from one queue.
-            dtype: `auto` (bfloat16 where the hardware multiplies it, else float32), `float32`,
-                `float16` or `bfloat16`.
+            dtype: `auto`, `float32`, `float16`, `bfloat16` or, on a CPU, `int8`. `auto` is int8 for
+                a checkpoint that `m3fast quantize` made, on a CPU; else bfloat16 where the hardware
+                multiplies it, and float32 elsewhere. Each takes checkpoints of either kind.
             max_length: most tokens per text; None for the checkpoint's own (8,192 for BGE-M3). A
                 larger value than the model has positions for is clamped, with one warning.
             token_budget: tokens per batch; None for the device's default.
@@ -96,7 +97,7 @@ class Engine(EngineBase):
         """
         arguments = {k: v for k, v in locals().items() if k != "cls"}  # as given
         devices = pick_devices(device)
-        as_dtype = pick_dtype(dtype, devices[0])
+        pick_dtype(dtype, devices[0])  # a wrong one is said before a model is fetched
         check_arguments(token_budget, truncate_dim, pooling)
         path = resolve(model, cache_dir)
         sentence = Sentence.from_dir(path)
@@ -109,6 +110,7 @@ class Engine(EngineBase):
             raise InputError(
                 f"pooling: expected a tokenizer with a CLS token for 'mcls', found {path}'s without"
             )
+        as_dtype = pick_dtype(dtype, devices[0], int8=config.int8)
         runners = load_runners(path, config, devices, as_dtype, colbert_dim)
         normal = not sentence.keeps_length if normalize is None else bool(normalize)
         options = HeadOptions(pooling, normal, truncate_dim, tuple(sorted(tokenizer.dropped_ids)))

@@ -54,6 +54,8 @@ def load_runners(
 ) -> list[Runner]:
     """The model on each device.
 
+    In torch.int8 what is no table or linear layer is in the device's own floating dtype.
+
     Raises:
         CheckpointError: its weights are missing or broken.
     """

@@ -50,7 +50,8 @@ class BGEM3FlagModel(PairScores):
         query_max_length, passage_max_length: tokens per text, special tokens included.
         return_dense, return_sparse, return_colbert_vecs: outputs unless a call says otherwise.
         truncate_dim: keep this many leading dimensions; not used by `compute_score`.
-        **kwargs: `passage_instruction_for_retrieval`, `passage_instruction_format`, `device`.
+        **kwargs: `passage_instruction_for_retrieval`, `passage_instruction_format`, `device`;
+            `dtype`, as `Engine.from_pretrained` takes it, goes before `use_fp16` and `use_bf16`.
 
     Raises:
         CheckpointError: the model is missing or broken.

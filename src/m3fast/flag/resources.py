@@ -15,12 +15,15 @@ from m3fast.checkpoint.folder import again
 from m3fast.engine.engine import Engine
 from m3fast.errors import EngineClosedError, InputError
 from m3fast.flag.pool import Pool
+from m3fast.text.files import auto_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The first two are read by the reference's encode_corpus, the last is other wrappers' spelling.
-KNOWN_KWARGS = {"passage_instruction_for_retrieval", "passage_instruction_format", "device"}
+# The first two are read by the reference's encode_corpus, the third is other wrappers' spelling,
+# and the last is our own.
+KNOWN_KWARGS = {"passage_instruction_for_retrieval", "passage_instruction_format", "device",
+                "dtype"}  # fmt: skip
 
 
 class Resources:
@@ -105,11 +108,12 @@ class Resources:
             if name not in self._engines:
                 on_cpu = name == "cpu"
                 half = "float16" if self.use_fp16 and not on_cpu else "float32"
+                half = "bfloat16" if self.use_bf16 else half
                 model = self.model_name_or_path
                 self._engines[name] = Engine.from_pretrained(
                     again(self._path, model) if self._path else model,
                     device=name,
-                    dtype="bfloat16" if self.use_bf16 else half,
+                    dtype=half if (asked := self.kwargs.get("dtype")) is None else asked,
                     pooling=self.pooling_method,  # pyright: ignore[reportArgumentType] - there
                     normalize=self.normalize_embeddings,
                     colbert_dim=self.colbert_dim,
@@ -124,9 +128,7 @@ class Resources:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer as transformers' AutoTokenizer, loaded on first use."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self._engine(None).sentence.encoder)
+        return auto_tokenizer(self._engine(None).sentence.encoder)
 
     @cached_property
     def model(self) -> Any:

@@ -55,8 +55,13 @@ def pick_devices(device: str | Sequence[str]) -> list[torch.device]:
     return devices
 
 
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def pick_dtype(
+    dtype: str | torch.dtype, device: torch.device, *, int8: bool = False
+) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it, else float32.
+
+    Args:
+        int8: of a checkpoint in int8, for which `auto` is int8 on a CPU.
 
     Raises:
         InputError: a dtype other than float32, float16, bfloat16, their short names and int8, which
@@ -69,6 +74,8 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
             raise InputError(f"dtype: expected a floating dtype on {device}, found 'int8'")
         return torch.int8
     if dtype == "auto":
+        if int8 and device.type == "cpu":
+            return torch.int8
         return torch.bfloat16 if _has_bf16(device) else torch.float32
     chosen = DTYPES.get(SHORT.get(str(dtype), str(dtype)))
     if chosen is None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from m3fast.checkpoint.config import BASE, INT8_TYPE
 from m3fast.checkpoint.files import optional_json
 from m3fast.checkpoint.sentence import Sentence
 from m3fast.errors import CheckpointError
@@ -101,12 +102,22 @@ def _convert(path: Path) -> tokenizers.Tokenizer:
         wanted = ", ".join(("tokenizer.json", *_OTHER_FILES))
         raise CheckpointError(f"{path}: expected one of {wanted}, found none")
     try:
-        from transformers import AutoTokenizer
-
-        loaded: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        return loaded.backend_tokenizer
+        return auto_tokenizer(path).backend_tokenizer
     except Exception as error:  # ImportError, ValueError, OSError, AttributeError, ...
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{path / names[0]}: transformers cannot read it: {reason}"
         ) from error
+
+
+def auto_tokenizer(path: Path) -> Any:
+    """A folder's tokenizer as transformers loads it, which does not know the model_type of int8.
+
+    Raises:
+        Exception: what transformers raises.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    raw = optional_json(path / "config.json")
+    config = AutoConfig.for_model(raw[BASE]) if raw.get("model_type") == INT8_TYPE else None
+    return AutoTokenizer.from_pretrained(str(path), config=config, local_files_only=True)

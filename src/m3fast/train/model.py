@@ -53,12 +53,14 @@ class Model:
     """An encoder with BGE-M3's three heads, all weights float32 leaves.
 
     Raises:
-        CheckpointError: no such checkpoint, one without the heads, or one that pools otherwise
-            than by its first token.
+        CheckpointError: no such checkpoint, one in int8 or without the heads, or one that pools
+            otherwise than by its first token.
     """
 
     def __init__(self, path: Path, device: torch.device, recompute_layers: bool = False) -> None:
         self.path, self.config = path, ModelConfig.from_dir(path)
+        if self.config.int8:
+            raise CheckpointError(f"{path}: expected weights in floats to train, found int8")
         weights = load_weights(path, self.config, device, torch.float32)
         if weights.colbert is None or weights.sparse is None:
             raise CheckpointError(f"{path}: expected {' and '.join(HEAD_FILES)}, found neither")

@@ -11,7 +11,7 @@ import torch
 
 from m3fast.engine.engine import Engine
 from m3fast.errors import CheckpointError, InputError, NonFiniteError
-from m3fast.runner.device import DTYPES
+from m3fast.runner.device import DTYPES, INT8
 from m3fast.verify import goldens
 from m3fast.verify.plain import engine_vectors, plain_vectors
 
@@ -34,8 +34,10 @@ TEXTS = [
     "def add(a: int, b: int) -> int: return a + b  # 3.14159 🙂",
     " ".join(f"clause {i} of a somewhat longer text," for i in range(24)) + " and its end.",
 ]
-# The rule of FlashAttention: an error may be twice that of plain torch in the same dtype.
+# The rule of FlashAttention: an error may be twice that of plain torch in the same dtype. In int8
+# plain torch computes with the same rounded weights, and rounds what they multiply as we do.
 FACTOR, FLOOR = 2.0, 2e-6
+FLOATS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Error:
     Attributes:
         max, mean: absolute, over entries that are not 0 on both sides.
         cosine: the least of any two vectors.
-        plain: max of plain torch in the same dtype.
+        plain: max of plain torch in the same dtype; in int8 with the same roundings.
     """
 
     dtype: str
@@ -99,6 +101,8 @@ def check(
 ) -> Report:
     """Compare a model's outputs in every dtype with plain torch in float64, and with the goldens.
 
+    In float64 the weights are those of the folder, which in int8 are rounded already.
+
     Args:
         model: m3fast-tiny, a folder or a hub id.
         device: auto, cpu or cuda[:n].
@@ -123,7 +127,8 @@ def check(
     tokens = engine.tokenize(TEXTS, engine.max_length)
     exact, peaks = plain_vectors(engine, tokens, torch.float64)
     dtypes = _dtypes(engine.device)
-    plain = {name: plain_vectors(engine, tokens, DTYPES[name])[0] for name in dtypes}
+    floats = [name for name in dtypes if name != INT8]
+    plain = {name: plain_vectors(engine, tokens, DTYPES[name])[0] for name in floats}
     errors: list[Error] = []
     unfit: dict[str, str] = {}
     for name in dtypes:
@@ -131,18 +136,22 @@ def check(
             if name != "float32":
                 engine.close()  # two models at a time may not fit
                 engine = Engine.from_pretrained(model, device=device, dtype=name)
+            if name == INT8:
+                narrow_dtype = engine.runner.weights.type_row.dtype
+                plain[name] = plain_vectors(engine, tokens, narrow_dtype)[0]
             found = engine.encode(TEXTS, show_progress=False)
         except (NonFiniteError, CheckpointError) as error:
             # Where plain torch overflows in this dtype, so may we: the dtype is unfit.
             unfit[name] = str(error)
-            finite = all(np.isfinite(vectors).all() for vectors in plain[name].values())
+            beside = plain.get(name, {})  # none where int8 did not load
+            finite = all(np.isfinite(vectors).all() for vectors in beside.values())
             narrow = name != "float32" and not finite
             checks.append(Check(f"finite {name}", 0.0 if narrow else math.inf, 0.0))
             continue
         rows = _errors(name, engine_vectors(found), plain[name], exact)
         errors += rows
         checks += [_accuracy(row) for row in rows]
-        if not why_not:
+        if not why_not and name != INT8:  # nobody has published scores in it
             scores = goldens.score_errors(found[:2], found[2:4])
             limit = goldens.TOLERANCE[name]
             checks += [Check(f"golden {head} {name}", e, limit) for head, e in scores.items()]
@@ -150,8 +159,10 @@ def check(
 
 
 def _dtypes(device: torch.device) -> list[str]:
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-    return ["float32", "float16"] if old else ["float32", "bfloat16", "float16"]
+    if device.type == "cpu":
+        return [*FLOATS, INT8]
+    old = torch.cuda.get_device_capability(device) < (8, 0)
+    return [name for name in FLOATS if not (old and name == "bfloat16")]
 
 
 def _errors(dtype: str, found: Vectors, plain: Vectors, exact: Vectors) -> list[Error]:

@@ -39,6 +39,8 @@ def why_not_genuine(engine: Engine) -> str:
     found = {name: getattr(engine.config, name) for name in SHAPE}
     if found != SHAPE:
         return f"not BGE-M3: expected {SHAPE}, found {found}"
+    if engine.config.int8:
+        return "the folder's weights are in int8: the published scores are those of floats"
     return "" if engine.outputs.sparse else "not BGE-M3: it has no sparse and ColBERT heads"
 
 

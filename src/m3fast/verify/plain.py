@@ -1,5 +1,8 @@
 """The whole model in plain torch, in any dtype: the reference of `m3fast verify`.
 
+Of an engine in int8 the weights are what its integers stand for, and what a linear layer reads is
+rounded to as many bits as there.
+
 It shares only weights and token ids with model/, on purpose.
 """
 
@@ -14,8 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from m3fast.kernels import native
+from m3fast.kernels.int8 import Int8Weight, group
 from m3fast.kernels.linear import unpack_weight
 from m3fast.kernels.reference import pack_ref
+from m3fast.kernels.reference_int8 import quantize_rows_ref, unquantized_ref
 from m3fast.model.mcls import CLS_EVERY
 
 if TYPE_CHECKING:
@@ -72,9 +78,6 @@ def _encode(
 ) -> tuple[torch.Tensor, list[Peaks]]:
     weights, heads, eps = engine.runner.weights, engine.config.n_heads, engine.config.layer_norm_eps
 
-    def linear(x: torch.Tensor, part: Any) -> torch.Tensor:
-        return F.linear(x, unpack_weight(part.weight).to(dtype), part.bias.to(dtype))
-
     def norm(x: torch.Tensor, part: Any) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], part.weight.to(dtype), part.bias.to(dtype), eps)
 
@@ -87,19 +90,21 @@ def _encode(
     x = weights.word[ids].to(dtype) + weights.position[positions].to(dtype)
     x = norm(x + weights.type_row.to(dtype), weights.embedding_norm)
     peaks: list[Peaks] = []
+    before = weights.embedding_norm
     for layer in weights.layers:
-        qkv = linear(x, layer.qkv)
+        qkv = _linear(x, layer.qkv, before)
         attended = torch.cat([attend(qkv[a:b]) for a, b in pairwise(ends)])
-        x = norm(x + linear(attended, layer.out), layer.attention_norm)
-        up = linear(x, layer.up)
-        x = norm(x + linear(F.gelu(up), layer.down), layer.output_norm)
+        x = norm(x + _linear(attended, layer.out), layer.attention_norm)
+        up = _linear(x, layer.up, layer.attention_norm)
+        x = norm(x + _linear(F.gelu(up), layer.down), layer.output_norm)
+        before = layer.output_norm
         channel = int(x.abs().amax(0).argmax())
         peaks.append(Peaks(_peak(qkv), _peak(up), _peak(x), channel))
     return x, peaks
 
 
 def _heads(engine: Engine, hidden: torch.Tensor, ids: torch.Tensor, ends: list[int]) -> Vectors:
-    weights, spans, dtype = engine.runner.weights, list(pairwise(ends)), hidden.dtype
+    weights, spans = engine.runner.weights, list(pairwise(ends))
     first, last = torch.tensor(ends[:-1]), torch.tensor(ends[1:]) - 1
     pooling = engine.options.pooling
     if pooling == "mean":
@@ -116,8 +121,7 @@ def _heads(engine: Engine, hidden: torch.Tensor, ids: torch.Tensor, ends: list[i
     vectors = {"dense": _double(pooled)}
     if weights.sparse is not None and weights.colbert is not None:
         sparse, colbert = (
-            F.linear(hidden, unpack_weight(head.weight).to(dtype), head.bias.to(dtype)).double()
-            for head in (weights.sparse, weights.colbert)
+            _linear(hidden, head).double() for head in (weights.sparse, weights.colbert)
         )
         rows = torch.zeros(len(spans), engine.config.vocab_size, dtype=torch.float64)
         for row, (a, b) in zip(rows, spans, strict=True):
@@ -128,6 +132,17 @@ def _heads(engine: Engine, hidden: torch.Tensor, ids: torch.Tensor, ends: list[i
         kept = torch.cat([part[1:] for a, b in spans for part in colbert[a:b].split(step)])
         vectors["colbert"] = _double(F.normalize(kept, dim=-1))
     return vectors
+
+
+def _linear(x: torch.Tensor, part: Any, before: Any = None) -> torch.Tensor:
+    """A layer; in int8 its bias stands for the shift of the LayerNorm `before` too."""
+    dtype = x.dtype
+    if isinstance(part.weight, Int8Weight):
+        lib = native.library()
+        bits = lib.int8_bits() if lib else 8
+        x = x if before is None else x - before.bias.to(dtype)
+        x = unquantized_ref(*quantize_rows_ref(x, bits, group()), group()).to(dtype)
+    return F.linear(x, unpack_weight(part.weight).to(dtype), part.bias.to(dtype))
 
 
 def _peak(x: torch.Tensor) -> float:

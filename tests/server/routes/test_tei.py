@@ -144,6 +144,15 @@ def test_info(server):
     assert info["max_input_length"] == 8192 and info["max_client_batch_size"] == 2048
 
 
+def test_a_server_in_int8():
+    engine = servers.Engine.from_pretrained("m3fast-tiny", device="cpu", dtype="int8")
+    with servers.running(engine) as server:
+        assert server.get("/info").json()["model_dtype"] == "int8"
+        found = server.post("/embed", {"inputs": "a text"}).json()
+    wanted = engine.encode("a text", sparse=False, colbert=False).dense
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def test_timing_headers(server):
     response = server.post("/embed", {"inputs": ["abc", "de"]})
     headers = response.headers

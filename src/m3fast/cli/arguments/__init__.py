@@ -6,10 +6,21 @@ import argparse
 from typing import NoReturn
 
 from m3fast._version import __version__
-from m3fast.cli.arguments import encode, env, eval, score, search, serve, train, tune, verify
+from m3fast.cli.arguments import (
+    encode,
+    env,
+    eval,
+    quantize,
+    score,
+    search,
+    serve,
+    train,
+    tune,
+    verify,
+)
 
 # As --help lists them; each is named like its module in m3fast.cli.
-COMMANDS = (encode, search, score, eval, train, verify, serve, tune, env)
+COMMANDS = (encode, search, score, eval, train, quantize, verify, serve, tune, env)
 
 
 class Parser(argparse.ArgumentParser):

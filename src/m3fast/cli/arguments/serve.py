@@ -38,7 +38,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     )
     model = sub.add_argument_group("model")
     model.add_argument("--device", default="auto", help="auto, cpu or cuda[:n]; a,b for several")
-    model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
     _number(model, "max-length", int, "most tokens per text (default: the model's)", "N")
     _number(model, "token-budget", int, "tokens per batch (default: the device's)", "N")
     model.add_argument(

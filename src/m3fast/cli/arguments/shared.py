@@ -23,7 +23,7 @@ def add_model(sub: argparse.ArgumentParser) -> None:
         help="m3fast-tiny, a folder or a hub id such as BAAI/bge-m3 (default: %(default)s)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu or cuda[:n]")
-    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
     group.add_argument(
         "--max-length", type=int, metavar="N", help="most tokens per text (default: the model's)"
     )

@@ -10,8 +10,9 @@ BRIEF = "check a model's results on this machine"
 EPILOG = """\
 checks, on this machine and its device:
   goldens   scores that FlagEmbedding prints for the genuine BGE-M3 weights (that model only)
-  accuracy  each head in float32, bfloat16 and float16 against the same encoder in plain torch and
-            float64: the error may be twice that of plain torch in the same dtype
+  accuracy  each head in float32, bfloat16, float16 and, on a CPU, int8 against the same encoder in
+            plain torch and float64: the error may be twice that of plain torch in the same dtype;
+            for int8 that is plain torch with the same weights and the same roundings
   outliers  largest activations of each layer, and whether float16 can hold them
 
 examples:
