@@ -30,7 +30,7 @@ TESTS: dict[str, dict[str, Sequence[str]]] = {
     "cpu": {
         "attention": ("tests/kernels/test_attention.py",),
         "layernorm": ("tests/kernels/test_layernorm.py", "tests/kernels/test_gelu.py"),
-        "gemm": ("tests/kernels/test_linear.py",),
+        "gemm": ("tests/kernels/test_linear.py", "tests/kernels/test_int8.py"),
         "sparse": ("tests/kernels/test_sparse.py",),
         "maxsim": ("tests/kernels/test_maxsim.py",),
         "packing": ("tests/kernels/test_packing.py", "tests/kernels/test_padding.py"),
