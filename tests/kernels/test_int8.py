@@ -222,6 +222,15 @@ def test_gelu(int8_path, rng, rows, outs, depth):
     assert same(space, linear_gelu_int8(given, weight, bias.double().float()))
 
 
+def test_gelu_of_one_output(int8_path, gap):
+    """Both ends of a group's range are exact, so one number is: as near as the polynomial."""
+    rows = quantize_rows(torch.linspace(-7, 7, 1401)[:, None])
+    weight = pack_int8(quantize_table(torch.ones(1, 1)))
+    y = linear_int8(rows, weight, out=torch.empty(1401, 1))
+    found = linear_gelu_int8(rows, weight, torch.zeros(1)).float()
+    assert gap(found, torch.nn.functional.gelu(y.double())) < 3.2e-5
+
+
 def parameters(width, dtype=torch.float32):
     return [torch.randn(width).to(dtype) for _ in range(3)]
 
@@ -400,7 +409,7 @@ def test_packed_for_other_instructions(rng):
     lib, x = native.library(), torch.randn(3, 8)
     before = lib.cpu_path()
     weight, rows = pack_int8(table(5, 8)), quantize_rows(x)
-    other = next((p for p in lib.cpu_paths() if _panel(lib, p) != weight.panel), None)
+    other = next((p for p in lib.cpu_paths() if _of_path(lib, p)[0] != weight.panel), None)
     if other is None:
         pytest.skip("one width of vectors alone")
     try:
@@ -413,11 +422,11 @@ def test_packed_for_other_instructions(rng):
         lib.cpu_path(before)
 
 
-def _panel(lib, path):
+def _of_path(lib, path):
     before = lib.cpu_path()
     lib.cpu_path(path)
     try:
-        return lib.int8_panel()
+        return lib.int8_panel(), lib.int8_group()
     finally:
         lib.cpu_path(before)
 
@@ -539,3 +548,61 @@ def test_what_the_bindings_refuse(int8_path):
             rows.data, rows.scales, weight.data, weight.panel, weight.scale.double(),
             weight.sums.view(-1), None, False, out, 1,
         )  # fmt: skip
+
+
+# What is still to be mended: each test says what is expected, and its mark goes with the mending.
+
+
+@pytest.mark.skipif(not native.available, reason=native.why)
+@pytest.mark.xfail(strict=True, reason="groups of other instructions are not noticed")
+def test_packed_for_other_groups(rng):
+    """Panels are alike, and sums of a group are not: of 128 columns here, of 512 there."""
+    lib = native.library()
+    before, here = lib.cpu_path(), (lib.int8_panel(), lib.int8_group())
+    weight = pack_int8(table(65, 600))
+    found = {p: _of_path(lib, p) for p in lib.cpu_paths()}
+    other = [p for p, (panel, n) in found.items() if panel == here[0] and n != here[1]]
+    if not other:
+        pytest.skip("no such two")
+    try:
+        lib.cpu_path(other[0])
+        with pytest.raises(ValueError, match="packed for other instructions"):
+            linear(torch.randn(3, 600), weight)
+    finally:
+        lib.cpu_path(before)
+
+
+@pytest.mark.skipif(not native.available, reason=native.why)
+@pytest.mark.xfail(strict=True, reason="strides of parameters are not looked at")
+@pytest.mark.parametrize("op", ["add", "embed", "linear", "gelu", "times"])
+def test_strided_parameters(rng, op):
+    x, p, made = torch.randn(4, 64), torch.randn(64, 2)[:, 0], table(64, 64)
+    ids = torch.arange(4, dtype=torch.int32)
+
+    def run(p):
+        if op == "add":
+            return add_layernorm_int8(x, x, p, p, p, EPS, out=torch.empty(4, 64))[0]
+        if op == "embed":
+            given = (ids, ids, made, made, p, p, p, EPS)
+            return embed_layernorm_int8(*given, out=torch.empty(4, 64))[0]
+        if op == "times":
+            return times(made, p)
+        if op == "gelu":
+            return linear_gelu_int8(quantize_rows(x), pack_int8(made), p).float()
+        return linear(x, pack_int8(made), p)
+
+    assert torch.equal(run(p), run(p.contiguous()))
+
+
+@pytest.mark.skipif(not native.available, reason=native.why)
+@pytest.mark.xfail(run=False, reason="rows of bytes and of scales are not compared")
+def test_rows_whose_parts_do_not_fit():
+    """No reading behind the bytes, or the scales."""
+    rows, weight = quantize_rows(torch.ones(2, 70)), pack_int8(table(3, 70))
+    for given in (
+        Int8Rows(rows.data, rows.scales.repeat(20, 1, 1), 70),
+        Int8Rows(rows.data, rows.scales[:, :0], 70),
+        Int8Rows(rows.data, rows.scales.double(), 70),
+    ):
+        with pytest.raises((TypeError, ValueError), match="rows"):
+            linear_int8(given, weight, out=torch.empty(len(given), 3))
