@@ -10,24 +10,42 @@ from m3fast.kernels import native
 LENGTHS = [1, 2, 31, 33, 0, 63, 64, 65, 129, 500, 1, 17]
 
 
-def paths():
+# Paths that differ from another in the operations of int8 alone.
+INT8_ALONE = ("amx", "avx512vnni", "avxvnni")
+
+
+def int8_paths():
     """The instruction sets that this machine runs and this build has, and torch alone."""
     if native.forced:
         return [native.forced]
     return ["torch", *(native.library().cpu_paths() if native.available else ())]
 
 
-@pytest.fixture(params=paths())
-def path(request, monkeypatch):
+def paths():
+    """Those that differ in operations of floats."""
+    return [p for p in int8_paths() if p == native.forced or p not in INT8_ALONE]
+
+
+def on(path, monkeypatch):
     """The instructions in use, or plain torch as where the extension was not built."""
-    if request.param == "torch":
+    if path == "torch":
         monkeypatch.setattr(native, "_extension", None)
         monkeypatch.setattr(native, "_warned", True)
         yield "torch"
     else:
         before = native.library().cpu_path()
-        yield native.library().cpu_path(request.param)
+        yield native.library().cpu_path(path)
         native.library().cpu_path(before)
+
+
+@pytest.fixture(params=paths())
+def path(request, monkeypatch):
+    yield from on(request.param, monkeypatch)
+
+
+@pytest.fixture(params=int8_paths())
+def int8_path(request, monkeypatch):
+    yield from on(request.param, monkeypatch)
 
 
 @pytest.fixture
