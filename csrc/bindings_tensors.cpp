@@ -142,8 +142,8 @@ int64_t check_int8(const Kernels& k, const Matrix& q, const Matrix& scales, cons
   const int64_t depth = packed.cols / std::max<int64_t>(scale.size, 1);
   const int64_t groups = (depth + k.int8_group - 1) / k.int8_group;
   M3_CHECK(scale.size % panel == 0 && depth % INT8_STEP == 0 && sums.size == groups * scale.size,
-           "weight: expected sums of groups of ", k.int8_group, " columns, found ", sums.size,
-           " for ", scale.size, " outputs of ", depth);
+           "weight: expected sums of ", groups, " groups for each of its outputs, found ", sums.size,
+           " for ", scale.size, ": packed for other instructions");
   const int64_t made = scales.rows * scales.cols, rows = groups ? made / (2 * groups) : q.rows;
   M3_CHECK(depth <= q.cols && q.rows % INT8_ROWS == 0 && rows * 2 * groups == made &&
                rows <= q.rows,

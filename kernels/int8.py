@@ -136,7 +136,8 @@ def times(table: Int8Table, x: torch.Tensor) -> torch.Tensor:
     """W·x float32 [N] of a vector of floats [K]."""
     y = torch.empty(table.shape[0])
     if lib := native.library():
-        lib.int8_times(table.data.contiguous(), table.scale, x.float(), y, native.threads())
+        given = table.data.contiguous(), table.scale.contiguous(), _wide(x), y
+        lib.int8_times(*given, native.threads())
         return y
     return table.to(torch.float32) @ x.float()
 
@@ -215,12 +216,14 @@ def linear_int8(
     checks.shape("out", checks.tensor("out", out, 2, native.DTYPES), (len(rows), outs))
     if bias is not None:
         checks.parameter("bias", bias, outs, out)
+    if not out.numel():
+        return out
     if weight.panel == 0:
         return out.copy_(_product(rows, weight, bias))
     if not out.is_contiguous():
         raise ValueError(f"out: expected contiguous rows, found strides {list(out.stride())}")
-    wide = None if bias is None else bias.float()
-    native.library().linear_int8(*_given(rows, weight), wide, False, out, native.threads())
+    given = (*_given(rows, weight), None if bias is None else _wide(bias), False, out)
+    native.library().linear_int8(*given, native.threads())
     return out
 
 
@@ -236,10 +239,12 @@ def linear_gelu_int8(
     made = _room("out", out, len(rows), outs)
     checks.tensor("bias", bias, 1, native.DTYPES)
     checks.shape("bias", bias, (outs,))
+    if not len(rows) or not outs:
+        return made
     if weight.panel == 0:
         _put(made, bias_gelu_ref(_product(rows, weight, None), bias.float()))
         return made
-    given = (*_given(rows, weight), bias.float(), made.data, made.scales)
+    given = (*_given(rows, weight), _wide(bias), made.data, made.scales)
     native.library().linear_gelu_int8(*given, native.threads())
     return made
 
@@ -264,13 +269,11 @@ def add_layernorm_int8(
     checks.tensor("x", x, 2, native.DTYPES)
     count, width = layernorm.check(x, residual, bias, weight, shift, out)
     made = _room("rows", rows, count, width)
-    lib = native.library_for(x, residual, out)
-    if lib:
-        wide = None if bias is None else bias.float(), weight.float(), shift.float()
+    wide = None if bias is None else _wide(bias), _wide(weight), _wide(shift)
+    if lib := native.library_for(x, residual, out):
         given = (x, residual, *wide, eps, out, made.data, made.scales)
         lib.add_layernorm_int8(*given, native.threads())
         return out, made
-    wide = None if bias is None else bias.float(), weight.float(), shift.float()
     y = add_layernorm_ref(x.float(), residual.float(), wide[0], wide[1], 0 * wide[2], eps)
     quantize_rows(y, made)
     return out.copy_(y + wide[2]), made
@@ -314,7 +317,7 @@ def embed_layernorm_int8(
     for name, value in (("type_row", type_row), ("weight", weight), ("shift", shift)):
         checks.parameter(name, value, width, out)
     made = _room("rows", rows, len(ids), width)
-    wide = type_row.float(), weight.float(), shift.float()
+    wide = _wide(type_row), _wide(weight), _wide(shift)
     lib = native.library_for(out)
     if lib and ids.is_contiguous() and positions.is_contiguous():
         tables = (word.data, word.scale, position.data, position.scale)
@@ -333,7 +336,12 @@ def _check(rows: Int8Rows, weight: object) -> Int8Weight:
         raise TypeError(f"weight: expected an Int8Weight, found {type(weight).__name__}")
     if rows.width != weight.shape[1]:
         raise ValueError(f"rows: expected {weight.shape[1]} columns, found {rows.width}")
+    _room("rows", rows, len(rows), rows.width)
     return weight
+
+
+def _wide(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.float().contiguous()
 
 
 def _room(name: str, rows: Int8Rows | None, count: int, width: int) -> Int8Rows:
@@ -341,8 +349,14 @@ def _room(name: str, rows: Int8Rows | None, count: int, width: int) -> Int8Rows:
     if rows is None:
         return empty_rows(count, width)
     data, scales = row_sizes(count, width)
-    checks.shape(f"{name}.data", rows.data, data)
-    checks.shape(f"{name}.scales", rows.scales, scales)
+    for part, tensor, shape, dtype in (
+        ("data", rows.data, data, torch.uint8),
+        ("scales", rows.scales, scales, torch.float32),
+    ):
+        checks.tensor(f"{name}.{part}", tensor, len(shape), (dtype,))
+        checks.shape(f"{name}.{part}", tensor, shape)
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}.{part}: expected contiguous rows, found {tensor.stride()}")
     return rows
 
 
