@@ -149,7 +149,7 @@ def test_a_product_in_floats_among_others(tmp_path, names, there) -> None:
     edit_weights(path, widen)
     engine, floats = load(path), load(path, "float32")
     assert in_floats(engine) == there
-    check(engine.encode(TEXTS), floats.encode(TEXTS), 0.995, 0.98, 0.2)
+    check(engine.encode(TEXTS), floats.encode(TEXTS), 0.99, 0.97, 0.25)
 
 
 def test_a_text_alone_is_that_of_a_batch(int8_path, engine) -> None:
