@@ -214,8 +214,14 @@ void define_operations(py::module_& m) {
          });
   define(m, "linear_gelu_int8", &Kernels::linear_gelu_int8,
          [](const Kernels& k, const Matrix& q, const Matrix& scales, const Matrix& packed, int panel,
-            const Span<float>& scale, const Span<float>& sums, const auto&...) {
-           check_int8(k, q, scales, packed, panel, scale, sums);
+            const Span<float>& scale, const Span<float>& sums, const Span<float>& bias,
+            const Matrix& q_out, const Matrix& scales_out, int) {
+           const int64_t rows = check_int8(k, q, scales, packed, panel, scale, sums);
+           const int64_t groups = (bias.size + k.int8_group - 1) / k.int8_group;
+           M3_CHECK(bias.size <= scale.size && bias.size <= q_out.cols && rows <= q_out.rows &&
+                        scales_out.rows * scales_out.cols == rows * groups * 2,
+                    "out: expected ", rows, " rows of ", bias.size, " bytes, found ", q_out.rows,
+                    " of ", q_out.cols);
          });
   define(m, "add_layernorm_int8", &Kernels::add_layernorm_int8);
   define(m, "embed_layernorm_int8", &Kernels::embed_layernorm_int8);

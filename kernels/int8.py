@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import checks, layernorm, native
-from .reference import add_layernorm_ref, bias_gelu_ref, embed_layernorm_ref
+from . import checks, native
+from .reference import bias_gelu_ref
 from .reference_int8 import (
     linear_int8_ref,
     quantize_rows_ref,
@@ -128,15 +128,15 @@ def quantize_table(weight: torch.Tensor) -> Int8Table:
 
 def holds(table: Int8Table, weight: torch.Tensor) -> bool:
     """Whether eight bits are enough for this weight: else a product with it stays in floats."""
-    wide = weight.float()
-    return float((table.to(torch.float32) - wide).norm()) <= TOO_ROUGH * float(wide.norm())
+    exact = weight.float()
+    return float((table.to(torch.float32) - exact).norm()) <= TOO_ROUGH * float(exact.norm())
 
 
 def times(table: Int8Table, x: torch.Tensor) -> torch.Tensor:
     """W·x float32 [N] of a vector of floats [K]."""
     y = torch.empty(table.shape[0])
     if lib := native.library():
-        given = table.data.contiguous(), table.scale.contiguous(), _wide(x), y
+        given = table.data.contiguous(), table.scale.contiguous(), wide(x), y
         lib.int8_times(*given, native.threads())
         return y
     return table.to(torch.float32) @ x.float()
@@ -150,9 +150,15 @@ def stacked(tables: Sequence[Int8Table]) -> Int8Table:
 
 
 def pack_int8(table: Int8Table) -> Int8Weight:
-    """A copy of a table in the order of `linear_int8`."""
+    """A copy of a table in the order of `linear_int8`.
+
+    Raises:
+        ValueError: it has no columns.
+    """
     lib = native.library()
     outs, depth = table.shape
+    if not depth:
+        raise ValueError(f"table: expected one column or more, found shape {list(table.shape)}")
     if not lib:
         sums = torch.empty(0)
         return Int8Weight(table.data, table.scale, sums, table.shape, 0)
@@ -184,7 +190,7 @@ def quantize_rows(x: torch.Tensor, out: Int8Rows | None = None) -> Int8Rows:
         ValueError: a wrong shape.
     """
     checks.tensor("x", x, 2, native.DTYPES)
-    rows = _room("out", out, *x.shape)
+    rows = room("out", out, *x.shape)
     if lib := native.library():
         lib.quantize_rows(x.contiguous(), rows.data, rows.scales, native.threads())
     else:
@@ -222,7 +228,7 @@ def linear_int8(
         return out.copy_(_product(rows, weight, bias))
     if not out.is_contiguous():
         raise ValueError(f"out: expected contiguous rows, found strides {list(out.stride())}")
-    given = (*_given(rows, weight), None if bias is None else _wide(bias), False, out)
+    given = (*_given(rows, weight), None if bias is None else wide(bias), False, out)
     native.library().linear_int8(*given, native.threads())
     return out
 
@@ -236,7 +242,7 @@ def linear_gelu_int8(
     """
     weight = _check(rows, weight)
     outs = weight.shape[0]
-    made = _room("out", out, len(rows), outs)
+    made = room("out", out, len(rows), outs)
     checks.tensor("bias", bias, 1, native.DTYPES)
     checks.shape("bias", bias, (outs,))
     if not len(rows) or not outs:
@@ -244,91 +250,9 @@ def linear_gelu_int8(
     if weight.panel == 0:
         _put(made, bias_gelu_ref(_product(rows, weight, None), bias.float()))
         return made
-    given = (*_given(rows, weight), _wide(bias), made.data, made.scales)
+    given = (*_given(rows, weight), wide(bias), made.data, made.scales)
     native.library().linear_gelu_int8(*given, native.threads())
     return made
-
-
-def add_layernorm_int8(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    bias: torch.Tensor | None,
-    weight: torch.Tensor,
-    shift: torch.Tensor,
-    eps: float,
-    *,
-    out: torch.Tensor,
-    rows: Int8Rows | None = None,
-) -> tuple[torch.Tensor, Int8Rows]:
-    """`add_layernorm`, and its result without `shift` in eight bits, from sums in fp32.
-
-    So a channel that is always large takes no bits: W·shift belongs into the bias of what reads it.
-
-    Arguments and errors are those of `add_layernorm`; x is fp32 or bf16, and `out` may be it.
-    """
-    checks.tensor("x", x, 2, native.DTYPES)
-    count, width = layernorm.check(x, residual, bias, weight, shift, out)
-    made = _room("rows", rows, count, width)
-    wide = None if bias is None else _wide(bias), _wide(weight), _wide(shift)
-    if lib := native.library_for(x, residual, out):
-        given = (x, residual, *wide, eps, out, made.data, made.scales)
-        lib.add_layernorm_int8(*given, native.threads())
-        return out, made
-    y = add_layernorm_ref(x.float(), residual.float(), wide[0], wide[1], 0 * wide[2], eps)
-    quantize_rows(y, made)
-    return out.copy_(y + wide[2]), made
-
-
-def embed_layernorm_int8(
-    ids: torch.Tensor,
-    positions: torch.Tensor,
-    word: object,
-    position: object,
-    type_row: torch.Tensor,
-    weight: torch.Tensor,
-    shift: torch.Tensor,
-    eps: float,
-    *,
-    out: torch.Tensor,
-    rows: Int8Rows | None = None,
-) -> tuple[torch.Tensor, Int8Rows]:
-    """`embed_layernorm` of tables in int8, and its result without `shift` in eight bits.
-
-    Args:
-        ids, positions: int32 [T], rows of `word` [V, C] and `position` [P, C], both `Int8Table`.
-        out: [T, C], fp32 or bf16, written and returned.
-
-    Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, or an id or position without a row.
-    """
-    if not isinstance(word, Int8Table) or not isinstance(position, Int8Table):
-        found = type(word).__name__, type(position).__name__
-        raise TypeError(f"word, position: expected Int8Tables, found {found}")
-    checks.tensor("ids", ids, 1, (torch.int32,))
-    checks.shape("positions", checks.tensor("positions", positions, 1, (torch.int32,)), ids.shape)
-    width = word.shape[1]
-    checks.shape("position", position.data, (position.shape[0], width))
-    checks.shape("out", checks.tensor("out", out, 2, native.DTYPES), (len(ids), width))
-    for name, index, table in (("ids", ids, word), ("positions", positions, position)):
-        low, high = (int(v) for v in index.aminmax()) if len(index) else (0, 0)
-        if len(index) and not 0 <= low <= high < table.shape[0]:
-            raise ValueError(f"{name}: expected 0 to {table.shape[0] - 1}, found {low} to {high}")
-    for name, value in (("type_row", type_row), ("weight", weight), ("shift", shift)):
-        checks.parameter(name, value, width, out)
-    made = _room("rows", rows, len(ids), width)
-    wide = _wide(type_row), _wide(weight), _wide(shift)
-    lib = native.library_for(out)
-    if lib and ids.is_contiguous() and positions.is_contiguous():
-        tables = (word.data, word.scale, position.data, position.scale)
-        given = (ids, positions, *tables, *wide, eps, out, made.data, made.scales)
-        lib.embed_layernorm_int8(*given, native.threads())
-        return out, made
-    each = torch.arange(len(ids), dtype=torch.int32)
-    picked = word[ids.long()], position[positions.long()]
-    y = embed_layernorm_ref(each, each, *picked, wide[0], wide[1], 0 * wide[2], eps)
-    quantize_rows(y, made)
-    return out.copy_(y + wide[2]), made
 
 
 def _check(rows: Int8Rows, weight: object) -> Int8Weight:
@@ -336,15 +260,16 @@ def _check(rows: Int8Rows, weight: object) -> Int8Weight:
         raise TypeError(f"weight: expected an Int8Weight, found {type(weight).__name__}")
     if rows.width != weight.shape[1]:
         raise ValueError(f"rows: expected {weight.shape[1]} columns, found {rows.width}")
-    _room("rows", rows, len(rows), rows.width)
+    room("rows", rows, len(rows), rows.width)
     return weight
 
 
-def _wide(parameter: torch.Tensor) -> torch.Tensor:
+def wide(parameter: torch.Tensor) -> torch.Tensor:
+    """As the C++ kernels read it: fp32, entry after entry."""
     return parameter.float().contiguous()
 
 
-def _room(name: str, rows: Int8Rows | None, count: int, width: int) -> Int8Rows:
+def room(name: str, rows: Int8Rows | None, count: int, width: int) -> Int8Rows:
     """`rows`, which must have room for exactly that, or new ones."""
     if rows is None:
         return empty_rows(count, width)

@@ -35,7 +35,7 @@ def quantize_rows_ref(
         low, high = part.amin(1, keepdim=True).clamp(max=0), part.amax(1, keepdim=True).clamp(min=0)
         wide = high - low
         flat = ~(wide > 1e-30)
-        inverse = torch.where(flat, 0, top / wide).double()
+        inverse = torch.where(flat, 0, torch.full_like(wide, top) / wide).double()  # not 1 / wide
         scale = torch.where(flat, 0, wide / top)
         zero = (-low.double() * inverse).round()
         # In fp64 the product is exact, as it is where one instruction multiplies and adds.

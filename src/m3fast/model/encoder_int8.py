@@ -12,13 +12,8 @@ import torch
 
 from m3fast.kernels.attention import varlen_attention
 from m3fast.kernels.gelu import linear_gelu
-from m3fast.kernels.int8 import (
-    Int8Weight,
-    add_layernorm_int8,
-    embed_layernorm_int8,
-    linear_gelu_int8,
-    linear_int8,
-)
+from m3fast.kernels.int8 import Int8Weight, linear_gelu_int8, linear_int8
+from m3fast.kernels.layernorm_int8 import add_layernorm_int8, embed_layernorm_int8
 from m3fast.kernels.linear import linear
 
 if TYPE_CHECKING:
