@@ -28,6 +28,8 @@ const m3::Kernels* m3::kernels_amx() {
   static const Kernels k = [] {
     Kernels other = *kernels_avx512bf16();
     other.name = "amx";
+    // Processors with AMX take vdpbf16ps at half the rate of fma: attention widens bf16 instead.
+    other.attention = kernels_avx512()->attention;
     amx::use_int8(other);
     return other;
   }();
