@@ -245,11 +245,15 @@ inline void int8_times(Matrix weight, Span<float> scale, Span<float> x, Matrix y
   over_rows(weight.rows, weight.cols, threads, [=](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       const int8_t* row = as<int8_t>(weight) + r * weight.cols;
-      vf total{};
-      sweep(weight.cols, [&](int64_t c, int64_t n) M3_LAMBDA_INLINE {
-        total += load(row + c, n) * load(x.data + c, n);
-      });
-      as<float>(y)[r] = sum(total) * scale.data[r];
+      vf total[4] = {};  // one alone would wait for its own additions
+      int64_t c = 0;
+      for (; c + 4 * VL <= weight.cols; c += 4 * VL)
+        for (int i = 0; i < 4; ++i) total[i] += load(row + c + i * VL) * load(x.data + c + i * VL);
+      for (; c < weight.cols; c += VL) {
+        const int64_t n = std::min<int64_t>(VL, weight.cols - c);
+        total[0] += load(row + c, n) * load(x.data + c, n);
+      }
+      as<float>(y)[r] = sum(total[0] + total[1] + (total[2] + total[3])) * scale.data[r];
     }
   });
 }
