@@ -9,6 +9,8 @@
 #include <arm_neon.h>
 #endif
 
+#include <utility>
+
 #include "int8.h"
 #include "tile.h"
 
@@ -22,6 +24,7 @@ constexpr int ROWS8 = 6;  // rows of a tile, as registers allow
 constexpr int ROWS8 = 5;
 #endif
 constexpr int64_t BLOCK8 = 96;                          // rows of a task
+constexpr int64_t FEW8 = 24;                            // rows that wait for memory, not for VNNI
 constexpr int64_t TASK_WEIGHTS8 = 1 << 19;              // bytes of the panels of one task, at most
 
 M3_INLINE vi splat4(const uint8_t* p) { return load_as<int32_t>(p) - vi{}; }
@@ -86,6 +89,21 @@ M3_INLINE void multiply8(const uint8_t* a, int64_t row, const int8_t* b, int64_t
 
 // put(r, w, sums) for every vector w of every row [0, n) of integer products, rows at `a`, a group's
 // `depth` of a panel at `b`.
+template <class Put>
+M3_INLINE void row_product(const uint8_t* a, int64_t row, int64_t n, const int8_t* b,
+                             int64_t depth, Ahead ahead, Put&& put) {
+  const char* end = ahead.at + depth * OUTS8;
+  over_tiles<ROWS8>(n, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
+    constexpr int R = decltype(count)::value;
+    vi acc[R][WIDTH8];
+    multiply8<R>(a + r * row, row, b, depth, acc, ahead);
+    ahead.at += depth / 4 * ahead.lines * 64;
+    if (ahead.at >= end) ahead.lines = 0;
+    for (int i = 0; i < R; ++i)
+      for (int w = 0; w < WIDTH8; ++w) put(r + i, w, acc[i][w]);
+  });
+}
+
 #ifdef __AMX_INT8__
 struct AmxTiles {  // for one thread: eight tiles of 16 rows of 64 bytes
   AmxTiles() {
@@ -104,6 +122,7 @@ struct AmxTiles {  // for one thread: eight tiles of 16 rows of 64 bytes
 template <class Put>
 M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int8_t* b,
                              int64_t depth, Ahead ahead, Put&& put) {
+  if (n <= FEW8) return row_product(a, row, n, b, depth, ahead, put);
   static_assert(OUTS8 == 64, "two halves of two tiles");
   alignas(64) int32_t found[2][32][32];
   struct {
@@ -163,19 +182,9 @@ M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int
 #else
 struct AmxTiles {};
 
-template <class Put>
-M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int8_t* b,
-                             int64_t depth, Ahead ahead, Put&& put) {
-  const char* end = ahead.at + depth * OUTS8;
-  over_tiles<ROWS8>(n, [&](auto count, int64_t r) M3_LAMBDA_INLINE {
-    constexpr int R = decltype(count)::value;
-    vi acc[R][WIDTH8];
-    multiply8<R>(a + r * row, row, b, depth, acc, ahead);
-    ahead.at += depth / 4 * ahead.lines * 64;
-    if (ahead.at >= end) ahead.lines = 0;
-    for (int i = 0; i < R; ++i)
-      for (int w = 0; w < WIDTH8; ++w) put(r + i, w, acc[i][w]);
-  });
+template <class... Args>
+M3_INLINE void group_product(Args&&... args) {
+  row_product(std::forward<Args>(args)...);
 }
 #endif
 
@@ -295,10 +304,9 @@ struct Blocks {
 
 // Lines to bring at every step: in all a group's weights, where one block of rows is all there is.
 M3_INLINE int lines_ahead(int64_t rows) {
+  int64_t tiles = (rows + ROWS8 - 1) / ROWS8, step = (OUTS8 * 4 + 63) / 64;
 #ifdef __AMX_INT8__
-  const int64_t tiles = (rows + 31) / 32, step = 32;  // of half a panel and 64 in depth
-#else
-  const int64_t tiles = (rows + ROWS8 - 1) / ROWS8, step = (OUTS8 * 4 + 63) / 64;
+  if (rows > FEW8) tiles = (rows + 31) / 32, step = 32;  // of half a panel and 64 in depth
 #endif
   return rows > BLOCK8 ? 0 : static_cast<int>((step + tiles - 1) / tiles);
 }

@@ -16,7 +16,7 @@ from m3fast.checkpoint.quantize import quantize
 from m3fast.cli import main
 from m3fast.kernels.int8 import Int8Rows, quantize_rows
 from m3fast.kernels.linear import linear
-from m3fast.model import encoder
+from m3fast.model import encoder, encoder_int8
 from m3fast.scoring import all_scores
 from m3fast.verify import check, goldens
 
@@ -80,10 +80,10 @@ def test_a_wrong_kernel_fails(
 def test_wrong_bytes_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def coarse(x: torch.Tensor) -> Int8Rows:
-        return quantize_rows(x.sign())
+    def coarse(x: torch.Tensor, out: Int8Rows) -> Int8Rows:
+        return quantize_rows(x.sign(), out)
 
-    monkeypatch.setattr("m3fast.kernels.linear.quantize_rows", coarse)  # of what attention gives
+    monkeypatch.setattr(encoder_int8, "quantize_rows", coarse)  # of what attention gives
     assert main(["verify", "m3fast-tiny", "--json"]) == 1
     assert "accuracy dense int8" in failed(report(capsys))
 

@@ -158,12 +158,16 @@ def load_weights(
         def take(name: str, *shape: int) -> torch.Tensor:
             return tensors.take(name, shape, device, dtype)
 
+        def small(name: str, *shape: int) -> torch.Tensor:
+            """A norm or a bias: beside int8 in fp32, as its kernels read them."""
+            return tensors.take(name, shape, device, torch.float32 if int8 else dtype)
+
         def table(name: str, rows: int, cols: int) -> torch.Tensor | Int8Table:
             return tensors.table(name, (rows, cols)) if int8 else take(name, rows, cols)
 
         def linear(rows: int, cols: int, *names: str, shift: torch.Tensor | None = None) -> Linear:
             """One layer, or several of the same input as one; bytes come without `shift`."""
-            biases = [take(f"{name}.bias", rows) for name in names]
+            biases = [small(f"{name}.bias", rows) for name in names]
             bias = torch.cat(biases) if len(names) > 1 else biases[0]
             if int8:
                 made = [tensors.linear(f"{name}.weight", (rows, cols)) for name in names]
@@ -173,7 +177,7 @@ def load_weights(
             parts = [take(f"{name}.weight", rows, cols) for name in names]
             return Linear(_packed(torch.cat(parts) if len(parts) > 1 else parts[0], pack), bias)
 
-        weights = _fuse(config, take, table, linear, colbert, sparse)
+        weights = _fuse(config, take, small, table, linear, colbert, sparse)
         return replace(weights, modules=modules)
 
 
@@ -208,13 +212,14 @@ def listed(config: ModelConfig) -> Listed:
         found.linears.append({f"{name}.weight": (rows, cols) for name in names})
         return Linear(nothing, nothing)
 
-    _fuse(config, take, table, linear, None, None)
+    _fuse(config, take, take, table, linear, None, None)
     return found
 
 
 def _fuse(
     c: ModelConfig,
     take: Callable[..., torch.Tensor],
+    small: Callable[..., torch.Tensor],
     table: Callable[..., torch.Tensor | Int8Table],
     linear: Callable[..., Linear],
     colbert: Linear | None,
@@ -223,7 +228,7 @@ def _fuse(
     h, f = c.hidden_size, c.ffn_size
 
     def norm(name: str) -> Norm:
-        return Norm(take(f"{name}.weight", h), take(f"{name}.bias", h))
+        return Norm(small(f"{name}.weight", h), small(f"{name}.bias", h))
 
     def layer(i: int, before: Norm) -> Layer:
         base = f"encoder.layer.{i}"
