@@ -97,8 +97,8 @@ def test_a_folder_in_int8(
     assert found["goldens"].startswith("not checked: the folder's weights are in int8")
     errors = [error for error in found["errors"] if error["dtype"] == "int8"]
     assert len(errors) == 3
-    for error in errors:  # what remains is of rows alone, and plain torch rounds them no worse
-        assert error["plain"] < 2 * error["max"]
+    for error in errors:  # of rows alone; plain torch rounds all else to bf16 too where we do not
+        assert error["plain"] < 4 * error["max"]
 
 
 @pytest.mark.parametrize(
