@@ -109,6 +109,17 @@ def mix(name: str, tokens: int, seed: int = 0, longest: int = 8192) -> list[int]
     return lengths
 
 
+def quantized(path: Path) -> Path:
+    """A checkpoint's folder of `m3fast quantize`, made once."""
+    from m3fast.checkpoint.quantize import quantize
+
+    out = CACHE / f"{path.name}-int8"
+    if not out.is_dir():
+        CACHE.mkdir(exist_ok=True)
+        quantize(path, out)
+    return out
+
+
 def checkpoint(shape: Shape) -> Path:
     """A random fp32 checkpoint with m3fast-tiny's tokenizer, made once, the same on each machine.
 

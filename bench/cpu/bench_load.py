@@ -22,7 +22,7 @@ from bench.core.dtypes import NAMES
 from bench.core.harness import OURS, Bench, Row
 from bench.core.measure import Candidate
 from bench.core.progress import paced
-from bench.core.workloads import CACHE, TINY, texts
+from bench.core.workloads import CACHE, TINY, quantized, texts
 from bench.peers import eightbit, encodings, infinity, onnxgraph
 
 PACKAGES = {
@@ -93,7 +93,7 @@ def test_first_embedding(bench: Bench, size: str | int, dtype: str) -> None:
     )
     more = "" if tiny or int8 else "; sentence-transformers: dense only"
     more += "; ONNX Runtime: graph made before" * (int8 or not tiny)
-    more += "; m3fast quantises as it loads; FlagEmbedding: fp32" * int8
+    more += "; m3fast: a folder of `m3fast quantize`; FlagEmbedding: fp32" * int8
     bench.add(replace(row, note=f"{' / '.join(STEPS)}: {split}{more}"), found, absent, {})
 
 
@@ -107,7 +107,7 @@ def _model(peer: str, path: Path, int8: bool) -> Path:
             path if path.parent == CACHE else infinity.folder(path), fused=True
         )
         return eightbit.onnx_runtime(graph) if int8 else graph
-    return path
+    return quantized(path) if int8 and peer == OURS else path
 
 
 def _first(

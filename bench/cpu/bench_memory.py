@@ -14,7 +14,7 @@ from bench.core import child, record
 from bench.core.dtypes import NAMES
 from bench.core.harness import OURS, Bench, Row, at_most
 from bench.core.measure import Absent, Sampled
-from bench.core.workloads import TINY
+from bench.core.workloads import TINY, quantized
 from bench.peers import eightbit, encodings, onnxgraph
 
 
@@ -87,7 +87,8 @@ def test_load(bench: Bench, layers: int, dtype: str) -> None:
             if name not in absent:
                 if name == "ONNX Runtime":  # not in the process whose memory counts
                     eightbit.onnx_runtime(onnxgraph.export(path, fused=True))
-                found[name] = _child(bench, way, 0, str(path))
+                model = quantized(path) if int8 and name == OURS else path
+                found[name] = _child(bench, way, 0, str(model))
         except (Absent, ImportError) as reason:
             absent[name] = str(reason)
     samples = {name: Sampled([its["MiB"]]) for name, its in found.items()}
