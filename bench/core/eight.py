@@ -107,12 +107,13 @@ def dynamic(weight: torch.Tensor) -> Product:
 
     Without VNNI to 7 bits: two products of 8 are more than the 16 bits that they are summed in.
     """
-    reduced, packed = _saturates(), _packed(weight)
+    reduced, packed = saturates(), _packed(weight)
     return lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduced)
 
 
 @cache
-def _saturates() -> bool:
+def saturates() -> bool:
+    """Whether torch's products of eight bits by eight are wrong here, as without VNNI."""
     ones = torch.ones(1, 64)
     return bool(torch.ops.quantized.linear_dynamic(ones, _packed(ones), False) < 60)
 
@@ -131,7 +132,7 @@ def _packed(weight: torch.Tensor) -> Any:
             torch.backends.quantized.engine = before
 
 
-def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise(x: torch.Tensor, top: int = 127) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 values and fp32 scales [rows, 1]: x is near values · scales, row by row."""
-    scales = (x.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
+    scales = (x.abs().amax(1, keepdim=True) / top).clamp_min(1e-12)
     return (x / scales).round().to(torch.int8), scales

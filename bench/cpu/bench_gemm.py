@@ -129,7 +129,8 @@ def _compare(bench: Bench, dtype: str, rows: int, names: list[str], what: str) -
 
 def _int8(layers: Layers, near: ops.Judge) -> tuple[dict[str, Maker], ops.Judge]:
     """Candidates, and their judge: it scales the sums of those that do not."""
-    quantised = [[(*eight.quantise(x), *eight.quantise(w)) for x, w in its] for its in layers]
+    top = 63 if eight.saturates() else 127  # of weights: two products with 255 then fit 16 bits
+    quantised = [[(*eight.quantise(x), *eight.quantise(w, top)) for x, w in its] for its in layers]
     whole = [[(x, w) for x, _, w, _ in its] for its in quantised]
     ways: dict[str, Maker] = {name: partial(_torch, whole, name) for name in eight.names()}
     makers: dict[str, Maker] = {
