@@ -206,7 +206,7 @@ void define_operations(py::module_& m) {
   define(m, "int8_times", &Kernels::int8_times);
   define(m, "linear_int8", &Kernels::linear_int8,
          [](const Kernels& k, const Matrix& q, const Matrix& scales, const Matrix& packed, int panel,
-            const Span<float>& scale, const Span<float>& sums, const Span<float>&, bool,
+            const Span<float>& scale, const Span<float>& sums, const Span<float>&,
             const Matrix& y, int) {
            const int64_t rows = check_int8(k, q, scales, packed, panel, scale, sums);
            M3_CHECK(y.rows == rows && y.cols <= scale.size, "y: expected ", rows, " rows, found ",

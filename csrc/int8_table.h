@@ -24,9 +24,9 @@ inline void use_int8(Kernels& k) {
     by_dtype(x.dtype, [&](auto e) { quantize_rows<decltype(e)>(x, rest...); });
   };
   k.linear_int8 = [](auto q, auto scales, auto packed, auto panel, auto scale, auto sums,
-                     auto bias, auto with_gelu, auto y, auto threads) {
+                     auto bias, auto y, auto threads) {
     by_dtype(y.dtype, [&](auto e) {
-      linear_int8<decltype(e)>(q, scales, packed, panel, scale, sums, bias, with_gelu, y, threads);
+      linear_int8<decltype(e)>(q, scales, packed, panel, scale, sums, bias, y, threads);
     });
   };
   k.add_layernorm_int8 = [](auto x, auto... rest) {

@@ -41,10 +41,9 @@ struct Kernels {
                     int threads);
   // weight s8 [outs, depth], scale [outs], x f32 [depth] -> y f32 [outs]
   void (*int8_times)(Matrix weight, Span<float> scale, Span<float> x, Matrix y, int threads);
-  // y [rows, outs] f32 or bf16 = x W^T + bias, which may be null, or GELU of that; q has a multiple
-  // of INT8_ROWS rows
+  // y [rows, outs] f32 or bf16 = x W^T + bias, which may be null; q has a multiple of INT8_ROWS rows
   void (*linear_int8)(Matrix q, Matrix scales, Matrix packed, int panel, Span<float> scale,
-                      Span<float> sums, Span<float> bias, bool with_gelu, Matrix y, int threads);
+                      Span<float> sums, Span<float> bias, Matrix y, int threads);
   // GELU of that in the form of q
   void (*linear_gelu_int8)(Matrix q, Matrix scales, Matrix packed, int panel, Span<float> scale,
                            Span<float> sums, Span<float> bias, Matrix q_out, Matrix scales_out,

@@ -147,29 +147,20 @@ M3_INLINE void group_product(const uint8_t* a, int64_t row, int64_t n, const int
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      if (n - first > 16)
-        for (; w < end; x += 64, w += 64 * OUTS8) {
-          _tile_loadd(4, x, row);
-          _tile_loadd(6, w, 4 * OUTS8);
-          _tile_dpbusd(0, 4, 6);
-          _tile_loadd(7, w + 64, 4 * OUTS8);
-          _tile_dpbusd(1, 4, 7);
+      for (; w < end; x += 64, w += 64 * OUTS8) {
+        _tile_loadd(4, x, row);
+        _tile_loadd(6, w, 4 * OUTS8);
+        _tile_dpbusd(0, 4, 6);
+        _tile_loadd(7, w + 64, 4 * OUTS8);
+        _tile_dpbusd(1, 4, 7);
+        if (n - first > 16) {
           _tile_loadd(5, x + 16 * row, row);
           _tile_dpbusd(2, 5, 6);
           _tile_dpbusd(3, 5, 7);
-          ahead.step();
-          place(share);
         }
-      else
-        for (; w < end; x += 64, w += 64 * OUTS8) {
-          _tile_loadd(4, x, row);
-          _tile_loadd(6, w, 4 * OUTS8);
-          _tile_dpbusd(0, 4, 6);
-          _tile_loadd(7, w + 64, 4 * OUTS8);
-          _tile_dpbusd(1, 4, 7);
-          ahead.step();
-          place(share);
-        }
+        ahead.step();
+        place(share);
+      }
       int32_t(*to)[32] = found[turn];
       _tile_stored(0, to[0], 128);
       _tile_stored(1, to[0] + 16, 128);
@@ -313,7 +304,7 @@ M3_INLINE int lines_ahead(int64_t rows) {
 
 template <class T>
 void linear_int8(Matrix q, Matrix scales, Matrix packed, int, Span<float> scale, Span<float> sums,
-                 Span<float> bias, bool with_gelu, Matrix y, int threads) {
+                 Span<float> bias, Matrix y, int threads) {
   const ByteWeight weight(packed, scale, sums);
   const int64_t rows = y.rows, outs = y.cols, panels = weight.panels;
   if (!rows || !outs) return;
@@ -341,7 +332,6 @@ void linear_int8(Matrix q, Matrix scales, Matrix packed, int, Span<float> scale,
                       weight, p, sums, lines,
                       [&](int64_t r, int w, vf v) M3_LAMBDA_INLINE {
                         v = v * load(factor + w * VL) + load(shift + w * VL);
-                        if (with_gelu) v = gelu(v);
                         T* to = as<T>(y) + (first + r) * outs + p * OUTS8 + w * VL;
                         const int64_t left = live - w * VL;
                         if (left >= VL)

@@ -228,7 +228,7 @@ def linear_int8(
         return out.copy_(_product(rows, weight, bias))
     if not out.is_contiguous():
         raise ValueError(f"out: expected contiguous rows, found strides {list(out.stride())}")
-    given = (*_given(rows, weight), None if bias is None else wide(bias), False, out)
+    given = (*_given(rows, weight), None if bias is None else wide(bias), out)
     native.library().linear_int8(*given, native.threads())
     return out
 

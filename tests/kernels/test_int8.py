@@ -540,13 +540,13 @@ def test_what_the_bindings_refuse(int8_path):
         )  # fmt: skip
         given = tuple((given | change).values())
         with pytest.raises(ValueError, match=message):
-            lib.linear_int8(*given, None, False, out, 1)
+            lib.linear_int8(*given, None, out, 1)
         with pytest.raises(ValueError, match=message):
             lib.linear_gelu_int8(*given, bias, made.data, made.scales, 1)
     with pytest.raises(TypeError):
         lib.linear_int8(
             rows.data, rows.scales, weight.data, weight.panel, weight.scale.double(),
-            weight.sums.view(-1), None, False, out, 1,
+            weight.sums.view(-1), None, out, 1,
         )  # fmt: skip
 
 
