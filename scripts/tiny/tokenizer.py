@@ -1,12 +1,14 @@
-"""The vocabulary of m3fast-tiny: 26,000 of XLM-RoBERTa's 250,002 Unigram pieces.
+"""The vocabulary of m3fast-tiny: VOCAB of XLM-RoBERTa's 250,002 Unigram pieces.
 
-    python scripts/tiny/tokenizer.py TOKENIZER.json SENTENCES.jsonl.gz OUT
+    python scripts/tiny/tokenizer.py TOKENIZER.json OUT TEXTS...
 
-Pieces keep their scores, order and pipeline, ids are renumbered in the same order. A script's
-share is fixed below; within a script XLM-R's own scores decide, which are unigram log
-probabilities over CommonCrawl in 100 languages, so a language with few sentences here (Thai,
-Russian, Korean) fares as well as the others. What is left goes to the most frequent pieces of each
-language of Common Voice in equal shares.
+Pieces keep their scores, order and pipeline, ids are renumbered in the same order. What counts is
+how often a language needs a piece: SHARES say how much each language does, and its counts are, in
+equal parts, of words by their frequency (wordfreq 3, CC BY-SA 4.0, cut into XLM-R's pieces), of TEXTS
+({"lang", "text"} a line, .gz or not), and for languages that have a script to themselves of XLM-R's
+own scores, which are unigram log probabilities over CommonCrawl.
+
+OUT gets the tokenizer's files, and pieces.npy: int64 [VOCAB], the id that XLM-R gives each piece.
 """
 
 from __future__ import annotations
@@ -14,29 +16,27 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
-VOCAB = 26_000
+VOCAB = 32_000
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-# Latin serves a dozen of the languages, and XLM-R's scores there favour none of them.
-BY_SCORE = {
-    "LATIN": 5000,
-    "CYRILLIC": 3000,
-    "ARABIC": 2200,
-    "THAI": 1600,
-    "HANGUL": 1300,
-    "CJK": 1500,
-    "GREEK": 500,
-    "DEVANAGARI": 500,
-}
+# English most; then those whose words take many forms.
+SHARES = {"en": 3.0, "ru": 1.6, "de": 1.2, "pl": 1.2, "ar": 1.1, "tr": 1.1, "zh-TW": 0.7}
+LANGUAGES = "ar de el en es fa fr hi id it ja ko nl pl pt ro ru th tr vi zh zh-TW".split()
+SCRIPTS = {"el": {"GREEK"}, "hi": {"DEVANAGARI"}, "ko": {"HANGUL"}, "th": {"THAI"}}
+SCRIPTS |= {"ja": {"HIRAGANA", "KATAKANA"}, "zh": {"CJK"}, "ru": {"CYRILLIC"}}
+SCRIPTS |= {"ar": {"ARABIC"}}
 ALPHABETS = ("LATIN", "CYRILLIC", "ARABIC", "THAI", "DEVANAGARI", "GREEK", "HIRAGANA", "KATAKANA")
-CHARACTER_COVERAGE = 0.995  # of a language's sentences, in single characters
+CHARACTER_COVERAGE = 0.9995  # of a language's texts, in single characters
+WORDS = 60_000  # of wordfreq's lists
 
 
 def script(piece: str) -> str:
@@ -45,11 +45,6 @@ def script(piece: str) -> str:
         unicodedata.name(c, "").split(" ")[0] for c in piece if unicodedata.category(c)[0] in "LM"
     }
     return names.pop() if len(names) == 1 else ""
-
-
-def ranked(counts: Counter[int]) -> list[int]:
-    """Ids by falling count; equal counts in id order, so that no run differs from another."""
-    return sorted(counts, key=lambda i: (-counts[i], i))
 
 
 def frequent_characters(counts: Counter[str]) -> list[str]:
@@ -63,20 +58,55 @@ def frequent_characters(counts: Counter[str]) -> list[str]:
     return chosen
 
 
+def word_counts(tokenizer: Tokenizer, language: str) -> dict[int, float]:
+    """Pieces of a language's words, each as often as the word; none where wordfreq has no list."""
+    from wordfreq import available_languages, get_frequency_dict  # pyright: ignore
+
+    if language not in available_languages("best") or language in ("ja", "zh"):
+        return {}
+    words = list(get_frequency_dict(language, "best").items())[:WORDS]
+    counts: dict[int, float] = defaultdict(float)
+    # Half of them as they begin a sentence, or a name.
+    forms = [(w, f) for w, f in words] + [(w.title(), 0.3 * f) for w, f in words]
+    encoded = tokenizer.encode_batch_fast([w for w, _ in forms], add_special_tokens=False)
+    for encoding, (_, frequency) in zip(encoded, forms, strict=True):
+        for i in encoding.ids:
+            counts[i] += frequency
+    return counts
+
+
+def text_counts(tokenizer: Tokenizer, texts: list[str]) -> dict[int, float]:
+    counts: dict[int, float] = defaultdict(float)
+    for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        for i in encoding.ids:
+            counts[i] += 1
+    return counts
+
+
+def score_counts(vocab: list[tuple[str, float]], scripts: set[str]) -> dict[int, float]:
+    """XLM-R's own probabilities of the pieces of some scripts."""
+    return {
+        i: math.exp(score)
+        for i, (piece, score) in enumerate(vocab)
+        if script(piece.lstrip("▁")) in scripts
+    }
+
+
 def choose_pieces(
-    tokenizer: Tokenizer, pieces: list[str], sentences: dict[str, list[str]]
+    tokenizer: Tokenizer, vocab: list[tuple[str, float]], texts: dict[str, list[str]]
 ) -> list[int]:
     """Ids of the pieces to keep, in XLM-R's order, special tokens excluded."""
+    pieces = [piece for piece, _ in vocab]
     id_of = {piece: i for i, piece in enumerate(pieces)}
     kept = {id_of["▁"]}
 
-    def keep(candidates: Iterable[int], limit: int | None = None) -> None:
+    def keep(candidates: Iterable[int], limit: int = VOCAB) -> None:
         for i in candidates:
             if limit == 0 or len(kept) == VOCAB - len(SPECIAL) - 1:
                 return
             if i not in kept and pieces[i] not in SPECIAL:
                 kept.add(i)
-                limit = None if limit is None else limit - 1
+                limit -= 1
 
     keep(id_of[chr(c)] for c in range(33, 127) if chr(c) in id_of)
     single = [(i, piece) for i, piece in enumerate(pieces) if len(piece) == 1]
@@ -86,36 +116,43 @@ def choose_pieces(
         # U+1E00 and above: Vietnamese letters; Latin beyond that is transliteration.
         if script(piece) in ALPHABETS and (piece < "ɐ" or piece > "Ͱ"):
             keep([i])
-    by_language = {}
-    for language, texts in sorted(sentences.items()):
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        by_language[language] = ranked(Counter(i for e in encodings for i in e.ids))
-        normal = tokenizer.normalizer.normalize_str(" ".join(texts))
+    value: dict[int, float] = defaultdict(float)
+    for language in LANGUAGES:
+        given = texts.get(language, [])
+        normal = tokenizer.normalizer.normalize_str(" ".join(given))
         keep(id_of[c] for c in frequent_characters(Counter(normal)) if c in id_of)
-    for name, limit in BY_SCORE.items():
-        keep((i for i, p in enumerate(pieces) if script(p.lstrip("▁")) == name), limit)
-    queues = [iter(ids) for ids in by_language.values()]
-    while queues and len(kept) < VOCAB - len(SPECIAL) - 1:
-        # One new piece per language and round: equal shares of what is left.
-        for queue in list(queues):
-            fresh = next((i for i in queue if i not in kept), None)
-            if fresh is None:
-                queues.remove(queue)
-            else:
-                keep([fresh])
+        parts = [word_counts(tokenizer, language), text_counts(tokenizer, given)]
+        parts.append(score_counts(vocab, SCRIPTS.get(language, set())))
+        parts = [part for part in parts if part]
+        for part in parts:
+            whole = sum(part.values()) * len(parts) / SHARES.get(language, 1.0)
+            for i, count in part.items():
+                value[i] += count / whole
+    keep(sorted(value, key=lambda i: (-value[i], i)))
     return sorted(kept)
 
 
-def trim_tokenizer(source: Path, sentences: dict[str, list[str]]) -> dict[str, Any]:
-    """The content of tokenizer.json with VOCAB pieces, numbered as XLM-R numbers them."""
+def trim_tokenizer(
+    source: Path, texts: dict[str, list[str]]
+) -> tuple[dict[str, Any], list[int]]:
+    """The content of tokenizer.json with VOCAB pieces, and each one's id in XLM-R."""
     content = json.loads(source.read_text(encoding="utf-8"))
     rows = content["model"]["vocab"]
-    kept = choose_pieces(Tokenizer.from_file(str(source)), [p for p, _ in rows], sentences)
-    content["model"]["vocab"] = [*rows[: len(SPECIAL)], *(rows[i] for i in kept), ["<mask>", 0.0]]
+    chosen = choose_pieces(Tokenizer.from_file(str(source)), rows, texts)
+    content["model"]["vocab"] = [*rows[: len(SPECIAL)], *(rows[i] for i in chosen), ["<mask>", 0.0]]
     for token in content["added_tokens"]:
         if token["content"] == "<mask>":
             token["id"] = VOCAB - 1
-    return content
+    return content, [*range(len(SPECIAL)), *chosen, len(rows) - 1]
+
+
+def longer(source: Tokenizer, trimmed: Tokenizer, texts: list[str]) -> float:
+    """How many tokens the trimmed tokenizer makes of texts, by those of the source."""
+    ours, theirs = (
+        sum(len(e.ids) for e in t.encode_batch_fast(texts, add_special_tokens=False))
+        for t in (trimmed, source)
+    )
+    return ours / theirs
 
 
 def small_files() -> dict[str, object]:
@@ -143,21 +180,33 @@ def small_files() -> dict[str, object]:
     }
 
 
+def read_texts(files: list[Path]) -> dict[str, list[str]]:
+    texts: dict[str, list[str]] = defaultdict(list)
+    for path in files:
+        opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        with opened as lines:
+            for row in map(json.loads, lines):
+                texts[row.get("lang", "en")].append(row["text"])
+    return texts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trim XLM-RoBERTa's vocabulary.")
-    for name in ("tokenizer", "sentences", "out"):
-        parser.add_argument(name, type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("texts", type=Path, nargs="+")
     args = parser.parse_args()
-    sentences: dict[str, list[str]] = defaultdict(list)
-    with gzip.open(args.sentences, "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            sentences[row["lang"]].append(row["text"])
     args.out.mkdir(parents=True, exist_ok=True)
-    content = trim_tokenizer(args.tokenizer, dict(sentences))
+    texts = read_texts(args.texts)
+    content, ids = trim_tokenizer(args.tokenizer, texts)
     compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     (args.out / "tokenizer.json").write_text(compact, encoding="utf-8")
+    np.save(args.out / "pieces.npy", np.array(ids))
     for name, small in small_files().items():
         (args.out / name).write_text(json.dumps(small, indent=2) + "\n", encoding="utf-8")
+    whole, ours = (Tokenizer.from_file(str(f)) for f in (args.tokenizer, args.out / "tokenizer.json"))
+    for language in LANGUAGES:
+        print(f"{language}: {longer(whole, ours, texts[language][::50]):.2f} of XLM-R's tokens")
 
 
 if __name__ == "__main__":

@@ -178,12 +178,13 @@ def test_random_positions(path: Path) -> None:
                 ids, positions = part.batch.ids[span], part.batch.positions[span]
                 given = tokens.ids[tokens.offsets[text] : tokens.offsets[text + 1]]
                 assert np.array_equal(ids, given) and len(ids) <= 60
+                assert positions[0] == c.position_offset
                 pad = ids == c.pad_id
                 assert (positions[pad] == c.pad_id).all()
-                rest = positions[~pad]
+                rest = positions[1:][~pad[1:]]
                 assert (np.diff(rest) == 1).all()
                 assert c.position_offset <= rest[0] and rest[-1] < c.n_positions
-                shifts.append(rest[0] - c.position_offset)
+                shifts.append(rest[0] - c.position_offset - 1)
         assert any((t == c.pad_id).any() for t in (part.batch.ids for part in parts))
     moved = np.array(shifts) > 0
     assert 0.4 < moved.mean() < 0.6  # of 720 draws: five standard deviations off

@@ -61,8 +61,8 @@ class TrainConfig:
         teacher_temperature: of the outside teacher's cosines.
         hybrid: w1, w2, w3 of s_inter = w1·s_dense + w2·s_lex + w3·s_mul.
         losses: weight of each loss.
-        random_positions: share of texts whose positions begin at a random place, so that short
-            texts train the whole position table.
+        random_positions: share of texts whose positions go on at a random place behind the first
+            token's, so that short texts train the whole position table.
         dtype: of matrix products, `auto` is bfloat16 where the hardware multiplies it.
         device: `auto`, `cpu` or `cuda[:n]`.
         seed: of data order and positions.

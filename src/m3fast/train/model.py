@@ -33,6 +33,8 @@ COPIED = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
 )
 
+PLAIN = 512  # tokens of the longest text whose attention is computed as plain products on a CPU
+
 
 @dataclass(frozen=True, slots=True)
 class HeadOutputs:
@@ -87,8 +89,14 @@ class Model:
                 found |= _named(f"layers.{i}.{part}", getattr(layer, part))
         return found | _named("colbert", w.colbert) | _named("sparse", w.sparse)
 
-    def encode(self, batch: PackedBatch, bf16: bool) -> HeadOutputs:
-        """Outputs of packed texts; matrix products in bfloat16 if asked for."""
+    def encode(
+        self, batch: PackedBatch, bf16: bool, states: list[torch.Tensor] | None = None
+    ) -> HeadOutputs:
+        """Outputs of packed texts; matrix products in bfloat16 if asked for.
+
+        Args:
+            states: takes the hidden states behind each layer, fp32 [T, H].
+        """
         word, position = self.weights.float_tables()
         device = word.device
         ids, positions, cu_seqlens = (
@@ -109,6 +117,8 @@ class Model:
                     if self._recompute
                     else _layer(*args)
                 )
+                if states is not None:
+                    states.append(x)
             vectors = _linear(x, w.colbert)
         head = w.sparse
         assert head is not None  # checked when made
@@ -172,11 +182,23 @@ def _layer(layer: Layer, x: torch.Tensor, pad: Padding, heads: int, eps: float) 
     qkv = pad.pad(_linear(x, layer.qkv))
     n, longest, width = qkv.shape
     q, k, v = qkv.view(n, longest, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=pad.mask)
+    # On a CPU the gradient of SDPA costs more than all else together; long texts need its memory.
+    plain = x.device.type == "cpu" and longest <= PLAIN
+    attention = _plain_attention if plain else F.scaled_dot_product_attention
+    attended = attention(q, k, v, attn_mask=pad.mask)
     attended = attended.transpose(1, 2).reshape(n * longest, width // 3)[pad.slots]
     x = _norm(x + _linear(attended, layer.out), layer.attention_norm, eps)
     inner = F.gelu(_linear(x, layer.up))
     return _norm(x + _linear(inner, layer.down), layer.output_norm, eps)
+
+
+def _plain_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None
+) -> torch.Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 def _linear(x: torch.Tensor, layer: Linear | None) -> torch.Tensor:

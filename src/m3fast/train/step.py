@@ -113,6 +113,7 @@ def _parts(
             shift[rng.random(len(chosen)) >= config.random_positions] = 0
             # A literal pad token stays at its own position.
             moved = packed.positions >= c.position_offset
+            moved[packed.cu_seqlens[:-1]] = False  # nor leaves a first token its own
             moves = np.repeat(shift, lengths[chosen]) * moved
             positions = packed.positions + moves.astype(np.int32)
             parts.append(Part(replace(packed, positions=positions), chosen))
