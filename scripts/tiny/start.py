@@ -6,8 +6,8 @@ E5 is the folder that e5.py writes, DATA holds the files of data.py and teacher.
 tokenizer.py. Of the word embeddings the rows of the pieces are taken, of the layers some, and the
 512 positions follow each other again and again up to 8,192.
 
-A stack with every other layer missing computes nothing of use, but it learns quickly what to do when
-each layer is told: the hidden state of each token behind a layer shall be that which the whole
+A stack with every other layer missing computes nothing of use, but it learns quickly what to do
+when each layer is told: the hidden state of each token behind a layer shall be that which the whole
 stack has behind the last layer that this one stands for, and the first token's last state shall
 point where the teacher's vector does (e5 takes the mean of all). The sparse head meanwhile reads
 how rare a piece is. The multi-vector head starts as it is in e5: without one.
@@ -63,10 +63,16 @@ def cut(e5: Path, pieces: np.ndarray, layers: tuple[int, ...]) -> dict[str, torc
     # The first place is the first token's alone, so it does not come again.
     places = [0, *(1 + i % (TABLE - 1) for i in range(POSITIONS - 1))]
     w["embeddings.position_embeddings.weight"] = F.pad(table[places], (0, 0, 2, 0))
-    w["embeddings.token_type_embeddings.weight"] = whole["embeddings.token_type_embeddings.weight"][:1]
+    w["embeddings.token_type_embeddings.weight"] = whole["embeddings.token_type_embeddings.weight"][
+        :1
+    ]
     for i, old in enumerate(layers):
         prefix = f"encoder.layer.{old}."
-        w |= {k.replace(prefix, f"encoder.layer.{i}."): t for k, t in whole.items() if k.startswith(prefix)}
+        w |= {
+            k.replace(prefix, f"encoder.layer.{i}."): t
+            for k, t in whole.items()
+            if k.startswith(prefix)
+        }
     hidden = table.shape[1]
     w["colbert_linear.weight"], w["colbert_linear.bias"] = torch.eye(hidden), torch.zeros(hidden)
     w["sparse_linear.weight"], w["sparse_linear.bias"] = torch.zeros(1, hidden), torch.zeros(1)
@@ -87,7 +93,7 @@ def small_files(e5: dict[str, Any], layers: int) -> dict[str, object]:
             "hidden_dropout_prob": 0.0,
             **{name: e5[name] for name in taken},
             "initializer_range": 0.02,
-            "layer_norm_eps": 1e-12,
+            "layer_norm_eps": e5["layer_norm_eps"],
             "max_position_embeddings": POSITIONS + 2,
             "model_type": "xlm-roberta",
             "num_hidden_layers": layers,
@@ -175,7 +181,10 @@ def distil(student: Model, whole: Model, texts: Texts, layers: tuple[int, ...], 
     """Teach the student the hidden states of the whole stack, and the teacher's vectors."""
     rare = rarity(texts.vocab)
     tables = ("embeddings.word", "embeddings.position")
-    groups: list[dict[str, Any]] = [{"params": [], "peak": LR}, {"params": [], "peak": EMBEDDING_LR}]
+    groups: list[dict[str, Any]] = [
+        {"params": [], "peak": LR},
+        {"params": [], "peak": EMBEDDING_LR},
+    ]
     for name, tensor in student.tensors().items():
         groups[name in tables]["params"].append(tensor)
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)

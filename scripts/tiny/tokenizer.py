@@ -4,8 +4,8 @@
 
 Pieces keep their scores, order and pipeline, ids are renumbered in the same order. What counts is
 how often a language needs a piece: SHARES say how much each language does, and its counts are, in
-equal parts, of words by their frequency (wordfreq 3, CC BY-SA 4.0, cut into XLM-R's pieces), of TEXTS
-({"lang", "text"} a line, .gz or not), and for languages that have a script to themselves of XLM-R's
+equal parts, of words by their frequency (wordfreq 3, CC BY-SA 4.0, cut into XLM-R's pieces), of
+TEXTS ({"lang", "text"} a line, .gz or not), and for languages that have a script to themselves of XLM-R's
 own scores, which are unigram log probabilities over CommonCrawl.
 
 OUT gets the tokenizer's files, and pieces.npy: int64 [VOCAB], the id that XLM-R gives each piece.
@@ -30,7 +30,10 @@ VOCAB = 32_000
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 # English most; then those whose words take many forms.
 SHARES = {"en": 3.0, "ru": 1.6, "de": 1.2, "pl": 1.2, "ar": 1.1, "tr": 1.1, "zh-TW": 0.7}
-LANGUAGES = "ar de el en es fa fr hi id it ja ko nl pl pt ro ru th tr vi zh zh-TW".split()
+LANGUAGES = (
+    *("ar", "de", "el", "en", "es", "fa", "fr", "hi", "id", "it", "ja"),
+    *("ko", "nl", "pl", "pt", "ro", "ru", "th", "tr", "vi", "zh", "zh-TW"),
+)
 SCRIPTS = {"el": {"GREEK"}, "hi": {"DEVANAGARI"}, "ko": {"HANGUL"}, "th": {"THAI"}}
 SCRIPTS |= {"ja": {"HIRAGANA", "KATAKANA"}, "zh": {"CJK"}, "ru": {"CYRILLIC"}}
 SCRIPTS |= {"ar": {"ARABIC"}}
@@ -132,9 +135,7 @@ def choose_pieces(
     return sorted(kept)
 
 
-def trim_tokenizer(
-    source: Path, texts: dict[str, list[str]]
-) -> tuple[dict[str, Any], list[int]]:
+def trim_tokenizer(source: Path, texts: dict[str, list[str]]) -> tuple[dict[str, Any], list[int]]:
     """The content of tokenizer.json with VOCAB pieces, and each one's id in XLM-R."""
     content = json.loads(source.read_text(encoding="utf-8"))
     rows = content["model"]["vocab"]
@@ -183,8 +184,8 @@ def small_files() -> dict[str, object]:
 def read_texts(files: list[Path]) -> dict[str, list[str]]:
     texts: dict[str, list[str]] = defaultdict(list)
     for path in files:
-        opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as lines:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as lines:
             for row in map(json.loads, lines):
                 texts[row.get("lang", "en")].append(row["text"])
     return texts
@@ -204,7 +205,8 @@ def main() -> None:
     np.save(args.out / "pieces.npy", np.array(ids))
     for name, small in small_files().items():
         (args.out / name).write_text(json.dumps(small, indent=2) + "\n", encoding="utf-8")
-    whole, ours = (Tokenizer.from_file(str(f)) for f in (args.tokenizer, args.out / "tokenizer.json"))
+    files = (args.tokenizer, args.out / "tokenizer.json")
+    whole, ours = (Tokenizer.from_file(str(file)) for file in files)
     for language in LANGUAGES:
         print(f"{language}: {longer(whole, ours, texts[language][::50]):.2f} of XLM-R's tokens")
 
