@@ -5,8 +5,8 @@
 Pieces keep their scores, order and pipeline, ids are renumbered in the same order. What counts is
 how often a language needs a piece: SHARES say how much each language does, and its counts are, in
 equal parts, of words by their frequency (wordfreq 3, CC BY-SA 4.0, cut into XLM-R's pieces), of
-TEXTS ({"lang", "text"} a line, .gz or not), and for languages that have a script to themselves of XLM-R's
-own scores, which are unigram log probabilities over CommonCrawl.
+TEXTS ({"lang", "text"} a line, .gz or not), and for languages that have a script to themselves of
+XLM-R's own scores, which are unigram log probabilities over CommonCrawl.
 
 OUT gets the tokenizer's files, and pieces.npy: int64 [VOCAB], the id that XLM-R gives each piece.
 """
