@@ -18,7 +18,6 @@ from sentencefolders import edit, with_dense, write
 from m3fast import CheckpointError, Engine, InputError
 from m3fast.checkpoint import quantize as module
 from m3fast.checkpoint.quantize import quantize
-from m3fast.train.model import Model
 
 WORD = "embeddings.word_embeddings.weight"
 QUERY = "encoder.layer.1.attention.self.query.weight"
@@ -160,11 +159,6 @@ def test_transformers_refuses_it(int8) -> None:
         AutoModel.from_pretrained(int8)
     with pytest.raises(ValueError, match="quantization config"):
         XLMRobertaModel.from_pretrained(int8)
-
-
-def test_training_refuses_it(int8) -> None:
-    with pytest.raises(CheckpointError, match="expected weights in floats to train, found int8"):
-        Model(int8, torch.device("cpu"))
 
 
 def put(name: str, change):
