@@ -18,7 +18,7 @@ with contextlib.suppress(ImportError):  # tests/gpu run where it is not installe
 
 
 @pytest.fixture(scope="session")
-def tiny_floats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny_in_floats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """m3fast-tiny's int8 weights as float32: what other libraries read, with the same numbers."""
     import torch
     from checkpoints import TINY

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,8 @@ def _floats(path: Path) -> Path:
         return path
     digest = sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(file.read_bytes())
+        with open(file, "rb") as opened:
+            digest.update(file_digest(opened, sha256).digest())
     whole = CACHE / f"floats-{digest.hexdigest()[:16]}"
     if not whole.is_dir():
         CACHE.mkdir(exist_ok=True)

@@ -48,17 +48,17 @@ def int8(whole) -> Path:
     return quantize(whole, whole.with_name("int8")).folder
 
 
-def test_the_embedded_model(tiny_floats, tmp_path) -> None:
+def test_the_embedded_model(tiny_in_floats, tmp_path) -> None:
     """It is in int8: of its float form comes what it is."""
-    made = quantize(tiny_floats, tmp_path / "out")
-    same(tiny_floats, made.folder)
+    made = quantize(tiny_in_floats, tmp_path / "out")
+    same(tiny_in_floats, made.folder)
     names = {str(file.relative_to(TINY)) for file in TINY.rglob("*") if file.is_file()}
     assert names == {
         str(file.relative_to(made.folder)) for file in made.folder.rglob("*") if file.is_file()
     }
     for name in names - {"config.json", "model.safetensors"}:
         assert (TINY / name).read_bytes() == (made.folder / name).read_bytes()
-    assert made.before == (tiny_floats / "model.safetensors").stat().st_size
+    assert made.before == (tiny_in_floats / "model.safetensors").stat().st_size
     assert made.after == (made.folder / "model.safetensors").stat().st_size < 0.31 * made.before
     after = load_file(made.folder / "model.safetensors")
     for name, tensor in load_file(TINY / "model.safetensors").items():

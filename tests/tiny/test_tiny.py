@@ -45,8 +45,8 @@ def tokenizer_json() -> Any:
 
 
 @pytest.fixture(scope="module")
-def tensors(tiny_floats: Path) -> dict[str, torch.Tensor]:
-    tensors = load_file(tiny_floats / "model.safetensors")
+def tensors(tiny_in_floats: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(tiny_in_floats / "model.safetensors")
     for head in ("colbert_linear", "sparse_linear"):
         state = torch.load(TINY / f"{head}.pt", weights_only=True)
         tensors |= {f"{head}.{part}": value for part, value in state.items()}
@@ -183,10 +183,10 @@ def assert_agree(ours: Embeddings, theirs: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_floats: Path) -> Any:
+def reference(tiny_in_floats: Path) -> Any:
     from FlagEmbedding import BGEM3FlagModel
 
-    return BGEM3FlagModel(str(tiny_floats), use_fp16=False, devices="cpu")
+    return BGEM3FlagModel(str(tiny_in_floats), use_fp16=False, devices="cpu")
 
 
 @pytest.mark.parametrize("length", [512, pytest.param(8192, marks=pytest.mark.slow)])

@@ -134,9 +134,9 @@ def genuine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_goldens(
-    tiny_floats: Path, genuine: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    tiny_in_floats: Path, genuine: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = str(tiny_floats)
+    model = str(tiny_in_floats)
     assert main(["verify", model, "--json"]) == 0
     found = report(capsys)
     names = {c["name"] for c in found["checks"] if c["name"].startswith("golden")}
