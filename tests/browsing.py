@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from servers import ThreadServer, tiny
+from servers import ThreadServer, small
 
 from m3fast import Engine, scoring
 
@@ -96,7 +96,7 @@ def ranking(page: Page, mode: str) -> list[tuple[int, float]]:
 
 
 def expected(query: str, passages: list[str], weights="miracl", engine: Engine | None = None):
-    engine = engine or tiny()
+    engine = engine or small()
     scores = scoring.all_scores(engine.encode([query]), engine.encode(passages))
     hybrid = scoring.hybrid_scores(dict(scores), weights)
     return {mode: row[0] for mode, row in {**scores, "hybrid": hybrid}.items()}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 TINY = Path(m3fast.__file__).parent / "data" / "m3fast-tiny"
 TINY_CONFIG = json.loads((TINY / "config.json").read_text())
 TINY_VOCAB, TINY_WIDTH = TINY_CONFIG["vocab_size"], TINY_CONFIG["hidden_size"]
+SMALL_WIDTH = 64  # of `small_folder`
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 TEXTS = [
@@ -141,6 +145,14 @@ def make_checkpoint(
         raw = {"word_embedding_dimension": hidden, f"pooling_mode_{chosen}": True}
         (path / "1_Pooling" / "config.json").write_text(json.dumps(raw))
     return path
+
+
+@functools.cache
+def small_folder() -> Path:
+    """A random model where any will do, one per process; m3fast-tiny's tokenizer and limit."""
+    made = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, made)
+    return make_checkpoint(made / "small", hidden=SMALL_WIDTH, heads=4, positions=8194)
 
 
 def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import TEXTS
+from checkpoints import TEXTS, small_folder
 
 from m3fast.cli import main
 
@@ -18,7 +18,12 @@ IDS += ["", "\U0010ffff", "\0a\0", "今天", "x" * 20_000, "null", ""]
 
 
 def encode(*argv: object) -> int:
-    return main(["encode", *map(str, argv)])
+    return main(encode_argv(*argv))
+
+
+def encode_argv(*argv: object) -> list[str]:
+    """`m3fast encode` with a small model, or with the --model that is given."""
+    return ["encode", "--model", str(small_folder()), *map(str, argv)]
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -44,7 +49,7 @@ def assert_refused(capsys: pytest.CaptureFixture[str], argv: list[object], *name
 
 def assert_fails(capsys: pytest.CaptureFixture[str], argv: list[object], *named: str) -> None:
     """`assert_refused` of `m3fast encode`."""
-    assert_refused(capsys, ["encode", *argv], *named)
+    assert_refused(capsys, [*encode_argv(*argv)], *named)
 
 
 def arrow_types() -> dict[str, tuple[Any, list[Any], list[str] | None, int | None]]:

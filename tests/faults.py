@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
-from servers import PATIENCE, ThreadServer, eventually, tiny
+from servers import PATIENCE, ThreadServer, eventually, small
 from wire import Wire
 
 from m3fast.server.run import Server
@@ -62,8 +62,8 @@ class Started(ThreadServer):
 
 
 @contextlib.contextmanager
-def started(app: Any = None, load: Any = tiny, **settings: Any) -> Generator[Started]:
-    """The real server over m3fast-tiny, or over `app`, any ASGI application."""
+def started(app: Any = None, load: Any = small, **settings: Any) -> Generator[Started]:
+    """The real server over a small model, or over `app`, any ASGI application."""
     reports, over = Recording(), threading.Event()
 
     def wait() -> Any:
@@ -128,8 +128,8 @@ class Spy:
 
 @contextlib.contextmanager
 def spied(runner: Any = None) -> Generator[Spy]:
-    """A spy at the runner of m3fast-tiny, or at another."""
-    runner = runner or tiny().runner
+    """A spy at the runner of `small`, or at another."""
+    runner = runner or small().runner
     spy = Spy(runner)
     try:
         yield spy

@@ -1,6 +1,6 @@
 """A running server for tests: the whole application on a free port, in a thread or in a process.
 
-    with running() as server:                        # in a thread of this process, m3fast-tiny
+    with running() as server:                        # in a thread of this process, a small model
         server.post("/embed", {"inputs": "a text"})  # an httpx.Response
         server.service.engine                        # the AsyncEngine; server.records: of requests
 
@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from checkpoints import small_folder
 
 from m3fast.aio.engine import AsyncEngine, BatchRecord
 from m3fast.engine.engine import Engine
@@ -166,28 +167,34 @@ def near(found: Any, wanted: Any) -> None:
     np.testing.assert_allclose(np.float32(found), wanted, rtol=1e-5, atol=5e-6)
 
 
+def load(**options: Any) -> Engine:
+    """A small model in float32, the same values on every machine; batches as wide ones have."""
+    given = {"device": "cpu", "dtype": "float32", "token_budget": 4096, **options}
+    return Engine.from_pretrained(small_folder(), **given)
+
+
 @functools.cache
-def tiny() -> Engine:
-    """One m3fast-tiny per process, in float32: the same values on every machine."""
-    return Engine.from_pretrained("m3fast-tiny", dtype="float32")
+def small() -> Engine:
+    """One such engine per process."""
+    return load()
 
 
 @functools.cache
 def short() -> Engine:
     """The same with another limit: a text beyond it costs little."""
-    return Engine.from_pretrained("m3fast-tiny", dtype="float32", max_length=SHORT)
+    return load(max_length=SHORT)
 
 
 @contextlib.contextmanager
 def running(
     engine: Engine | None = None, *, telemetry: Any = None, **settings: Any
 ) -> Generator[ThreadServer]:
-    """What `m3fast serve` runs, in a thread, over `engine` (m3fast-tiny by default).
+    """What `m3fast serve` runs, in a thread, over `engine` (`small` by default).
 
     Telemetry that is given is closed at the end.
     """
     reports = telemetry or Reporter()
-    server = run.Server(lambda: engine or tiny(), Settings(port=0, **settings), reports)
+    server = run.Server(lambda: engine or small(), Settings(port=0, **settings), reports)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     found = ThreadServer(server, reports)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import small_folder
 
 import m3fast
 from m3fast.errors import InputError
@@ -69,7 +70,7 @@ COLUMNS: dict[str, Callable[[list[Any]], Any]] = {
 
 @pytest.fixture(scope="module")
 def engine() -> m3fast.Engine:
-    return m3fast.Engine.from_pretrained(dtype="float32")
+    return m3fast.Engine.from_pretrained(small_folder(), dtype="float32")
 
 
 @pytest.mark.parametrize("make", COLUMNS.values(), ids=COLUMNS)

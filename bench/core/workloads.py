@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,41 @@ from safetensors.torch import save_file
 
 import m3fast
 
-TINY = Path(m3fast.__file__).parent / "data" / "m3fast-tiny"
+EMBEDDED = Path(m3fast.__file__).parent / "data" / "m3fast-tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Outside the repository: 24 layers take 1.2 GB, and `git clean` should not cost a minute.
 CACHE = Path(tempfile.gettempdir()) / "m3fast-bench"
 VERSION = 4  # of the bytes that `checkpoint` writes
+
+
+def _floats(path: Path) -> Path:
+    """The folder, or of one in int8 its float16 form, made once for each content."""
+    from m3fast.checkpoint.config import ModelConfig
+    from m3fast.checkpoint.quantize import dequantize
+
+    if not ModelConfig.from_dir(path).int8:
+        return path
+    digest = sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        with open(file, "rb") as opened:
+            digest.update(file_digest(opened, sha256).digest())
+    whole = CACHE / f"floats-{digest.hexdigest()[:16]}"
+    if not whole.is_dir():
+        CACHE.mkdir(exist_ok=True)
+        making = Path(tempfile.mkdtemp(dir=CACHE))
+        dequantize(path, making / path.name, torch.float16)
+        _keep(making, whole)
+    return whole / path.name
+
+
+def _keep(making: Path, path: Path) -> None:
+    try:
+        os.replace(making, path)
+    except OSError:  # another run was first; its bytes are the same
+        shutil.rmtree(making)
+
+
+TINY = _floats(EMBEDDED)  # what peers read
 
 
 @dataclass(frozen=True)
@@ -110,9 +141,11 @@ def mix(name: str, tokens: int, seed: int = 0, longest: int = 8192) -> list[int]
 
 
 def quantized(path: Path) -> Path:
-    """A checkpoint's folder of `m3fast quantize`, made once."""
+    """A checkpoint's folder of `m3fast quantize`, made once; of `TINY` the one that is shipped."""
     from m3fast.checkpoint.quantize import quantize
 
+    if path == TINY != EMBEDDED:
+        return EMBEDDED
     out = CACHE / f"{path.name}-int8"
     if not out.is_dir():
         CACHE.mkdir(exist_ok=True)
@@ -145,10 +178,7 @@ def checkpoint(shape: Shape) -> Path:
     for head in ("colbert_linear", "sparse_linear"):
         torch.save({k: state.pop(f"{head}.{k}") for k in ("weight", "bias")}, making / f"{head}.pt")
     save_file(state, making / "model.safetensors", metadata={"format": "pt"})
-    try:
-        os.replace(making, path)
-    except OSError:  # another run was first; its bytes are the same
-        shutil.rmtree(making)
+    _keep(making, path)
     return path
 
 

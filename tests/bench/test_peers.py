@@ -23,7 +23,7 @@ def test_strong_baseline_is_the_same_model() -> None:
     from m3fast.checkpoint.weights import load_weights
     from m3fast.kernels.reference import pack_ref, varlen_attention_ref
 
-    engine = Engine.from_pretrained("m3fast-tiny", device="cpu", dtype="float32")
+    engine = Engine.from_pretrained(workloads.TINY, device="cpu", dtype="float32")
     config = engine.config
     weights = load_weights(workloads.TINY, config, "cpu", torch.float32)
     rows = [[0, 17, 99, 2], [0, 5, 2]]
@@ -133,7 +133,7 @@ def test_sentence_transformers_computes_in_fp32(
     pytest.importorskip("sentence_transformers")
     monkeypatch.setattr(infinity, "CACHE", tmp_path)
     text = "What is BGE M3?"
-    ours = Engine.from_pretrained("m3fast-tiny", dtype="float32").encode([text], colbert=False)
+    ours = Engine.from_pretrained(workloads.TINY, dtype="float32").encode([text], colbert=False)
     folder = infinity.folder(workloads.TINY)
     *_, loaded = child_load.sentence_transformers(str(folder), 1, text)
     served = child_server.sentence_transformers(workloads.TINY)([text], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from bench.core import workloads
 from bench.peers import encoders, encodings, strong_cpu, strong_parts
 from bench.peers.encodings import KEYS
 from bench.peers.linears import LINEARS
+
+from m3fast.checkpoint.config import ModelConfig
 
 Shape = workloads.Shape
 
@@ -184,3 +188,17 @@ def test_the_fastest_batch_size_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     assert encoders._tuned("fake", encode, (1, 4, 8, 16), sample)(sample) == 4
     assert set(asked) == {1, 4, 8}, "16 would be the one batch that 8 is already"
     assert encoders._tuned("fake", encode, (1, 4, 8, 16), ())(sample) == 1
+
+
+def test_the_embedded_model_in_floats_and_in_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floats, int8 = ModelConfig.from_dir(workloads.TINY), workloads.quantized(workloads.TINY)
+    assert int8 == workloads.EMBEDDED and floats == replace(ModelConfig.from_dir(int8), int8=False)
+    monkeypatch.setattr(workloads, "CACHE", tmp_path / "cache")
+    made = workloads._floats(int8)
+    assert made.name == "m3fast-tiny" and made == workloads._floats(int8)
+    for file in ("config.json", "model.safetensors"):
+        assert (made / file).read_bytes() == (workloads.TINY / file).read_bytes()
+    assert workloads._floats(made) == made
+    assert len(list((tmp_path / "cache").iterdir())) == 1

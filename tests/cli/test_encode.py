@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import TINY_WIDTH, make_checkpoint
+from checkpoints import SMALL_WIDTH, make_checkpoint
 from encoderuns import CORPUS, assert_fails, encode, left_behind, write_jsonl
 
 import m3fast
@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_npz_holds_what_the_engine_gives(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npz"
-    assert encode(corpus, "-o", out, "--part-size", 32, "--colbert-dtype", "float32") == 0
+    options = ["--model", "m3fast-tiny", "--part-size", 32, "--colbert-dtype", "float32"]
+    assert encode(corpus, "-o", out, *options) == 0
     found, meta = read_npz(str(out))
     expected = m3fast.Engine.from_pretrained().encode(CORPUS)
     assert found.dense is not None and found.sparse is not None and found.colbert is not None
@@ -84,8 +85,8 @@ def test_empty_input_gives_an_empty_output(tmp_path: Path, suffix: str) -> None:
     found, meta = read_npz(str(out))
     assert found.dense is not None and found.sparse is not None and found.colbert is not None
     assert (len(found), len(found.sparse), len(found.colbert), meta["texts"]) == (0, 0, 0, 0)
-    assert found.dense.shape == (0, TINY_WIDTH)
-    assert found.colbert.values.shape == (0, TINY_WIDTH)
+    assert found.dense.shape == (0, SMALL_WIDTH)
+    assert found.colbert.values.shape == (0, SMALL_WIDTH)
 
 
 def test_bad_output(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

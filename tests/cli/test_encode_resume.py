@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encoderuns import CORPUS, assert_fails, encode, left_behind
+from encoderuns import CORPUS, assert_fails, encode, encode_argv, left_behind
 
 from m3fast.cli import main
 from m3fast.cli.part_files import Parts
@@ -38,7 +38,7 @@ def test_killed_run_goes_on(
         "Parts.save = save_and_wait\n"
         "main(sys.argv[1:])"
     )
-    argv = ["encode", str(corpus), "--part-size", "16", "-o", str(out)]
+    argv = encode_argv(corpus, "--part-size", 16, "-o", out)
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1"}
     child = subprocess.Popen([sys.executable, "-c", code, *argv], env=env)
     second = tmp_path / "out.npz.parts" / "000001.npz"

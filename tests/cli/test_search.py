@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import make_checkpoint, small_folder
 from encoderuns import assert_refused
 
 import m3fast
@@ -26,12 +26,12 @@ TEXTS = [
     "a text about cats and dogs",
 ] * 3
 QUERIES = ["What is BGE M3?", "cats"]
-MODEL = ["--dtype", "float32"]
+MODEL = ["--model", str(small_folder()), "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
 def engine() -> m3fast.Engine:
-    return m3fast.Engine.from_pretrained(dtype="float32")
+    return m3fast.Engine.from_pretrained(small_folder(), dtype="float32")
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_vectors_of_something_else(
     assert_refused(capsys, [*search, "--vectors", stored], "--vectors", "sparse")
     dense = [*search, "--mode", "dense", "--vectors"]
     model = make_checkpoint(tmp_path / "model", layers=1)
-    assert_refused(capsys, [*dense, stored, "--model", model], "--model", "m3fast-tiny")
+    assert_refused(capsys, [*dense, stored, "--model", model], "--model", str(small_folder()))
     with corpus.open("a") as file:
         file.write("one more\n")
     assert_refused(capsys, [*dense, stored], "--vectors", "only 21 rows")
@@ -213,7 +213,7 @@ def test_bad_search_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_score_is_compute_score(capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [(q, p) for q in QUERIES[:1] for p in TEXTS[:3]]
-    expected = m3fast.BGEM3FlagModel("m3fast-tiny", devices="cpu").compute_score(
+    expected = m3fast.BGEM3FlagModel(str(small_folder()), devices="cpu").compute_score(
         pairs, weights_for_different_modes=[0.4, 0.2, 0.4]
     )
     assert isinstance(expected, dict)

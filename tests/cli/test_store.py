@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import small_folder
 from encoderuns import IDS
 
 import m3fast
@@ -25,7 +26,7 @@ def test_strings_are_packed_by_length(strings: list[str]) -> None:
 
 def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """Their ids had one width, in numpy's strings; so had meta."""
-    engine = m3fast.Engine.from_pretrained()
+    engine = m3fast.Engine.from_pretrained(small_folder())
     found = engine.encode(["one", "two"])
     meta = {"model": "m3fast-tiny", "vocab_size": engine.config.vocab_size}
     arrays: dict[str, Any] = stored_arrays(found, None, "float32")

@@ -221,12 +221,12 @@ def test_a_passage_that_shares_no_token_is_not_found() -> None:
     assert texts.quality([None, 1, 4]) == texts.Quality(1 / 3, (0 + 1 + 0.25) / 3)
 
 
-def test_parity_sees_every_output() -> None:
+def test_parity_sees_every_output(tiny_in_floats: Path) -> None:
     engine = Engine.from_pretrained("m3fast-tiny", device="cpu", dtype="float32")
     sentences = ["the moon and the sea", "der Mond"]
     found = engine.encode(sentences)
     assert found.dense is not None and found.sparse is not None and found.colbert is not None
-    expected = parity.reference(TINY, sentences, engine.options.dropped)
+    expected = parity.reference(tiny_in_floats, sentences, engine.options.dropped)
     exact = parity.compare(found, expected)
     assert max(exact.dense, exact.sparse, exact.colbert) < 1e-5
     assert exact.same_ids == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import make_checkpoint, small_folder
 
 from m3fast import Embeddings, Engine, InputError
 from m3fast.engine import engine as engine_module
@@ -30,12 +30,12 @@ DATA = [data for data in builtin() if data.name in ("de", "en")]
 
 @pytest.fixture(scope="module")
 def int8() -> Engine:
-    return Engine.from_pretrained(device="cpu", dtype="int8")
+    return Engine.from_pretrained(small_folder(), device="cpu", dtype="int8")
 
 
 @pytest.fixture(scope="module")
 def float32() -> Engine:
-    return Engine.from_pretrained(device="cpu", dtype="float32")
+    return Engine.from_pretrained(small_folder(), device="cpu", dtype="float32")
 
 
 def wide(found: Embeddings) -> tuple[Any, Any, list[Any]]:
@@ -157,7 +157,7 @@ def test_errors(float32: Engine, tmp_path: Path) -> None:
     plain = Engine.from_pretrained(make_checkpoint(tmp_path, m3_heads=False), device="cpu")
     with pytest.raises(InputError, match=r"against: expected heads \['dense', .*'dense'\]$"):
         compare(float32, plain, DATA)
-    short = Engine.from_pretrained(device="cpu", dtype="float32", max_length=9)
+    short = Engine.from_pretrained(small_folder(), device="cpu", dtype="float32", max_length=9)
     with pytest.raises(InputError, match="against: expected max_length 8192, found 9"):
         compare(float32, short, DATA)
     with pytest.raises(InputError, match="rerank: expected an integer"):

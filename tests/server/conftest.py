@@ -12,7 +12,7 @@ from wire import Wire, embed
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[servers.ThreadServer]:
-    """m3fast-tiny with the settings that nobody changed."""
+    """A small model with the settings that nobody changed."""
     with servers.running() as running:
         yield running
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from faults import nothing_left, started, waits
-from servers import PATIENCE, eventually, tiny
+from servers import PATIENCE, eventually, small
 from wire import Wire, embed, request, reset
 
 SECRET = "zanzibar"
@@ -64,7 +64,7 @@ def test_a_client_that_leaves_within_its_batch_spoils_nothing(held) -> None:
     spy.gate.set()
     assert first.response()[0] == 200
     found = json.loads(stays.response()[2])
-    assert len(found) == 1 and len(found[0]) == tiny().config.hidden_size
+    assert len(found) == 1 and len(found[0]) == small().config.hidden_size
     nothing_left(server)
     stays.socket.close()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from faults import nothing_left, spied, started, waits
-from servers import eventually, tiny
+from servers import eventually, small
 from wire import Wire, embed, request
 
 from m3fast.errors import ComputeError
@@ -95,7 +95,7 @@ def test_out_of_memory_splits_the_batch_and_one_text_fails_alone(held) -> None:
     status, _, body = answers.pop()
     assert status == 413 and "does not fit the device" in json.loads(body)["error"]
     assert sum(len(lengths) > 1 for lengths, _ in spy.batches) > 1, "it was split"
-    want = tiny().encode([f"text {i}" for i in range(8)], sparse=False, colbert=False).dense
+    want = small().encode([f"text {i}" for i in range(8)], sparse=False, colbert=False).dense
     for row, (status, _, body) in zip(want, answers, strict=True):
         assert status == 200, "the same batch, less what does not fit"
         np.testing.assert_allclose(json.loads(body)[0], row, rtol=0, atol=5e-6)

@@ -13,7 +13,7 @@ import openai
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 from langchain_openai import OpenAIEmbeddings
-from servers import PATIENCE, Server, running, short, tiny
+from servers import PATIENCE, Server, running, short, small
 from tokenizers import Tokenizer
 
 from m3fast import scoring
@@ -31,7 +31,7 @@ CLOSE = dict(rtol=0, atol=1e-5)
 
 
 def dense(*texts: str, **options: Any) -> np.ndarray:
-    return tiny().encode(list(texts), sparse=False, colbert=False, **options).dense
+    return small().encode(list(texts), sparse=False, colbert=False, **options).dense
 
 
 def run(heading: str, server: Server) -> Any:
@@ -53,7 +53,7 @@ def run(heading: str, server: Server) -> Any:
 def openai_vectors(found):
     np.testing.assert_allclose(found["vectors"], dense(QUERY, PASSAGE), **CLOSE)
     assert found["model"] == "m3fast-tiny"
-    expected = int(tiny().encode([QUERY, PASSAGE]).n_tokens.sum())
+    expected = int(small().encode([QUERY, PASSAGE]).n_tokens.sum())
     assert found["answer"].usage.prompt_tokens == expected
 
 
@@ -81,7 +81,7 @@ def langchain(found):
 def feature_extraction(found):
     np.testing.assert_allclose(found["vectors"], dense(QUERY, PASSAGE), **CLOSE)
     raw = found["raw"]
-    assert raw.shape == (1, tiny().config.hidden_size)
+    assert raw.shape == (1, small().config.hidden_size)
     length = np.linalg.norm(raw)
     assert abs(length - 1) > 0.1
     np.testing.assert_allclose(raw[0] / length, dense(QUERY)[0], **CLOSE)
@@ -106,7 +106,7 @@ def curl_dense(printed):
 
 
 def same_sparse(rows: list[dict[int, float]]):
-    expected = tiny().encode([QUERY, PASSAGE]).sparse.to_dicts()
+    expected = small().encode([QUERY, PASSAGE]).sparse.to_dicts()
     for row, wanted in zip(rows, expected, strict=True):
         assert row.keys() == wanted.keys()
         assert row == pytest.approx(wanted, abs=1e-5)
@@ -117,7 +117,7 @@ def curl_sparse(printed):
 
 
 def same_vectors(texts: list[Any], count: int = 2, **close: float):
-    expected = tiny().encode([QUERY, PASSAGE][:count]).colbert
+    expected = small().encode([QUERY, PASSAGE][:count]).colbert
     for found, wanted in zip(texts, expected, strict=True):
         np.testing.assert_allclose(np.asarray(found, np.float32), wanted, **(close or CLOSE))
 
@@ -132,7 +132,7 @@ def curl_similarity(printed):
 
 def hybrid() -> dict[str, float]:
     """By passage, of the query."""
-    engine = tiny()
+    engine = small()
     scores = scoring.all_scores(engine.encode(QUERY), engine.encode([PASSAGE, OTHER]))
     values = scoring.hybrid_scores(scores, weights="miracl")[0]
     return dict(zip([PASSAGE, OTHER], values.tolist(), strict=True))
@@ -152,7 +152,7 @@ def curl_rerank(printed):
 
 def curl_tokenize(printed):
     [tokens] = json.loads(printed)
-    plain = Tokenizer.from_file(str(tiny().path / "tokenizer.json")).encode(QUERY)
+    plain = Tokenizer.from_file(str(small().path / "tokenizer.json")).encode(QUERY)
     assert [token["id"] for token in tokens] == plain.ids
     places = [(token["start"], token["stop"]) for token in tokens if not token["special"]]
     assert places == plain.offsets[1:-1]
@@ -176,7 +176,7 @@ def curl_native(printed):
 
 def curl_score(printed):
     answer = json.loads(printed)
-    engine = tiny()
+    engine = small()
     scores = scoring.all_scores(engine.encode(QUERY), engine.encode([PASSAGE, OTHER]))
     for name, values in scores.items():
         np.testing.assert_allclose(answer[name], values[0], rtol=0, atol=1e-4)
@@ -253,7 +253,7 @@ def test_clients_send_their_keys(monkeypatch):
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="other").embeddings.create(model="m3fast-tiny", input=QUERY)
         hub = huggingface_hub.InferenceClient(server.url, token=key)
-        assert hub.feature_extraction(QUERY).shape == (1, tiny().config.hidden_size)
+        assert hub.feature_extraction(QUERY).shape == (1, small().config.hidden_size)
         with pytest.raises(HfHubHTTPError, match="401"):
             huggingface_hub.InferenceClient(server.url, token="other").feature_extraction(QUERY)
         chain = OpenAIEmbeddings(

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import schemathesis
 import servers
-from checkpoints import TINY_VOCAB, TINY_WIDTH
+from checkpoints import SMALL_WIDTH, TINY_VOCAB
 from schemathesis.checks import CHECKS, load_all_checks
 
 from m3fast.server.routes import encode, openai, ops, rerank, tei
@@ -52,7 +52,7 @@ def test_the_document_has_this_servers_limits(server):
     assert "x-limit" not in str(document) and "HTTPValidationError" not in str(document)
     fields = parts["EmbeddingRequest"]["properties"]
     assert fields["model"]["anyOf"][0]["enum"] == ["m3fast-tiny"]
-    assert fields["dimensions"]["anyOf"][0]["maximum"] == TINY_WIDTH
+    assert fields["dimensions"]["anyOf"][0]["maximum"] == SMALL_WIDTH
     assert fields["input"]["anyOf"][1]["maxItems"] == 64
     assert fields["input"]["anyOf"][2]["items"]["maximum"] == TINY_VOCAB - 1
     assert "422" in document["paths"]["/embed"]["post"]["responses"]

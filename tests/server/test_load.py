@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from faults import Spy, spied, started
-from servers import PATIENCE, eventually, process, running, tiny
+from servers import PATIENCE, eventually, process, running, small
 from wire import Wire, embed, request
 
 from m3fast.server.telemetry.telemetry import Telemetry
@@ -82,7 +82,7 @@ def test_requests_at_a_time_are_limited_and_probes_are_not() -> None:
 
 
 def test_many_clients_each_get_their_own() -> None:
-    want = tiny().encode([f"text number {i}" for i in range(64)], sparse=False, colbert=False)
+    want = small().encode([f"text number {i}" for i in range(64)], sparse=False, colbert=False)
     with started() as server, spied() as spy:
 
         def client(i: int) -> None:
@@ -138,7 +138,7 @@ def test_a_query_overtakes_bulk() -> None:
     with started() as server, spied() as spy:
         query = embed("a query of seven tokens or so")
         wires = held_batch(server, spy, [bulk(200, 40), bulk(200, 40), query])
-        length = len(tiny().tokenizer.encode(["a query of seven tokens or so"], 100).ids)
+        length = len(small().tokenizer.encode(["a query of seven tokens or so"], 100).ids)
         spy.gate.set()
         answered: list[int] = []
 

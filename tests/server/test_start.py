@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from faults import Recording, spied
-from servers import PATIENCE, eventually, tiny
+from servers import PATIENCE, eventually, small
 from wire import Wire, certificate, request
 
 from m3fast.cli import main
@@ -96,7 +96,7 @@ def test_tls(tmp_path) -> None:
     cert, key = certificate(tmp_path)
     reports = Recording()
     settings = Settings(port=0, tls_cert=cert, tls_key=key, header_timeout=4.0)
-    server = Server(tiny, settings, reports)
+    server = Server(small, settings, reports)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -123,7 +123,7 @@ def test_it_is_alive_while_the_model_loads_and_ready_after(monkeypatch) -> None:
 
     def load():
         assert gate.wait(PATIENCE)
-        return tiny()
+        return small()
 
     server = Server(load, Settings(port=0), reports)
     thread = threading.Thread(target=server.run)
@@ -174,7 +174,7 @@ def test_a_warm_up_that_fails_ends_the_server() -> None:
     with spied() as spy:
         spy.fail = fail
         with pytest.raises(ComputeError, match=r"^model: the warm-up failed: RuntimeError$"):
-            run(Server(tiny, Settings(port=0), reports))
+            run(Server(small, Settings(port=0), reports))
     assert [name for name, _ in reports.errors] == ["warm-up"]
 
 

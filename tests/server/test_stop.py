@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from faults import Recording, spied, started
-from servers import PATIENCE, eventually, free_port, tiny
+from servers import PATIENCE, eventually, free_port, small
 from wire import Wire, embed, request
 
 from m3fast.server.http import listen
@@ -59,7 +59,7 @@ def test_stopping_answers_what_was_admitted_and_takes_no_more() -> None:
             assert begun.ended and server.code is None
             spy.gate.set()
             status, _, body = admitted.response()
-            assert status == 200 and len(json.loads(body)[0]) == tiny().config.hidden_size
+            assert status == 200 and len(json.loads(body)[0]) == small().config.hidden_size
             status, headers, body = admitted.response()
             assert (status, headers["connection"]) == (503, "close") and b"shutting down" in body
             assert admitted.ended

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import TINY_CONFIG, make_checkpoint
+from checkpoints import TINY_CONFIG, make_checkpoint, small_folder
 
 import m3fast
-from m3fast.checkpoint.quantize import quantize
 from m3fast.cli import main
 from m3fast.kernels.int8 import Int8Rows, quantize_rows
 from m3fast.kernels.linear import linear
@@ -34,6 +33,11 @@ def report(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def failed(found: dict[str, Any]) -> list[str]:
     return [check["name"] for check in found["checks"] if not check["ok"]]
+
+
+@pytest.fixture(scope="module")
+def small() -> str:
+    return str(small_folder())
 
 
 def test_tiny_passes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +66,7 @@ def test_json_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_wrong_kernel_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def tanh_gelu(
         x: torch.Tensor, weight: Any, bias: torch.Tensor, *, out: torch.Tensor, early: bool
@@ -71,28 +75,25 @@ def test_a_wrong_kernel_fails(
         out.copy_(torch.nn.functional.gelu(out, approximate="tanh"))
 
     monkeypatch.setattr(encoder, "linear_gelu", tanh_gelu)  # off by 4e-4 at most
-    assert main(["verify", "m3fast-tiny", "--json"]) == 1
+    assert main(["verify", small, "--json"]) == 1
     assert "accuracy dense float32" in failed(report(capsys))
-    assert main(["verify", "m3fast-tiny"]) == 1
+    assert main(["verify", small]) == 1
     assert "FAILED  accuracy dense float32" in capsys.readouterr().out
 
 
 def test_wrong_bytes_fail(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def coarse(x: torch.Tensor, out: Int8Rows) -> Int8Rows:
         return quantize_rows(x.sign(), out)
 
     monkeypatch.setattr(encoder_int8, "quantize_rows", coarse)  # of what attention gives
-    assert main(["verify", "m3fast-tiny", "--json"]) == 1
+    assert main(["verify", small, "--json"]) == 1
     assert "accuracy dense int8" in failed(report(capsys))
 
 
-def test_a_folder_in_int8(
-    tmp_path: Path, genuine: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = quantize("m3fast-tiny", tmp_path / "int8").folder
-    assert main(["verify", str(made), "--json"]) == 0
+def test_a_folder_in_int8(genuine: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "m3fast-tiny", "--json"]) == 0
     found = report(capsys)
     assert found["goldens"].startswith("not checked: the folder's weights are in int8")
     errors = [error for error in found["errors"] if error["dtype"] == "int8"]
@@ -132,15 +133,18 @@ def genuine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return scores
 
 
-def test_goldens(genuine: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", "m3fast-tiny", "--json"]) == 0
+def test_goldens(
+    tiny_in_floats: Path, genuine: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny_in_floats)
+    assert main(["verify", model, "--json"]) == 0
     found = report(capsys)
     names = {c["name"] for c in found["checks"] if c["name"].startswith("golden")}
     assert len(names) == 9
     genuine["sparse"] = genuine["sparse"] + [[0, 0], [0, 0.01]]
-    assert main(["verify", "m3fast-tiny", "--json"]) == 1
+    assert main(["verify", model, "--json"]) == 1
     assert failed(report(capsys)) == ["golden sparse float32", "golden sparse float16"]
-    assert main(["verify", "m3fast-tiny", "--json", "--skip-goldens"]) == 0
+    assert main(["verify", model, "--json", "--skip-goldens"]) == 0
     assert report(capsys)["goldens"] == "not checked: --skip-goldens"
 
 
@@ -156,9 +160,9 @@ def test_genuine_goldens_are_those_of_the_reference() -> None:
     assert goldens.SHAPE == {"vocab_size": 250002, "hidden_size": 1024, "n_layers": 24}
 
 
-def test_lexical_fixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lexical_fixture(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["one text", "another, longer text", ""]
-    engine = m3fast.Engine.from_pretrained(dtype="float32")
+    engine = m3fast.Engine.from_pretrained(small, dtype="float32")
     rows = engine.encode(texts).sparse
     assert rows is not None
     items = [
@@ -167,7 +171,7 @@ def test_lexical_fixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     file = tmp_path / "fixture.json"
     file.write_text(json.dumps({"items": items}))
-    argv = ["verify", "m3fast-tiny", "--json", "--lexical-fixture", str(file)]
+    argv = ["verify", small, "--json", "--lexical-fixture", str(file)]
     assert main(argv) == 0
     assert "lexical fixture float32" in [c["name"] for c in report(capsys)["checks"]]
     items[0]["lexical_weights"]["5"] = 0.3  # an id that the text does not have
@@ -177,9 +181,11 @@ def test_lexical_fixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"items": [{}]}', '{"items": [{"text": "a"}]}'])
-def test_bad_fixture(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+def test_bad_fixture(
+    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
     (tmp_path / "a.json").write_text(content)
-    argv = ["verify", "m3fast-tiny", "--lexical-fixture", str(tmp_path / "a.json")]
+    argv = ["verify", small, "--lexical-fixture", str(tmp_path / "a.json")]
     assert main(argv) == 2
     assert "a.json: expected {" in capsys.readouterr().err
     assert main([*argv[:-1], str(tmp_path / "none.json")]) == 2

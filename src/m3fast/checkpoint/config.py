@@ -12,6 +12,8 @@ from m3fast.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
 # Layouts of Hugging Face encoders that differ only in how positions are numbered.
 PADDED_POSITIONS = {"xlm-roberta": True, "roberta": True, "camembert": True, "bert": False}
 # model_type of a checkpoint in int8, which no other library knows: transformers would read a known
@@ -113,6 +115,16 @@ class ModelConfig:
             random_weights=raw.get("m3fast_random_weights") is True,
             int8=int8,
         )
+
+
+def in_floats(raw: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of the same model with its weights in a floating dtype, as the hub has it."""
+    raw = {**raw}
+    if raw.get("model_type") == INT8_TYPE:
+        raw["model_type"] = raw.pop(BASE)
+        raw.pop(QUANTIZATION, None)
+    raw.pop("dtype", None)  # what transformers 5 calls torch_dtype
+    return raw | {"torch_dtype": str(dtype).removeprefix("torch.")}
 
 
 def _field(raw: dict[str, Any], file: Path, key: str, kind: type | tuple[type, ...]) -> Any:

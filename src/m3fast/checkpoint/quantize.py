@@ -1,10 +1,12 @@
-"""A checkpoint in eight bits, made of one in floats: the folder that `m3fast quantize` writes.
+"""A checkpoint in eight bits, made of one in floats, and back: what `m3fast quantize` writes.
 
     config.json         model_type "m3fast-int8"; m3fast_model_type has the layout's own
     model.safetensors   linear layers and the tables of words and positions: X.weight int8 [N, K],
                         X.weight_scale float32 [N]; the rest float32, and layers that eight bits do
                         not hold; Hugging Face's names
     the others          tokenizer, heads, sentence-transformers' files and folders: copies
+
+Back, config.json and model.safetensors are the hub's: each weight is its bytes times their scales.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from m3fast._version import __version__
-from m3fast.checkpoint.config import BASE, INT8_TYPE, QUANTIZATION, ModelConfig
+from m3fast.checkpoint.config import BASE, INT8_TYPE, QUANTIZATION, ModelConfig, in_floats
 from m3fast.checkpoint.files import read_any, read_json
 from m3fast.checkpoint.folder import HUB_FILES, resolve
 from m3fast.checkpoint.listing import MODULES
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 COPIED = (*HUB_FILES, "README*", "LICENSE*", "NOTICE*")
 CPU = torch.device("cpu")
+KINDS = {torch.int8: "I8", torch.float16: "F16", torch.float32: "F32"}  # safetensors' names
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
@@ -74,17 +77,48 @@ def quantize(
         InputError: there is something at `output`, no folder to make it in, or no room.
         OSError: it cannot be written.
     """
+    return _make(model, output, torch.int8, cache_dir)
+
+
+def dequantize(
+    model: str | Path, output: str | Path, dtype: torch.dtype, cache_dir: str | Path | None = None
+) -> Quantized:
+    """Write an int8 checkpoint in floats as the hub has them, for libraries that read no other.
+
+    The weights stay those that int8 rounded. Heads keep the dtype they have. The folder is there
+    whole or not at all.
+
+    Args:
+        model, output, cache_dir: as `quantize` takes them; the model is in int8.
+        dtype: torch.float16 or torch.float32.
+
+    Raises:
+        CheckpointError: the model is missing, broken, in floats already, or too large for float16.
+        InputError: another dtype, something at `output`, no folder to make it in, or no room.
+        OSError: it cannot be written.
+    """
+    if dtype not in KINDS or dtype == torch.int8:
+        raise InputError(f"dtype: expected torch.float16 or torch.float32, found {dtype}")
+    return _make(model, output, dtype, cache_dir)
+
+
+def _make(
+    model: str | Path, output: str | Path, dtype: torch.dtype, cache_dir: str | Path | None
+) -> Quantized:
     start, out = time.perf_counter(), Path(os.path.realpath(Path(output).expanduser()))
     _check_output(out)
     path = resolve(model, cache_dir)
     sentence, config = Sentence.from_dir(path), ModelConfig.from_dir(path)
-    if config.int8:
-        file = sentence.encoder / "config.json"
-        raise CheckpointError(f"{file}: model_type: expected floats, found {INT8_TYPE!r}")
+    if config.int8 == (dtype == torch.int8):
+        found = INT8_TYPE if config.int8 else config.model_type
+        raise CheckpointError(
+            f"{sentence.encoder / 'config.json'}: model_type: expected "
+            f"{'floats' if config.int8 else repr(INT8_TYPE)}, found {found!r}"
+        )
     files = [file for file in _copies(path, sentence) if file != sentence.encoder / "config.json"]
     with ExitStack() as stack:
-        kinds = _kinds(config, open_tensors(sentence.encoder, stack))
-    header, size = _header(*kinds)
+        plan = _plan(config, dtype, open_tensors(sentence.encoder, stack))
+    header, size = _header(plan)
     need = len(header) + size + sum(file.stat().st_size for file in files)
     if (free := shutil.disk_usage(out.parent).free) < need:
         raise InputError(
@@ -100,17 +134,23 @@ def quantize(
         encoder = making / sentence.encoder.relative_to(path)
         encoder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            before = _write(sentence.encoder, encoder / WEIGHTS, header, *kinds, stack)
-        raw = read_json(sentence.encoder / "config.json")
-        raw |= {"model_type": INT8_TYPE, BASE: config.model_type}
-        # Without a quant_method: transformers warns of one it does not know and goes on.
-        raw[QUANTIZATION] = {"format": INT8_TYPE, "bits": 8, "m3fast": __version__}
+            before = _write(sentence.encoder, encoder / WEIGHTS, header, plan, stack)
+        raw = _raw_config(read_json(sentence.encoder / "config.json"), config, dtype)
         (encoder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
         making.replace(out)
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
     return Quantized(out, before, len(header) + size, time.perf_counter() - start)
+
+
+def _raw_config(raw: dict[str, Any], config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    if dtype != torch.int8:
+        return in_floats(raw, dtype)
+    raw |= {"model_type": INT8_TYPE, BASE: config.model_type}
+    # Without a quant_method: transformers warns of one it does not know and goes on.
+    raw[QUANTIZATION] = {"format": INT8_TYPE, "bits": 8, "m3fast": __version__}
+    return raw
 
 
 def _check_output(out: Path) -> None:
@@ -136,50 +176,63 @@ def _matching(folders: Iterable[Path], patterns: Iterable[str]) -> set[Path]:
     return {file for file in found if file.is_file()}
 
 
-def _kinds(config: ModelConfig, tensors: Tensors) -> tuple[Shapes, Shapes]:
-    """What becomes floats, and what becomes bytes: all but linear layers that these do not hold."""
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What becomes floats of which dtype, and what becomes bytes with float32 scales."""
+
+    dtype: torch.dtype
+    small: Shapes
+    large: Shapes
+
+
+def _plan(config: ModelConfig, dtype: torch.dtype, tensors: Tensors) -> _Plan:
+    """In int8 all tables become bytes, and linear layers that these hold."""
     floats, tables, linears = listed(config)
+    if dtype != torch.int8:
+        whole: Shapes = floats | tables
+        for names in linears:
+            whole |= names
+        return _Plan(dtype, whole, {})
     small: Shapes = {**floats}
     large: Shapes = {**tables}
     for names in linears:
         held = all(tensors.linear(name, shape) is not None for name, shape in names.items())
         (large if held else small).update(names)
-    return small, large
+    return _Plan(torch.float32, small, large)
 
 
-def _header(small: Shapes, large: Shapes) -> tuple[bytes, int]:
+def _header(plan: _Plan) -> tuple[bytes, int]:
     """(safetensors' header, bytes that follow it); the library itself writes only what it holds."""
-    kinds = [("F32", n, s) for n, s in small.items()]
-    kinds += [("F32", n + SCALE, s[:1]) for n, s in large.items()]
-    kinds += [("I8", n, s) for n, s in large.items()]
+    kinds = [(plan.dtype, n, s) for n, s in plan.small.items()]
+    kinds += [(torch.float32, n + SCALE, s[:1]) for n, s in plan.large.items()]
+    kinds += [(torch.int8, n, s) for n, s in plan.large.items()]
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for dtype, name, shape in kinds:
-        start, end = end, end + torch.Size(shape).numel() * (4 if dtype == "F32" else 1)
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        entries[name] = {"dtype": KINDS[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, end
 
 
-def _write(
-    source: Path, file: Path, header: bytes, small: Shapes, large: Shapes, stack: ExitStack
-) -> int:
+def _write(source: Path, file: Path, header: bytes, plan: _Plan, stack: ExitStack) -> int:
     """Write the tensors; bytes of the files they come from."""
     tensors = open_tensors(source, stack)
     with open(file, "wb") as out:
         out.write(header)
-        for name, shape in small.items():
-            _put(out, tensors.take(name, shape, CPU, torch.float32))
+        for name, shape in plan.small.items():
+            _put(out, tensors.take(name, shape, CPU, plan.dtype))
         scales = out.tell()
-        out.seek(4 * sum(shape[0] for shape in large.values()), os.SEEK_CUR)
+        out.seek(4 * sum(shape[0] for shape in plan.large.values()), os.SEEK_CUR)
         made: list[torch.Tensor] = []
-        for name, shape in large.items():
+        for name, shape in plan.large.items():
             table = tensors.table(name, (shape[0], shape[1]))
             _put(out, table.data)
             made.append(table.scale)
         out.seek(scales)
-        _put(out, torch.cat(made))
+        if made:
+            _put(out, torch.cat(made))
         out.flush()
         os.fsync(out.fileno())
     return sum(each.stat().st_size for each in tensors.files)

@@ -1,10 +1,12 @@
-"""`m3fast quantize`: writes a checkpoint in int8."""
+"""`m3fast quantize`: writes a checkpoint in int8, or one in int8 in floats."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from m3fast.checkpoint.quantize import quantize
+import torch
+
+from m3fast.checkpoint.quantize import dequantize, quantize
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +19,10 @@ def run(args: argparse.Namespace) -> int:
         M3FastError: the model cannot be loaded, or bad arguments.
         OSError: a file cannot be read or written.
     """
-    made = quantize(args.model, args.output)
+    if args.to == "int8":
+        made = quantize(args.model, args.output)
+    else:
+        made = dequantize(args.model, args.output, getattr(torch, args.to))
     print(
         f"{made.folder}: {_megabytes(made.after)} of weights, {_megabytes(made.before)} in "
         f"{args.model}, {made.seconds:.1f} s"

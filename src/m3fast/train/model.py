@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from m3fast.checkpoint.config import ModelConfig
+from m3fast.checkpoint.config import ModelConfig, in_floats
 from m3fast.checkpoint.folder import HEAD_FILES
 from m3fast.checkpoint.weights import Linear, Norm, load_weights
 from m3fast.errors import CheckpointError
@@ -52,17 +52,15 @@ class HeadOutputs:
 
 
 class Model:
-    """An encoder with BGE-M3's three heads, all weights float32 leaves.
+    """An encoder with BGE-M3's three heads, all weights float32 leaves, those of int8 as rounded.
 
     Raises:
-        CheckpointError: no such checkpoint, one in int8 or without the heads, or one that pools
-            otherwise than by its first token.
+        CheckpointError: no such checkpoint, one without the heads, or one that pools otherwise
+            than by its first token.
     """
 
     def __init__(self, path: Path, device: torch.device, recompute_layers: bool = False) -> None:
         self.path, self.config = path, ModelConfig.from_dir(path)
-        if self.config.int8:
-            raise CheckpointError(f"{path}: expected weights in floats to train, found int8")
         weights = load_weights(path, self.config, device, torch.float32)
         if weights.colbert is None or weights.sparse is None:
             raise CheckpointError(f"{path}: expected {' and '.join(HEAD_FILES)}, found neither")
@@ -141,8 +139,7 @@ class Model:
             shutil.copytree(self.path / "1_Pooling", out / "1_Pooling", dirs_exist_ok=True)
         config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         config.pop("m3fast_random_weights", None)
-        config.pop("dtype", None)  # what transformers 5 calls torch_dtype
-        config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        config = in_floats(config, dtype)
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {
             name: tensor.detach().to("cpu", dtype).contiguous().clone()

@@ -104,7 +104,7 @@ def test_not_ready(server, path):
 
 
 def test_a_failing_warm_up():
-    engine = servers.Engine.from_pretrained("m3fast-tiny", dtype="float32")
+    engine = servers.load()
 
     def warmup():
         raise RuntimeError(SECRET)
@@ -204,7 +204,7 @@ def test_memory_is_bounded_over_all_requests():
     lines = ["POST /embed HTTP/1.1", "host: x", "content-type: application/json"]
     head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""])
     # One that cuts texts early: what is held of this one is its body.
-    engine = servers.Engine.from_pretrained("m3fast-tiny", dtype="float32", max_length=512)
+    engine = servers.load(max_length=512)
     with servers.running(engine, max_memory=100_000) as server, server.connect() as slow:
         slow.sendall(head.encode() + body[:-1])
         servers.eventually(lambda: server.service.held == len(body) - 1)

@@ -9,7 +9,7 @@ import checkpoints
 import pytest
 from browsing import check_ranking, clean, expected, texts, visit
 from playwright.sync_api import Browser, Error, expect
-from servers import ThreadServer, running, tiny
+from servers import ThreadServer, running, small
 
 from m3fast import Engine
 
@@ -26,7 +26,7 @@ def test_opens_ranked_without_a_foreign_request(browser: Browser, server: Thread
         info = server.get("/info").json()
         expect(page.locator("#model")).to_contain_text(f"{info['model_id']}, float32")
         expect(page.locator("#random")).to_be_hidden()
-        used = int(tiny().encode([query, *passages], dense=True).n_tokens.sum())
+        used = int(small().encode([query, *passages], dense=True).n_tokens.sum())
         expect(page.locator("#timing")).to_contain_text(
             re.compile(rf"{len(passages)} passages, {used} tokens, \d+ ms.*compute [\d.]+")
         )

@@ -3,7 +3,7 @@
 import pytest
 from browsing import SHOWN, check_ranking, clean, expected, texts
 from playwright.sync_api import Browser, Locator, expect
-from servers import ThreadServer, tiny
+from servers import ThreadServer, small
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,7 @@ EVIL = (
 
 
 def lexical(text: str) -> dict[int, float]:
-    found = tiny().encode([text], sparse=True).sparse
+    found = small().encode([text], sparse=True).sparse
     assert found is not None
     return found.to_dicts()[0]
 
@@ -39,7 +39,7 @@ def test_highlights_are_the_sparse_weights(browser: Browser, server: ThreadServe
         page = found.rank(query, passages)
         weights = [lexical(text) for text in (query, *passages)]
         most = max(max(row.values()) for row in weights)
-        spans = [tiny().tokenizer.spans(text) for text in (query, *passages)]
+        spans = [small().tokenizer.spans(text) for text in (query, *passages)]
         for n in range(1, len(spans)):
             shown = tokens(page.locator("#full .text").nth(n - 1))
             covered = [t for token in shown for t in token["tokens"]]
@@ -73,7 +73,7 @@ def test_alignment_is_maxsim(browser: Browser, server: ThreadServer) -> None:
         chosen = 3
         page.get_by_role("button", name=f"Align passage {chosen + 1} ").click()
         page.wait_for_selector(f"#pair[data-aligned='{chosen}']")
-        vectors = tiny().encode([query, passages[chosen]], colbert=True).colbert
+        vectors = small().encode([query, passages[chosen]], colbert=True).colbert
         assert vectors is not None
         products = vectors[0] @ vectors[1].T
         mean = products.max(axis=1).mean()
@@ -130,7 +130,7 @@ def test_places_count_code_points(browser: Browser, server: ThreadServer) -> Non
         for text, box in zip([query, *passages], boxes, strict=True):
             end = "end" if text == query else ""
             assert box.text_content() == text + end
-            spans = tiny().tokenizer.spans(text)
+            spans = small().tokenizer.spans(text)
             for token in tokens(box):
                 places = [place for t in token["tokens"] if (place := spans[t][2])]
                 covered = text[min(places)[0] : max(places)[1]].lstrip() if places else end

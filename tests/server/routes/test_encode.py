@@ -16,7 +16,7 @@ TEXTS = checkpoints.TEXTS
 
 
 def encoded(texts, **more):
-    return servers.tiny().encode(texts, **more)
+    return servers.small().encode(texts, **more)
 
 
 @pytest.mark.parametrize("asked", range(1, 8))
@@ -86,7 +86,7 @@ def test_options(server):
         {"dense": False},
         {"densee": True},
         {"max_length": 2},
-        {"dimensions": checkpoints.TINY_WIDTH + 1},
+        {"dimensions": checkpoints.SMALL_WIDTH + 1},
         {"priority": "first"},
         {"timeout": 0},
         {"timeout": 1e9},
@@ -126,11 +126,11 @@ def test_priority_and_timeout_reach_the_engine(server):
 
 
 def test_too_large_an_output():
-    with servers.running(max_output=100_000) as server:
+    with servers.running(max_output=50_000) as server:
         body = {"texts": ["word " * 300], "colbert": True}
         response = server.post("/encode", body)
         assert response.status_code == 400
-        assert "at most 100000 bytes" in response.json()["error"]["message"]
+        assert "at most 50000 bytes" in response.json()["error"]["message"]
         assert server.post("/encode", {**body, "colbert": False}).status_code == 200
 
 
@@ -170,7 +170,7 @@ def test_score_one_or_several_queries(server):
 def test_score_is_the_drop_ins(server):
     from m3fast import BGEM3FlagModel
 
-    model = BGEM3FlagModel("m3fast-tiny", use_fp16=False, devices="cpu")
+    model = BGEM3FlagModel(str(checkpoints.small_folder()), use_fp16=False, devices="cpu")
     pairs = [("What is BGE M3?", "BGE M3 is an embedding model."), ("x", "y z")]
     wanted = model.compute_score(pairs, weights_for_different_modes=[0.4, 0.2, 0.4])
     body = {"pairs": [list(p) for p in pairs], "weights": [0.4, 0.2, 0.4]}

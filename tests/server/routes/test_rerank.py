@@ -13,7 +13,7 @@ QUERY = "What is BGE M3?"
 
 
 def scores(weights=None, mode="hybrid") -> np.ndarray:
-    found = servers.tiny().encode([QUERY, *DOCUMENTS])
+    found = servers.small().encode([QUERY, *DOCUMENTS])
     parts = scoring.all_scores(found[0], found[1:])
     if mode == "hybrid":
         return scoring.hybrid_scores(parts, weights or "miracl")[0]
@@ -73,7 +73,7 @@ def test_shape(server):
     answer = server.post("/v2/rerank", body).json()
     assert set(answer) == {"id", "model", "usage", "meta", "results"}
     assert answer["meta"]["api_version"] == {"version": "2"}
-    tokens = int(servers.tiny().encode([QUERY, *DOCUMENTS]).n_tokens.sum())
+    tokens = int(servers.small().encode([QUERY, *DOCUMENTS]).n_tokens.sum())
     assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     assert len(answer["results"]) == 2
     for each in answer["results"]:

@@ -23,7 +23,7 @@ def plain(tmp_path_factory) -> Iterator[servers.ThreadServer]:
 
 
 def encoded(texts):
-    return servers.tiny().encode(texts)
+    return servers.small().encode(texts)
 
 
 @pytest.mark.parametrize("path", ["/embed", "/"])
@@ -35,7 +35,7 @@ def test_embed(server, path):
 
 
 def test_embed_options(server):
-    engine = servers.tiny()
+    engine = servers.small()
     raw = engine.encode("a", dense=True, sparse=False, colbert=False, normalize=False).dense
     got = server.post("/embed", {"inputs": "a", "normalize": False}).json()
     servers.near(got, raw)
@@ -125,7 +125,7 @@ def test_similarity(server):
 def test_tokenize(server):
     texts = [*checkpoints.TEXTS, "word " * 500]
     answer = server.post("/tokenize", {"inputs": texts}).json()
-    tokenizer = servers.tiny().tokenizer
+    tokenizer = servers.small().tokenizer
     for text, tokens in zip(texts, answer, strict=True):
         assert [t["id"] for t in tokens] == tokenizer.encode([text], 8192).ids.tolist()
         assert [t["special"] for t in tokens] == [True] + [False] * (len(tokens) - 2) + [True]

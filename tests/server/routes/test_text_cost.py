@@ -29,7 +29,7 @@ def handed(monkeypatch):
             counted.append(sum(max(len(text), len(normal(text))) for text in batch))
             return self.backend.encode_batch_fast(batch, **options)
 
-    own = servers.tiny().tokenizer
+    own = servers.small().tokenizer
     monkeypatch.setattr(own, "_backend", Counting(own._backend))
     return counted
 

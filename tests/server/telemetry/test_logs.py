@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 
 import pytest
 from logpipe import Log, record
-from servers import running
+from servers import load, running
 
-from m3fast import Engine
 from m3fast.aio.engine import Stages
 from m3fast.errors import ComputeError, InputError
 from m3fast.server.telemetry.telemetry import Telemetry
@@ -198,7 +197,7 @@ def test_a_bad_option_is_named(option):
 
 def test_nothing_that_a_client_sends_gets_into_a_servers_log():
     marker = "zebra"
-    engine = Engine.from_pretrained("m3fast-tiny", dtype="float32")
+    engine = load()
     compute, failing = engine.runner.submit, threading.Event()
 
     def submit(*arguments):

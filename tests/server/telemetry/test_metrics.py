@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from servers import eventually, running
+from servers import eventually, load, running
 
-from m3fast import Engine
 from m3fast.aio.engine import AsyncEngine, BatchRecord, Load, Stages
 from m3fast.server.http.errors import KINDS
 from m3fast.server.telemetry.metrics import MOST_LABELS, SECONDS, Metrics
@@ -149,7 +148,7 @@ def test_figures_of_a_real_engine():
     telemetry = Telemetry(log_level="error")
 
     async def main() -> bytes:
-        engine = Engine.from_pretrained("m3fast-tiny", device="cpu")
+        engine = load()
         async with AsyncEngine(engine, on_batch=telemetry.batch) as served:
             answer = await served.submit(["one text", "and another"])
             tokens = int(answer.embeddings.n_tokens.sum())
