@@ -151,7 +151,7 @@ class Texts:
         total = 0
         for i in self.random.permutation(len(roles)):
             bytes_ = min(len(roles[i].text.encode()), 4 * LONGEST)
-            if 0.7 < bytes_ / max(1, min(size, 4 * LONGEST)) < 1.4:
+            if 0.9 < bytes_ / max(1, min(size, 4 * LONGEST)) < 1.1:
                 chosen.append(int(i))
                 total += 8 + bytes_ // 4
                 if total > TOKENS:
@@ -254,8 +254,9 @@ def main() -> None:
     torch.manual_seed(SEED)
     texts = Texts(args.data, args.out)
     distil(student, Model(whole, cpu), texts, layers, args.steps)
+    student.save(whole, torch.float32)
+    shutil.copytree(whole, args.out, dirs_exist_ok=True)
     shutil.rmtree(whole)
-    student.save(args.out, torch.float32)
 
 
 if __name__ == "__main__":

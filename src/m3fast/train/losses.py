@@ -57,12 +57,17 @@ def lexical_scores(queries: Side, passages: Side, dropped: Sequence[int]) -> tor
     return matrix(queries) @ matrix(passages).T
 
 
-def multi_vector_scores(queries: Side, passages: Side) -> torch.Tensor:
-    """Mean over a query's tokens but the first of the largest product: fp32 [nq, np]."""
+def multi_vector_scores(queries: Side, passages: Side, bf16: bool = False) -> torch.Tensor:
+    """Mean over a query's tokens but the first of the largest product: fp32 [nq, np].
+
+    Args:
+        bf16: products in bfloat16, each off by 0.002 at most; their means are in fp32.
+    """
     kept = ~queries.first
-    q, owner = queries.vectors[kept], queries.texts[kept]
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    q, owner = queries.vectors[kept].to(dtype), queries.texts[kept]
     kept = ~passages.first
-    p, n = passages.vectors[kept], len(passages.dense)
+    p, n = passages.vectors[kept].to(dtype), len(passages.dense)
     texts, order = passages.texts[kept].sort(stable=True)
     lengths = torch.bincount(texts, minlength=n)
     longest = int(lengths.max())
@@ -82,6 +87,7 @@ def multi_vector_scores(queries: Side, passages: Side) -> torch.Tensor:
         best = largest(*parts[0])
     else:
         best = torch.cat([checkpoint(largest, *part, use_reentrant=False) for part in parts], 1)
+    best = best.float()
     total = best.new_zeros(len(queries.dense), n).index_add(0, owner, best)
     return total / torch.bincount(owner, minlength=len(total)).clamp(min=1)[:, None]
 
@@ -94,6 +100,7 @@ def contrastive_losses(
     dropped: Sequence[int],
     temperature: float,
     hybrid: Sequence[float],
+    bf16: bool = False,
 ) -> dict[str, torch.Tensor]:
     """InfoNCE of each score and of s_inter, and self-knowledge distillation from s_inter.
 
@@ -101,6 +108,7 @@ def contrastive_losses(
         positive: int64 [nq], the passage that belongs to each query.
         ignored: bool [nq, np], passages that are no negatives of a query: its own text again.
         dropped: ids that are no words.
+        bf16: of the products of token vectors.
 
     Returns:
         fp32 scalars: dense, sparse, colbert, hybrid, distill_dense, distill_sparse,
@@ -109,7 +117,7 @@ def contrastive_losses(
     scores = {
         "dense": queries.dense @ passages.dense.T,
         "sparse": lexical_scores(queries, passages, dropped),
-        "colbert": multi_vector_scores(queries, passages),
+        "colbert": multi_vector_scores(queries, passages, bf16),
     }
     inter = sum(w * s for w, s in zip(hybrid, scores.values(), strict=True))
     assert isinstance(inter, torch.Tensor)

@@ -33,6 +33,7 @@ COPIED = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
 )
 
+STAYS = 1.3  # padded rows per token up to which all layers keep them
 PLAIN = 512  # tokens of the longest text whose attention is computed as plain products on a CPU
 
 
@@ -107,6 +108,7 @@ class Model:
             x = F.embedding(ids, word) + F.embedding(positions, position) + w.type_row
             x = _norm(x, w.embedding_norm, eps)
             pad = Padding(cu_seqlens, batch.max_seqlen, len(ids))
+            x = pad.enter(x)
             for layer in w.layers:
                 # fp32 between layers: bf16 sums lose what a small learning rate adds.
                 args: tuple[Any, ...] = (layer, x, pad, self.config.n_heads, eps)
@@ -116,7 +118,8 @@ class Model:
                     else _layer(*args)
                 )
                 if states is not None:
-                    states.append(x)
+                    states.append(pad.leave(x))
+            x = pad.leave(x)
             vectors = _linear(x, w.colbert)
         head = w.sparse
         assert head is not None  # checked when made
@@ -156,7 +159,11 @@ class Model:
 
 
 class Padding:
-    """Where packed tokens [T] of n texts stand in padded rows [n, L]."""
+    """Where packed tokens [T] of n texts stand in padded rows [n, L].
+
+    Rows are packed between attentions, unless padding adds so little that it costs less than to
+    pack and to pad them in each layer: then they are padded from the first layer to the last.
+    """
 
     def __init__(self, cu_seqlens: torch.Tensor, longest: int, n_tokens: int) -> None:
         lengths = cu_seqlens.diff()
@@ -168,11 +175,29 @@ class Padding:
         even = n_tokens == len(lengths) * longest
         there = torch.arange(longest, device=texts.device) < lengths[:, None]
         self.mask = None if even else there[:, None, None]
+        self._stays = len(lengths) * longest <= STAYS * n_tokens
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """Packed [T, C] to rows as layers take them."""
+        return self._padded(x) if self._stays else x
+
+    def leave(self, x: torch.Tensor) -> torch.Tensor:
+        """The way back."""
+        return x[self.slots] if self._stays else x
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """A layer's rows as [n, L, C]."""
+        rows = x if self._stays else self._padded(x)
+        return rows.view(*self.shape, x.shape[1])
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, L, C] as a layer's rows."""
+        rows = x.reshape(-1, x.shape[2])
+        return rows if self._stays else rows[self.slots]
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
         n, longest = self.shape
-        rows = x.new_zeros(n * longest, x.shape[1]).index_copy(0, self.slots, x)
-        return rows.view(n, longest, x.shape[1])
+        return x.new_zeros(n * longest, x.shape[1]).index_copy(0, self.slots, x)
 
 
 def _layer(layer: Layer, x: torch.Tensor, pad: Padding, heads: int, eps: float) -> torch.Tensor:
@@ -180,11 +205,12 @@ def _layer(layer: Layer, x: torch.Tensor, pad: Padding, heads: int, eps: float) 
     n, longest, width = qkv.shape
     q, k, v = qkv.view(n, longest, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
     # On a CPU the gradient of SDPA costs more than all else together; long texts need its memory.
-    plain = x.device.type == "cpu" and longest <= PLAIN
+    cpu, inference = x.device.type == "cpu", torch.is_inference_mode_enabled()
+    plain = cpu and longest <= PLAIN and not inference
     attention = _plain_attention if plain else F.scaled_dot_product_attention
     attended = attention(q, k, v, attn_mask=pad.mask)
-    attended = attended.transpose(1, 2).reshape(n * longest, width // 3)[pad.slots]
-    x = _norm(x + _linear(attended, layer.out), layer.attention_norm, eps)
+    attended = attended.transpose(1, 2).reshape(n, longest, width // 3)
+    x = _norm(x + _linear(pad.unpad(attended), layer.out), layer.attention_norm, eps)
     inner = F.gelu(_linear(x, layer.up))
     return _norm(x + _linear(inner, layer.down), layer.output_norm, eps)
 

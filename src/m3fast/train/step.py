@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from m3fast.train.model import Model
     from m3fast.types import PackedBatch, TokenIds
 
+# Tokens from which a part is large enough, and how much longer than its first text is too long.
+LARGE, LONGER = 2048, 1.25
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -72,7 +75,7 @@ def forward_backward(
         outputs = [model.encode(part.batch, bf16) for part in parts]
     if not whole:
         outputs = [HeadOutputs(*(t.requires_grad_() for t in _tensors(o))) for o in outputs]
-    losses = _losses(model, batch, sides, outputs, tokenizer, config, weights)
+    losses = _losses(model, batch, sides, outputs, tokenizer, config, weights, bf16)
     total = sum(weights[name] * loss for name, loss in losses.items())
     assert isinstance(total, torch.Tensor)
     total.backward()
@@ -96,16 +99,21 @@ def _tensors(outputs: HeadOutputs) -> list[torch.Tensor]:
 def _parts(
     model: Model, tokens: TokenIds, config: TrainConfig, rng: np.random.Generator
 ) -> list[Part]:
-    """Texts by length, in parts of at most sub_batch_tokens with padding, at random positions."""
+    """Texts by length, in parts of at most sub_batch_tokens with padding, at random positions.
+
+    A part that is large enough ends where texts get longer, so that little of it is padding.
+    """
     lengths = tokens.lengths
     order, c = np.argsort(lengths, kind="stable"), model.config
     parts: list[Part] = []
-    begin = 0
+    begin, total = 0, 0
     for end in range(1, len(order) + 1):
-        full = (
-            end < len(order) and lengths[order[end]] * (end + 1 - begin) > config.sub_batch_tokens
-        )
-        if end == len(order) or full:
+        total += lengths[order[end - 1]]
+        following = lengths[order[end]] if end < len(order) else 0
+        full = following * (end + 1 - begin) > config.sub_batch_tokens
+        longer = total >= LARGE and following > LONGER * lengths[order[begin]]
+        if end == len(order) or full or longer:
+            total = 0
             chosen = order[begin:end]
             begin = end
             packed = pack_texts([Selection(tokens, chosen)], c)
@@ -144,6 +152,7 @@ def _losses(
     tokenizer: Tokenizer,
     config: TrainConfig,
     weights: Mapping[str, float],
+    bf16: bool,
 ) -> dict[str, torch.Tensor]:
     cut = len(sides[0])
     made = [_side(sides[0], outputs[:cut])]
@@ -155,7 +164,7 @@ def _losses(
         positive = torch.arange(len(batch.queries), device=device)
         losses = contrastive_losses(
             made[0], made[1], positive, _repeated(batch).to(device),
-            sorted(tokenizer.dropped_ids), config.temperature, config.hybrid,
+            sorted(tokenizer.dropped_ids), config.temperature, config.hybrid, bf16,
         )  # fmt: skip
     if batch.teacher is not None and any(weights[name] for name in TEACHER):
         dense = torch.cat([side.dense for side in made])
