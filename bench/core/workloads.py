@@ -23,7 +23,7 @@ EMBEDDED = Path(m3fast.__file__).parent / "data" / "m3fast-tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Outside the repository: 24 layers take 1.2 GB, and `git clean` should not cost a minute.
 CACHE = Path(tempfile.gettempdir()) / "m3fast-bench"
-VERSION = 4  # of the bytes that `checkpoint` writes
+VERSION = 5  # of the bytes that `checkpoint` writes
 
 
 def _floats(path: Path) -> Path:

@@ -3,11 +3,12 @@
 #
 #     scripts/int8/measure.sh [MODEL ...]
 #
-# From a checkout's root, on a CPU with VNNI or AMX. Models: m3fast-tiny, and minilm and e5-small, which are
-# folders in MODELS. DATA: where xquad/ and handbook-sections/ are.
+# From a checkout's root, on a CPU with VNNI or AMX. Models: m3fast-tiny, before it was rounded, in TINY; minilm
+# and e5-small, which are folders in MODELS. DATA: where xquad/ and handbook-sections/ are.
 set -eu
 DATA=${DATA:-../shared/data}
 MODELS=${MODELS:-build/int8}
+TINY=${TINY:-build/tiny/trained}
 PYTHON=${PYTHON:-.venv/bin/python}
 LANGUAGES=${LANGUAGES:-en,de,zh,ar}
 RECORD=scripts/int8/record
@@ -17,7 +18,7 @@ $PYTHON scripts/int8/handbook.py "$DATA/handbook-sections/debian-handbook-sectio
 [ $# -gt 0 ] || set -- m3fast-tiny minilm e5-small
 for name; do
     case $name in
-        m3fast-tiny) folder=$name languages=$LANGUAGES ;;
+        m3fast-tiny) folder=$TINY languages=$LANGUAGES ;;
         minilm) folder=$MODELS/$name languages=en ;;  # an English model
         *) folder=$MODELS/$name languages=$LANGUAGES ;;
     esac

@@ -137,6 +137,13 @@ def test_scores_in_parts_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+def test_scores_in_bfloat16_are_near() -> None:
+    q, p = (random_side(LENGTHS[3], seed) for seed in (5, 6))
+    near, exact = multi_vector_scores(q, p, bf16=True), multi_vector_scores(q, p)
+    assert near.dtype == torch.float32 and not torch.equal(near, exact)
+    torch.testing.assert_close(near, exact, rtol=0, atol=4e-3)
+
+
 def test_queries_of_no_words_score_nothing() -> None:
     q = random_side([4, 3], 0, vocab=4, kind=torch.float32)
     p = random_side([4, 3, 6], 1, kind=torch.float32)

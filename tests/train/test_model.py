@@ -16,6 +16,7 @@ from m3fast import Engine
 from m3fast.errors import CheckpointError
 from m3fast.model.packing import pack_texts
 from m3fast.text.tokenizer import Tokenizer
+from m3fast.train import model
 from m3fast.train.model import HeadOutputs, Model
 from m3fast.types import PackedBatch, Selection
 
@@ -52,6 +53,29 @@ def changed(path: Path) -> Model:
             tensor += 0.1 * torch.randn(tensor.shape, generator=random)
             tensor.copy_(tensor.half())
     return model
+
+
+@pytest.mark.parametrize(("stays", "plain"), [(0.0, 0), (0.0, 512), (1e9, 0)])
+def test_rows_padded_throughout_or_between_change_nothing(
+    changed: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, stays: float, plain: int
+) -> None:
+    """Padded from the first layer on, or in attention alone, as plain products or by SDPA."""
+    tokens = tokenizer.encode(TEXTS, 64)
+    batch = pack_texts([Selection(tokens, np.arange(len(TEXTS)))], changed.config)
+    found = []
+    for each in ((1e9, 512), (stays, plain)):
+        monkeypatch.setattr(model, "STAYS", each[0])
+        monkeypatch.setattr(model, "PLAIN", each[1])
+        states: list[torch.Tensor] = []
+        outputs = changed.encode(batch, False, states)
+        sum(o.sum() for o in (outputs.dense, outputs.token_weights, outputs.vectors)).backward()
+        grads = [t.grad for t in changed.tensors().values()]
+        for tensor in changed.tensors().values():
+            tensor.grad = None
+        found.append([outputs.dense, outputs.token_weights, outputs.vectors, *states, *grads])
+        assert states[-1].shape == (batch.n_tokens, changed.config.hidden_size)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from checkpoints import TEXTS
 from training import pairs, small_model, texts_of, write_lines
 
 from m3fast.text.tokenizer import Tokenizer
-from m3fast.train import DataFile, TrainConfig
+from m3fast.train import DataFile, TrainConfig, step
 from m3fast.train.config import LOSSES, PAPER
 from m3fast.train.data import Batches, TextBatch
 from m3fast.train.model import Model
@@ -189,6 +189,23 @@ def test_random_positions(path: Path) -> None:
     moved = np.array(shifts) > 0
     assert 0.4 < moved.mean() < 0.6  # of 720 draws: five standard deviations off
     assert np.median(np.array(shifts)[moved]) > 100  # of 512: anywhere in the table
+
+
+def test_large_parts_end_where_texts_get_longer(
+    path: Path, batch: TextBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = Tokenizer.from_dir(path).encode([" ".join(["a"] * n) for n in range(1, 41)], 60)
+    made, model = config(sub_batch_tokens=10_000), Model(path, torch.device("cpu"))
+    assert len(_parts(model, tokens, made, np.random.default_rng(0))) == 1
+    _, whole, _ = gradients(path, batch)
+    monkeypatch.setattr(step, "LARGE", 30)
+    parts = _parts(model, tokens, made, np.random.default_rng(0))
+    assert np.concatenate([part.order for part in parts]).tolist() == list(range(40))
+    for part in parts[:-1]:
+        lengths = part.batch.lengths
+        assert lengths.sum() >= 30
+        assert lengths[:-1].sum() < 30 or lengths[-1] <= step.LONGER * lengths[0]
+    assert_close(whole, gradients(path, batch)[1])
 
 
 def test_no_random_positions(path: Path) -> None:

@@ -64,7 +64,7 @@ def multi_vector_scores(queries: Side, passages: Side, bf16: bool = False) -> to
         bf16: products in bfloat16, each off by 0.002 at most; their means are in fp32.
     """
     kept = ~queries.first
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    dtype = torch.bfloat16 if bf16 else queries.vectors.dtype
     q, owner = queries.vectors[kept].to(dtype), queries.texts[kept]
     kept = ~passages.first
     p, n = passages.vectors[kept].to(dtype), len(passages.dense)
@@ -87,7 +87,7 @@ def multi_vector_scores(queries: Side, passages: Side, bf16: bool = False) -> to
         best = largest(*parts[0])
     else:
         best = torch.cat([checkpoint(largest, *part, use_reentrant=False) for part in parts], 1)
-    best = best.float()
+    best = best.to(queries.vectors.dtype)
     total = best.new_zeros(len(queries.dense), n).index_add(0, owner, best)
     return total / torch.bincount(owner, minlength=len(total)).clamp(min=1)[:, None]
 
