@@ -146,7 +146,7 @@ def test_refused(whole, int8, tmp_path, monkeypatch) -> None:
 def test_from_the_command_line(int8, back, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["quantize", str(int8), "-o", str(out), "--to", "float32"]) == 0
-    assert capsys.readouterr().out.startswith(f"{out}: 4.")
+    assert capsys.readouterr().out.startswith(f"{out}: 5.")
     assert (out / "model.safetensors").read_bytes() == (back / "model.safetensors").read_bytes()
     assert main(["quantize", str(back), "-o", str(tmp_path / "b"), "--to", "float16"]) == 2
     out, error = capsys.readouterr()

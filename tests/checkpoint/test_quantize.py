@@ -59,11 +59,11 @@ def test_the_embedded_model(tiny_in_floats, tmp_path) -> None:
     for name in names - {"config.json", "model.safetensors"}:
         assert (TINY / name).read_bytes() == (made.folder / name).read_bytes()
     assert made.before == (tiny_in_floats / "model.safetensors").stat().st_size
-    assert made.after == (made.folder / "model.safetensors").stat().st_size < 0.31 * made.before
+    assert made.after == (made.folder / "model.safetensors").stat().st_size < 0.35 * made.before
     after = load_file(made.folder / "model.safetensors")
     for name, tensor in load_file(TINY / "model.safetensors").items():
         # A scale is a quotient: its last bit may differ.
-        torch.testing.assert_close(after[name], tensor, rtol=1e-6, atol=0)
+        torch.testing.assert_close(after[name].to(tensor.dtype), tensor, rtol=1e-6, atol=0)
 
 
 def test_what_is_written(whole, int8) -> None:
@@ -114,6 +114,25 @@ def test_sharded_halves_without_the_pooler(tmp_path) -> None:
     assert made.before == sum((path / file).stat().st_size for file in set(files.values()))
     assert len(list(made.folder.glob("*.safetensors*"))) == 1
     assert "pooler.dense.weight" not in load_file(made.folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_layer_that_bytes_do_not_hold_stays_as_it_is(tmp_path, dtype) -> None:
+    path = make_checkpoint(tmp_path / "a")
+    rough = "encoder.layer.1.output.dense.weight"
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state[rough][:, 0] = 30 * state[rough].std()
+        state.update({name: tensor.to(dtype) for name, tensor in state.items()})
+
+    edit_weights(path, change)
+    made = quantize(path, tmp_path / "b").folder
+    after = load_file(made / "model.safetensors")
+    assert after[rough].dtype == dtype
+    assert torch.equal(after[rough], load_file(path / "model.safetensors")[rough])
+    kinds = {name: t.dtype for name, t in after.items() if t.is_floating_point()}
+    assert {name for name, kind in kinds.items() if kind != torch.float32} <= {rough}
+    same(path, made)
 
 
 def test_sentence_transformers_folder_with_an_encoder_inside(tmp_path) -> None:

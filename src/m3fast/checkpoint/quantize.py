@@ -2,8 +2,8 @@
 
     config.json         model_type "m3fast-int8"; m3fast_model_type has the layout's own
     model.safetensors   linear layers and the tables of words and positions: X.weight int8 [N, K],
-                        X.weight_scale float32 [N]; the rest float32, and layers that eight bits do
-                        not hold; Hugging Face's names
+                        X.weight_scale float32 [N]; layers that eight bits do not hold, in 16 bits
+                        where they were; the rest float32; Hugging Face's names
     the others          tokenizer, heads, sentence-transformers' files and folders: copies
 
 Back, config.json and model.safetensors are the hub's: each weight is its bytes times their scales.
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 COPIED = (*HUB_FILES, "README*", "LICENSE*", "NOTICE*")
 CPU = torch.device("cpu")
-KINDS = {torch.int8: "I8", torch.float16: "F16", torch.float32: "F32"}  # safetensors' names
+# Safetensors' names.
+KINDS = {torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
@@ -97,7 +98,7 @@ def dequantize(
         InputError: another dtype, something at `output`, no folder to make it in, or no room.
         OSError: it cannot be written.
     """
-    if dtype not in KINDS or dtype == torch.int8:
+    if dtype not in (torch.float16, torch.float32):
         raise InputError(f"dtype: expected torch.float16 or torch.float32, found {dtype}")
     return _make(model, output, dtype, cache_dir)
 
@@ -178,32 +179,39 @@ def _matching(folders: Iterable[Path], patterns: Iterable[str]) -> set[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What becomes floats of which dtype, and what becomes bytes with float32 scales."""
+    """What becomes floats, of which dtype, and what becomes bytes with float32 scales."""
 
-    dtype: torch.dtype
-    small: Shapes
+    small: dict[str, tuple[torch.dtype, tuple[int, ...]]]
     large: Shapes
 
 
 def _plan(config: ModelConfig, dtype: torch.dtype, tensors: Tensors) -> _Plan:
-    """In int8 all tables become bytes, and linear layers that these hold."""
+    """In int8 all tables become bytes, and linear layers that these hold.
+
+    Those that they do not hold stay in 16 bits where they are, the other floats become float32.
+    """
     floats, tables, linears = listed(config)
     if dtype != torch.int8:
         whole: Shapes = floats | tables
         for names in linears:
             whole |= names
-        return _Plan(dtype, whole, {})
-    small: Shapes = {**floats}
+        return _Plan({name: (dtype, shape) for name, shape in whole.items()}, {})
+    small = {name: (torch.float32, shape) for name, shape in floats.items()}
     large: Shapes = {**tables}
     for names in linears:
-        held = all(tensors.linear(name, shape) is not None for name, shape in names.items())
-        (large if held else small).update(names)
-    return _Plan(torch.float32, small, large)
+        if all(tensors.linear(name, shape) is not None for name, shape in names.items()):
+            large |= names
+            continue
+        for name, shape in names.items():
+            found = tensors.dtype(name, shape)
+            small[name] = (found if found.itemsize == 2 else torch.float32, shape)
+    # The wide ones first: each tensor begins at a multiple of its own size.
+    return _Plan(dict(sorted(small.items(), key=lambda item: -item[1][0].itemsize)), large)
 
 
 def _header(plan: _Plan) -> tuple[bytes, int]:
     """(safetensors' header, bytes that follow it); the library itself writes only what it holds."""
-    kinds = [(plan.dtype, n, s) for n, s in plan.small.items()]
+    kinds = [(dtype, n, s) for n, (dtype, s) in plan.small.items()]
     kinds += [(torch.float32, n + SCALE, s[:1]) for n, s in plan.large.items()]
     kinds += [(torch.int8, n, s) for n, s in plan.large.items()]
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -221,8 +229,8 @@ def _write(source: Path, file: Path, header: bytes, plan: _Plan, stack: ExitStac
     tensors = open_tensors(source, stack)
     with open(file, "wb") as out:
         out.write(header)
-        for name, shape in plan.small.items():
-            _put(out, tensors.take(name, shape, CPU, plan.dtype))
+        for name, (dtype, shape) in plan.small.items():
+            _put(out, tensors.take(name, shape, CPU, dtype))
         scales = out.tell()
         out.seek(4 * sum(shape[0] for shape in plan.large.values()), os.SEEK_CUR)
         made: list[torch.Tensor] = []
@@ -239,4 +247,4 @@ def _write(source: Path, file: Path, header: bytes, plan: _Plan, stack: ExitStac
 
 
 def _put(out: IO[bytes], tensor: torch.Tensor) -> None:
-    out.write(tensor.contiguous().numpy().data)
+    out.write(tensor.contiguous().view(torch.uint8).numpy().data)  # numpy knows no bfloat16

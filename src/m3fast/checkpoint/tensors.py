@@ -78,6 +78,10 @@ class Tensors:
         made = _quantized(file, name, found)
         return made if holds(made, found) else None
 
+    def dtype(self, name: str, shape: tuple[int, ...]) -> torch.dtype:
+        """That which it has in its file."""
+        return self._get(name, shape)[1].dtype
+
     def _get(
         self, name: str, shape: tuple[int, ...], *, alone: bool = False
     ) -> tuple[Path, torch.Tensor]:
