@@ -18,7 +18,7 @@ def test_written_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["quantize", str(model), "-o", str(out)]) == 0
     shown = capsys.readouterr().out
     size = (out / "model.safetensors").stat().st_size / 1e6
-    assert shown.startswith(f"{out}: {size:,.1f} MB of weights, 4.")
+    assert shown.startswith(f"{out}: {size:,.1f} MB of weights, 5.")
     assert shown.count("\n") == 1
     scores: list[dict[str, object]] = []
     for argv in (["--model", str(out)], ["--model", str(model), "--dtype", "int8"]):
