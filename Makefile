@@ -214,9 +214,9 @@ $(TINY)/trained.stamp: $(TINY)/start.stamp $(TINY_CONFIG)
 	$(MALLOC) $(VENV)/bin/m3fast train $(TINY_CONFIG)
 	@touch $@
 
-$(TINY)/int8.stamp: $(TINY)/trained.stamp
+$(TINY)/int8.stamp: $(TINY)/trained.stamp scripts/tiny/finish.py
 	@rm -rf $(TINY)/int8
-	$(VENV)/bin/m3fast quantize $(TINY)/trained -o $(TINY)/int8
+	$(PY) scripts/tiny/finish.py $(TINY)/trained $(TINY)/int8
 	@touch $@
 
 # Strict: a broken link, anchor or picture ends it. Without torch: the sources are read, not imported.
