@@ -6,11 +6,11 @@ set -eu
 cd "$(dirname "$0")/../.."
 xquad=${1:-../shared/data/xquad}
 to=scripts/tiny/record
-eval() { .venv/bin/m3fast eval "$@" >/dev/null; }
-eval "$xquad" --json $to/xquad.json
-eval "$xquad" --cross en --json $to/xquad-en.json
+measure() { .venv/bin/m3fast eval "$@" >/dev/null; }
+measure "$xquad" --json $to/xquad.json
+measure "$xquad" --cross en --json $to/xquad-en.json
 for set in handbook help; do
-    eval build/tiny/data/dev/$set --json $to/$set.json
+    measure build/tiny/data/dev/$set --json $to/$set.json
 done
-eval build/tiny/data/dev/handbook --cross en --json $to/handbook-en.json
+measure build/tiny/data/dev/handbook --cross en --json $to/handbook-en.json
 # builtin.json is what `m3fast eval --json` writes where no XQuAD lies beside the checkout.
