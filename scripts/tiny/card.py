@@ -99,7 +99,7 @@ def verdict(met: bool) -> str:
 def last_speed() -> dict[str, Any] | None:
     """The newest record of our own fp32 row of this model."""
     shape = json.loads((CARD.parent / "config.json").read_text(encoding="utf-8"))
-    mine = f"{shape['num_hidden_layers']} layers"
+    mine = f"{shape['num_hidden_layers']} x {shape['hidden_size']}"
     found: dict[str, Any] | None = None
     for file in (ROOT / "bench/results").glob("*.jsonl"):
         for line in file.read_text(encoding="utf-8").splitlines():
