@@ -38,7 +38,7 @@ from m3fast.types import PackedBatch, Selection, TokenIds
 
 POSITIONS, TABLE = 8192, 512
 LAYERS = (1, 3, 5, 7, 9, 11)
-SEED, STEPS, TOKENS, LR, EMBEDDING_LR, WARMUP = 20261128, 400, 16_384, 6e-4, 3e-4, 20
+SEED, STEPS, TOKENS, LR, EMBEDDING_LR, WARMUP = 20261128, 260, 16_384, 6e-4, 3e-4, 20
 LONGEST = 192  # tokens of a text
 FILES = {"pairs": 0.6, "translations": 0.15, "sentences": 0.25}
 CLS, RARITY = 3.0, 0.3  # weights of these losses beside the hidden states'
