@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "scripts/int8/record"
 PAGE = ROOT / "docs/int8.md"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
-MODELS = {"m3fast-tiny": "m3fast-tiny of 4 x 256", "minilm": "all-MiniLM-L6-v2", "e5-small": "e5-small"}
+MODELS = {
+    "m3fast-tiny": "m3fast-tiny of 4 x 256",
+    "minilm": "all-MiniLM-L6-v2",
+    "e5-small": "e5-small",
+}
 DATA = {"xquad": "XQuAD", "handbook": "handbook"}
 MODES = {"dense": "dense", "sparse": "sparse", "colbert": "multi-vector", "all": "all"}
 BITS = (8, 7)
