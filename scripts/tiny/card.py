@@ -88,7 +88,7 @@ def trials() -> list[str]:
     lines.append("|---" * 7 + "|")
     for trial in read("trials"):
         cells = [f"{value:.1f}" for value in trial["R@1"]]
-        lines.append(f"| {trial['what']} | {trial['minutes']:.0f} | {' | '.join(cells)} |")
+        lines.append(f"| {trial['what']} | {trial['minutes']:g} | {' | '.join(cells)} |")
     return lines
 
 

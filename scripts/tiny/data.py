@@ -28,9 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parallel import UNSPACED
+
 SEED = 7
 HELD = 32  # of 126 sections
-UNSPACED = {"ja", "th", "zh", "zh-TW"}
 ENDS = re.compile(r"(?<=[.!?؟])\s+|(?<=[。！？])")
 # Pairs per language made of Common Voice; languages with few sentences repeat theirs, mixed anew.
 SENTENCE_PAIRS = {"en": 4000, "ko": 1500, "ru": 1500, "th": 1000}
@@ -185,8 +186,9 @@ def translations(groups: list[list[Text]], count: int, rng: random.Random) -> li
         asked = a.title
         if not asked and rng.random() < 0.6:
             asked = query_of(a.text, a.language, rng)
-        row = pair(asked or a.text, b.text, "translation", f"{a.language}-{b.language}")
-        row["languages"] = row.pop("lang")  # batches shall mix them
+        row = pair(asked or a.text, b.text, "translation", "")
+        del row["lang"]  # batches shall mix them
+        row["languages"] = [a.language, b.language]
         rows.append(row)
     return rows
 

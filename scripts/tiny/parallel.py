@@ -27,6 +27,7 @@ import xml.etree.ElementTree as ET
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,10 @@ def localised(text: str, english: str | None, language: str) -> bool:
     return len(words & theirs) < 0.5 * len(words)
 
 
-def office_blocks(root: Path) -> Iterator[tuple[str, str, str, str]]:
+@cache
+def office_blocks(root: Path) -> list[tuple[str, str, str, str]]:
     """Language, place, kind ("p" or a heading's) and text of all blocks of LibreOffice's help."""
+    blocks: list[tuple[str, str, str, str]] = []
     for language, (folder, *_) in LANGUAGES.items():
         if not folder:
             continue
@@ -92,19 +95,22 @@ def office_blocks(root: Path) -> Iterator[tuple[str, str, str, str]]:
                 # One of several texts, each for another system, shows there.
                 if "switchinline" not in inner and (text := plain(inner)):
                     key = f"{file.relative_to(top).with_suffix('')}#{place}"
-                    yield language, key, kind, text
+                    blocks.append((language, key, kind, text))
+    return blocks
 
 
 def office_help(root: Path) -> Iterator[Row]:
     """A section per heading of LibreOffice's help pages, with the paragraphs below it."""
-    section: Row = {"text": "", "page": ""}
+    section: Row = {"text": ""}
+    before = ""
     for language, key, kind, text in office_blocks(root):
         page = f"{language} {key.partition('#')[0]}"
-        if kind != "p" or page != section["page"]:
+        if kind != "p" or page != before:
             if section["text"]:
                 yield section
-            section = {"source": "libreoffice", "key": key, "lang": language, "page": page}
+            section = {"source": "libreoffice", "key": key, "lang": language}
             section |= {"title": "" if kind == "p" else text, "text": ""}
+        before = page
         if kind == "p" and len(section["text"]) + len(text) < MOST:
             section["text"] = f"{section['text']} {text}".strip()
     yield section
@@ -162,7 +168,6 @@ def sections(root: Path) -> Iterator[Row]:
             row["text"], english.get((row["source"], row["key"])), row["lang"]
         ):
             seen.add(same)
-            row.pop("page", None)
             yield row
 
 
@@ -237,7 +242,6 @@ def main() -> None:
     debian = args.sources / "debian"
     [babel] = args.sources.glob("babel-*.whl")
     write(args.out / "sections.jsonl", sections(debian))
-
     write(args.out / "paragraphs.jsonl", paragraphs(debian))
 
     def strings() -> Iterator[Row]:

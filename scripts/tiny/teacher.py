@@ -43,15 +43,13 @@ def texts_of(path: Path) -> list[Role]:
     texts: list[Role] = []
     with path.open(encoding="utf-8") as file:
         for row in map(json.loads, file):
-            first, _, second = row.get("languages", row.get("lang", "")).partition("-")
-            if first == "zh" and second == "TW":
-                first, second = "zh-TW", ""
+            first, second = row.get("languages") or [row.get("lang", "")] * 2
             if "text" in row:
                 texts.append(Role("query: ", first, row["text"]))
                 continue
             texts.append(Role("query: ", first, row["query"]))
             passages = [*row["pos"], *row.get("neg", [])]
-            texts += [Role("passage: ", second or first, text) for text in passages]
+            texts += [Role("passage: ", second, text) for text in passages]
     return texts
 
 
@@ -90,9 +88,7 @@ def main() -> None:
     by_file = {path: texts_of(path) for path in args.files}
     unique = list(dict.fromkeys(role for roles in by_file.values() for role in roles))
     row_of = {role: i for i, role in enumerate(unique)}
-    raw = encode(Engine.from_pretrained(args.e5, device="cpu"), unique)
-    np.save(args.files[0].parent / "raw.npy", raw)
-    vectors = centred(raw, unique)
+    vectors = centred(encode(Engine.from_pretrained(args.e5, device="cpu"), unique), unique)
     for path, roles in by_file.items():
         chosen = np.fromiter((row_of[role] for role in roles), np.int64, len(roles))
         np.save(path.with_suffix(".teacher.npy"), vectors[chosen])

@@ -206,7 +206,7 @@ def test_translations_pair_one_text_in_two_languages(
     for language, word in (("en", "help"), ("de", "hilfe"), ("el", "βοήθεια")):
         own.setdefault(language, set()).add(word)
     for row in rows:
-        a, b = row["languages"].split("-")
+        a, b = row["languages"]
         assert a != b and "lang" not in row
         for language, text in ((a, row["query"]), (b, row["pos"][0])):
             # A stretch of a text without spaces begins anywhere.
@@ -362,14 +362,14 @@ def test_e5_is_read_from_its_package(recipe: Recipe) -> None:
 def test_teacher_reads_texts_in_file_order(recipe: Recipe, tmp_path: Path) -> None:
     rows = [
         {"query": "a", "pos": ["b", "c"], "neg": ["d"], "lang": "zh-TW"},
-        {"query": "f", "pos": ["g"], "languages": "de-en"},
+        {"query": "f", "pos": ["g"], "languages": ["zh-TW", "en"]},
         {"text": "e", "lang": "tr"},
     ]
     (tmp_path / "rows.jsonl").write_text(lines(rows))
     found = recipe("teacher").texts_of(tmp_path / "rows.jsonl")
     assert [(r.prefix[0], r.language, r.text) for r in found] == [
         *(("q", "zh-TW", "a"), ("p", "zh-TW", "b"), ("p", "zh-TW", "c"), ("p", "zh-TW", "d")),
-        *(("q", "de", "f"), ("p", "en", "g"), ("q", "tr", "e")),
+        *(("q", "zh-TW", "f"), ("p", "en", "g"), ("q", "tr", "e")),
     ]
 
 

@@ -34,7 +34,7 @@ COPIED = (
 )
 
 STAYS = 1.3  # padded rows per token up to which all layers keep them
-PLAIN = 512  # tokens of the longest text whose attention is computed as plain products on a CPU
+PLAIN = 256  # tokens of the longest text whose attention is computed as plain products on a CPU
 
 
 @dataclass(frozen=True, slots=True)
